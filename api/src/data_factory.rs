@@ -1,0 +1,145 @@
+//! `DataFactory`: documents in; chunks in context and their vectors out.
+
+use crate::gpu::GpuRequest;
+use crate::model::{ModelSource, RunningModel};
+use crate::pod::PodSettings;
+use crate::status::{Assignment, Condition, Endpoint};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A DataFactory: one pod that scales by GPUs.
+#[derive(CustomResource, Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[kube(
+    group = "principium.ai",
+    version = "v1alpha1",
+    kind = "DataFactory",
+    plural = "datafactories",
+    shortname = "df",
+    category = "principium",
+    namespaced,
+    status = "DataFactoryStatus",
+    derive = "PartialEq",
+    doc = "Takes documents, chunks them, has an OllamaPool put every chunk in context, and embeds. One pod that scales by GPUs.",
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "GPUs", type_ = "string", json_path = ".status.gpus", description = "index:GiB"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name"),
+    printcolumn(name = "Device", type_ = "string", json_path = ".status.model.device", priority = 1),
+    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DataFactorySpec {
+    /// The embedding model.
+    pub model: ModelSource,
+
+    /// GPUs of the pod, one worker each. Default: one whole GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuRequest>,
+
+    /// Have every chunk put in context by a pool of LLMs. Absent: chunks are embedded as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrichment: Option<Enrichment>,
+
+    /// How documents are cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunking: Option<Chunking>,
+
+    /// Run a doc analyzer (a pod without a GPU) beside it. Absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doc_analyzer: Option<DocAnalyzer>,
+
+    /// Port of the Service. Default 9000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u32>,
+
+    /// `true`: not Ready unless it computes on its GPUs. Default: as the operator was installed (`true`, and `false`
+    /// with simulated hardware).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_acceleration: Option<bool>,
+
+    /// Settings of the pods.
+    #[serde(flatten)]
+    pub pod: PodSettings,
+}
+
+/// Contextual enrichment.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Enrichment {
+    /// The pool that does it.
+    pub ollama_pool_ref: OllamaPoolRef,
+    /// Model of the pool. Default: its first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Most tokens of a context. Default 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 8, max = 1024))]
+    pub max_tokens: Option<u32>,
+}
+
+/// Names an OllamaPool of the same namespace.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OllamaPoolRef {
+    /// Name of the pool.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// How documents are cut.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.overlap) || self.overlap < (has(self.maxTokens) ? self.maxTokens : 200)")
+    .message("chunking.overlap must be smaller than chunking.maxTokens (default 200)"))]
+pub struct Chunking {
+    /// Most tokens of a chunk, counted with the embedding model's tokenizer. Default 200.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16, max = 32768))]
+    pub max_tokens: Option<u32>,
+    /// Tokens that neighbouring chunks share. Default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 16384))]
+    pub overlap: Option<u32>,
+}
+
+/// The doc analyzer: document type, language, structure, suggested chunking.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DocAnalyzer {
+    /// Port of its Service. Default 9100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u32>,
+    /// Ask this pool's LLM; heuristics where it fails. Absent: heuristics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ollama_pool_ref: Option<OllamaPoolRef>,
+}
+
+/// What a DataFactory reports.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataFactoryStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Reconciling, Stalled, Accelerated.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// The GPUs in one line, for `kubectl get`.
+    #[serde(default)]
+    pub gpus: String,
+    /// Which pod holds which GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assignments: Vec<Assignment>,
+    /// Where it answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
+    /// The model that runs, as the worker says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<RunningModel>,
+    /// How many pods were ever made, per ordinal: the revision in a pod's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revisions: Vec<u32>,
+}

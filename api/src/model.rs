@@ -1,0 +1,94 @@
+//! Where a resource's model comes from.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the files of an embedding or reranking model come from: exactly one of the fields.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.hub), has(self.image), has(self.persistentVolumeClaim), has(self.hostPath)].filter(x, x).size() == 1")
+    .message("a model has exactly one source: hub, image, persistentVolumeClaim or hostPath"))]
+pub struct ModelSource {
+    /// A model of the Hugging Face hub, downloaded by the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubModel>,
+
+    /// An OCI image whose files are the model, mounted read-only as an image volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageModel>,
+
+    /// A folder on a PersistentVolumeClaim in the resource's namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimModel>,
+
+    /// A folder on the node. Needs a namespace that allows host paths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<HostPathModel>,
+}
+
+/// A model of the Hugging Face hub.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HubModel {
+    /// Repository, for example `sentence-transformers/all-MiniLM-L6-v2`.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// Branch, tag or commit. Default `main`; a commit makes the deployment reproducible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// A model in an OCI image.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageModel {
+    /// Image reference.
+    #[schemars(length(min = 1, max = 512))]
+    pub reference: String,
+    /// Folder inside the image. Default: its root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// A model on a PersistentVolumeClaim.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimModel {
+    /// Name of the claim.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// Folder inside the volume. Default: its root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// A model in a folder of the node.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPathModel {
+    /// Absolute path on the node.
+    #[x_kube(validation = Rule::new("self.startsWith('/')").message("a host path is absolute: it begins with /"))]
+    #[schemars(length(max = 4096))]
+    pub path: String,
+}
+
+/// The model that a worker says it runs, read from the worker itself.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunningModel {
+    /// Name under which the worker serves it.
+    pub name: String,
+    /// SHA-256 of the weights, `sha256:…`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Length of a vector. Absent for a reranker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimension: Option<u32>,
+    /// Number format of the computation, for example `f32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Where it computes, for example `cuda:0` or `cpu (avx512)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
