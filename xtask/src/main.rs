@@ -1,2 +1,86 @@
-//! Placeholder until the part lands.
-fn main() {}
+//! The project's commands. `cargo xtask --help` lists them.
+
+mod check;
+mod cluster;
+mod demo;
+mod generate;
+mod gpu;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Commands for people who try principium or work on it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the whole system at work on this machine: a real cluster with eight simulated GPUs, real models and documents.
+    Demo(demo::Demo),
+    /// Run every test: unit, API, and end-to-end on the real cluster.
+    Test(test::Test),
+    /// What must hold of the sources: format, lints, generated files, licenses.
+    Check,
+    /// The local cluster alone.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Show or change the simulated GPUs while everything runs.
+    #[command(subcommand)]
+    Gpu(principium_gpu_sim::GpuCommand),
+    /// Build the container images as tarballs (OCI layouts) that can be pushed to a registry.
+    Images {
+        /// Folder for the tarballs.
+        #[arg(long, default_value = "dist")]
+        output: PathBuf,
+    },
+    /// Write what follows from the API types: crds/, the chart's copy and docs/api.md.
+    Generate {
+        /// Write nothing; fail where a file differs.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let outcome = match command {
+        Command::Demo(demo) => demo.run(),
+        Command::Test(test) => test.run(),
+        Command::Check => check::run(),
+        Command::Cluster(command) => command.run(),
+        Command::Gpu(command) => gpu::run(&command),
+        Command::Images { output } => cluster::export_images(&output),
+        Command::Generate { check } => generate::run(check),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{} {error:#}", console::style("error:").red().bold());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    principium_local_cluster::repository()
+}
+
+/// A `cargo` that works in the repository.
+fn cargo() -> std::process::Command {
+    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Runs a command that prints for itself.
+fn run(command: &mut std::process::Command) -> Result<()> {
+    principium_local_cluster::command::run_visibly(command)
+}

@@ -1,1 +1,8 @@
-//! Placeholder until the part lands.
+//! What the end-to-end tests share: a namespace of their own on the real cluster, waiting with a reason, and a look at
+//! containers from the node's side. Each test leaves the cluster as it found it, also when it fails.
+
+pub mod container;
+pub mod gpus;
+pub mod world;
+
+pub use world::{World, run};

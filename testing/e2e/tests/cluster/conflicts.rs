@@ -1,0 +1,37 @@
+//! Two resources that want one GPU.
+
+use crate::pods::{data_factory, identity, reranker};
+use anyhow::Result;
+use principium_api::status::condition::{READY, STALLED};
+use principium_api::{DataFactory, Reranker};
+use principium_e2e::run;
+
+#[test]
+fn one_of_two_claims_runs_the_other_says_why_and_starts_when_the_first_goes() -> Result<()> {
+    run("conflict", |world| async move {
+        world.apply::<Reranker>(&reranker("first", "{devices: [{index: 1}]}")).await?;
+        world.ready::<Reranker>("first").await?;
+        let before = identity(&world.pods_of("first").await?[0]);
+        world.apply::<DataFactory>(&data_factory("second", "{devices: [{index: 1}]}")).await?;
+        let message = world.reason::<DataFactory>("second", READY, "WaitingForGPU").await?;
+        assert!(message.contains("GPU 1") && message.contains("first"), "names the GPU and its holder: {message}");
+        assert!(world.pods_of("second").await?.is_empty());
+        assert_eq!(identity(&world.pods_of("first").await?[0]), before, "the holder is left alone");
+
+        world.delete::<Reranker>("first").await?;
+        world.ready::<DataFactory>("second").await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_spec_that_can_not_work_is_stalled_and_recovers_when_it_is_mended() -> Result<()> {
+    run("stalled", |world| async move {
+        world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 42}]}")).await?;
+        let message = world.reason::<Reranker>("ranker", STALLED, "NoSuchGPU").await?;
+        assert!(message.contains("42"), "names the GPU: {message}");
+        world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 4}]}")).await?;
+        world.ready::<Reranker>("ranker").await?;
+        Ok(())
+    })
+}

@@ -1,0 +1,86 @@
+//! Pods and resources that several tests use.
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use principium_e2e::World;
+
+/// The image registry and tag of the chart's defaults, under which the local cluster has the images.
+pub fn image(name: &str) -> String {
+    format!("ghcr.io/principium-ai/{name}:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// A pod of somebody else that asks for units of one GPU, or for none.
+pub fn third_party(name: &str, gpu: Option<(u32, u32)>) -> String {
+    let limits = gpu.map_or_else(String::new, |(index, units)| format!(r#"{{"principium.ai/gpu-{index}": "{units}"}}"#));
+    let limits = if limits.is_empty() { "{}".to_owned() } else { limits };
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: {image}
+      args: [serve]
+      env: [{{name: PRINCIPIUM_ROLE, value: doc-analyzer}}]
+      resources: {{limits: {limits}}}
+"#,
+        image = image("principium-embedder")
+    )
+}
+
+/// A reranker on the GPUs that `gpu` says (YAML flow syntax).
+pub fn reranker(name: &str, gpu: &str) -> String {
+    format!(
+        r#"
+apiVersion: principium.ai/v1alpha1
+kind: Reranker
+metadata: {{name: {name}}}
+spec:
+  model: {{image: {{reference: "{model}"}}}}
+  gpu: {gpu}
+"#,
+        model = image("principium-model-ms-marco-minilm-l12-v2")
+    )
+}
+
+/// A DataFactory on the GPUs that `gpu` says (YAML flow syntax), without enrichment.
+pub fn data_factory(name: &str, gpu: &str) -> String {
+    format!(
+        r#"
+apiVersion: principium.ai/v1alpha1
+kind: DataFactory
+metadata: {{name: {name}}}
+spec:
+  model: {{image: {{reference: "{model}"}}}}
+  gpu: {gpu}
+"#,
+        model = image("principium-model-all-minilm-l6-v2")
+    )
+}
+
+/// What must not change while a pod is left alone: its identity, its node and how often its containers started.
+pub fn identity(pod: &Pod) -> (String, Option<String>, i32) {
+    let status = pod.status.as_ref();
+    let restarts = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten().map(|c| c.restart_count).sum();
+    (pod.uid().unwrap_or_default(), pod.spec.as_ref().and_then(|s| s.node_name.clone()), restarts)
+}
+
+/// The phase of a pod.
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Waits until a pod runs.
+pub async fn running(world: &World, name: &str) -> Result<Pod> {
+    let api = world.api::<Pod>();
+    world
+        .eventually(&format!("pod {name} runs"), || async {
+            let pod = api.get(name).await?;
+            Ok((phase(&pod) == "Running").then_some(pod))
+        })
+        .await
+}

@@ -1,0 +1,46 @@
+//! Running other programs, with errors that say what was run and what it said.
+
+use anyhow::{Context, Result, bail};
+use std::process::{Command, Stdio};
+
+/// How much of a failed program's output an error carries, in characters.
+const TAIL: usize = 3000;
+
+/// Runs a program to its end and returns its standard output.
+///
+/// # Errors
+/// When it can't be started or fails; the error ends with what it printed.
+pub fn run(command: &mut Command) -> Result<String> {
+    let shown = show(command);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
+    if !output.status.success() {
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let skipped = text.chars().count().saturating_sub(TAIL);
+        bail!("{shown} ended with {}:\n{}", output.status, text.chars().skip(skipped).collect::<String>().trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a program that talks to the user itself.
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn run_visibly(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("starting {shown}"))?;
+    if !status.success() {
+        bail!("{shown} ended with {status}");
+    }
+    Ok(())
+}
+
+/// Whether a program succeeds; for questions whose answer may be no.
+#[must_use]
+pub fn succeeds(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,187 @@
+//! What the demo reads from the cluster, through `kubectl` as a user would.
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A resource of ours that the sample declares.
+pub struct Resource {
+    /// Kind.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// The cluster as `kubectl` shows it.
+pub struct ClusterView {
+    access: crate::cluster::Access,
+}
+
+impl ClusterView {
+    pub fn new(access: crate::cluster::Access) -> Self {
+        Self { access }
+    }
+
+    /// The path to give to `KUBECONFIG`.
+    pub fn kubeconfig(&self) -> String {
+        self.access.kubeconfig.display().to_string()
+    }
+
+    /// The folder that holds `kubectl`.
+    pub fn tool_folder(&self) -> String {
+        self.access.kubectl.parent().unwrap_or(Path::new("/")).display().to_string()
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.access.kubectl)
+            .env("KUBECONFIG", &self.access.kubeconfig)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("starting {}", self.access.kubectl.display()))?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("reading what kubectl {} printed", arguments.join(" ")))
+    }
+
+    /// Applies a manifest of the repository and returns the resources of ours in it.
+    pub fn apply(&self, manifest: &str) -> Result<Vec<Resource>> {
+        let path = crate::root().join(manifest).display().to_string();
+        let applied = self.json(&["apply", "--server-side", "-f", &path])?;
+        let objects = applied["items"].as_array().cloned().unwrap_or_else(|| vec![applied]);
+        let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        for object in &objects {
+            println!("    {} {}", text(object, "/kind"), text(object, "/metadata/name"));
+        }
+        Ok(objects
+            .iter()
+            .filter(|object| text(object, "/apiVersion").starts_with("principium.ai/"))
+            .map(|object| Resource {
+                kind: text(object, "/kind"),
+                namespace: text(object, "/metadata/namespace"),
+                name: text(object, "/metadata/name"),
+            })
+            .collect())
+    }
+
+    /// Waits until every resource is Ready for its newest generation, and shows on one line each what it waits for.
+    pub fn wait_until_ready(&self, resources: &[Resource], limit: Duration) -> Result<()> {
+        let lines = indicatif::MultiProgress::new();
+        let style = ProgressStyle::with_template("    {spinner:.cyan} {prefix:<24} {wide_msg}")?;
+        let done = ProgressStyle::with_template("    ✓ {prefix:<24} {wide_msg}")?;
+        let bars: Vec<ProgressBar> = resources
+            .iter()
+            .map(|resource| {
+                let bar = lines.add(ProgressBar::new_spinner()).with_style(style.clone());
+                bar.set_prefix(format!("{} {}", resource.kind, resource.name));
+                bar.enable_steady_tick(Duration::from_millis(120));
+                bar
+            })
+            .collect();
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut waiting = Vec::new();
+            for (resource, bar) in resources.iter().zip(&bars) {
+                if bar.is_finished() {
+                    continue;
+                }
+                let object = self.json(&["get", &resource.kind, "-n", &resource.namespace, &resource.name])?;
+                let ready = condition(&object, "Ready");
+                let message = ready["message"].as_str().unwrap_or("not seen by the operator yet").to_owned();
+                let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+                if current && ready["status"] == "True" {
+                    bar.set_style(done.clone());
+                    bar.finish_with_message(message);
+                } else if condition(&object, "Stalled")["status"] == "True" {
+                    bail!("{} {} can't work as it is: {message}", resource.kind, resource.name);
+                } else {
+                    waiting.push(format!("{} {}: {message}", resource.kind, resource.name));
+                    bar.set_message(message);
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("not Ready after {} s: {}", limit.as_secs(), waiting.join("; "));
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Every GPUNode, as JSON.
+    pub fn gpu_nodes(&self) -> Result<Vec<Value>> {
+        Ok(self.json(&["get", "gpunodes"])?["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn gpu(&self, index: u32) -> Result<Value> {
+        self.gpu_nodes()?
+            .iter()
+            .flat_map(|node| node.pointer("/status/gpus").and_then(Value::as_array).cloned().unwrap_or_default())
+            .find(|gpu| gpu["index"] == index)
+            .with_context(|| format!("no GPUNode has a GPU {index}; `kubectl get gpunodes` shows what there is"))
+    }
+
+    /// The pods that hold a GPU, sorted.
+    pub fn pods_on_gpu(&self, index: u32) -> Result<Vec<String>> {
+        let gpu = self.gpu(index)?;
+        let mut pods: Vec<String> = gpu["allocations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|allocation| allocation["pod"].as_str().map(str::to_owned))
+            .collect();
+        pods.sort();
+        Ok(pods)
+    }
+
+    /// Waits until a GPU is withheld, or offered again; returns the reason and how long it took.
+    pub fn wait_for_withheld(&self, index: u32, wanted: bool, limit: Duration) -> Result<(String, Duration)> {
+        let started = Instant::now();
+        loop {
+            let gpu = self.gpu(index)?;
+            let withheld = gpu.get("withheld").filter(|value| !value.is_null());
+            if withheld.is_some() == wanted {
+                let message = withheld.and_then(|w| w["message"].as_str()).unwrap_or_default().to_owned();
+                return Ok((message, started.elapsed()));
+            }
+            if started.elapsed() > limit {
+                let (wish, state) = if wanted { ("withheld", "offered") } else { ("offered", "withheld") };
+                bail!("GPU {index} is still {state} after {} s, it should be {wish}: {gpu}", limit.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The address of the first resource of a kind, reachable from this machine because it is the node.
+    pub fn url(&self, resources: &[Resource], kind: &str, port: u16) -> Result<String> {
+        let resource =
+            resources.iter().find(|r| r.kind == kind).with_context(|| format!("the sample declares no {kind}"))?;
+        let service = self.json(&["get", "service", "-n", &resource.namespace, &resource.name])?;
+        let address = service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default();
+        if address.is_empty() || address == "None" {
+            bail!("Service {}/{} has no cluster address", resource.namespace, resource.name);
+        }
+        Ok(format!("http://{address}:{port}"))
+    }
+}
+
+fn condition(object: &Value, kind: &str) -> Value {
+    object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .and_then(|conditions| conditions.iter().find(|condition| condition["type"] == kind))
+        .cloned()
+        .unwrap_or_default()
+}
