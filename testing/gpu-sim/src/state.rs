@@ -1,0 +1,270 @@
+//! What the simulated machine has: its driver and its GPUs. Pure data with defaults; reading and writing is in `store`.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The whole simulated machine, as it stands in the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The driver.
+    pub driver: Driver,
+    /// The GPUs in order of their PCI addresses.
+    pub gpus: Vec<Gpu>,
+    /// The last Xid events, oldest first.
+    #[serde(default)]
+    pub xids: Vec<XidEvent>,
+    /// Number that the next Xid event gets.
+    #[serde(default)]
+    pub next_event: u64,
+}
+
+/// The simulated driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Driver {
+    /// `false`: NVML says that no driver is loaded, as during a driver upgrade.
+    pub loaded: bool,
+    /// Version of the driver.
+    pub version: String,
+    /// Newest CUDA version in NVML's form: 13000 is 13.0.
+    pub cuda_version: i32,
+}
+
+/// One simulated GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Product name.
+    pub product: String,
+    /// `GPU-…`.
+    pub uuid: String,
+    /// PCI address in NVML's form, `00000000:01:00.0`.
+    pub pci_address: String,
+    /// All memory, in MiB.
+    pub memory_total_mib: u64,
+    /// Memory that the driver keeps for itself, in MiB.
+    pub memory_reserved_mib: u64,
+    /// Memory in use that belongs to no process of `processes`, in MiB.
+    pub memory_used_mib: u64,
+    /// Core temperature in °C.
+    pub temperature: u32,
+    /// Temperature in °C at which the card slows down.
+    pub slowdown_temperature: u32,
+    /// Temperature in °C at which the card switches itself off.
+    pub shutdown_temperature: u32,
+    /// Power drawn, in W.
+    pub power: u32,
+    /// Power limit, in W.
+    pub power_limit: u32,
+    /// Fan speed in percent; `None` for a card without fans.
+    pub fan: Option<u32>,
+    /// Share of time in which a kernel ran, in percent.
+    pub utilization: u32,
+    /// `true`: the card has fallen off the bus.
+    #[serde(default)]
+    pub lost: bool,
+    /// What the driver asks for before the card can be used again.
+    #[serde(default)]
+    pub recovery_action: RecoveryAction,
+    /// ECC error counts; `None` for a card without ECC.
+    #[serde(default)]
+    pub ecc: Option<EccErrors>,
+    /// Compute processes.
+    #[serde(default)]
+    pub processes: Vec<Process>,
+    /// NUMA node of the card.
+    #[serde(default)]
+    pub numa_node: u32,
+}
+
+/// What must be done to a GPU before it can be used again, as NVML's field 230 says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecoveryAction {
+    /// Nothing.
+    #[default]
+    None,
+    /// Reset the GPU.
+    GpuReset,
+    /// Reboot the node.
+    NodeReboot,
+}
+
+/// Memory errors since the driver was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EccErrors {
+    /// Errors that ECC corrected.
+    pub corrected: u64,
+    /// Errors that it could not correct.
+    pub uncorrected: u64,
+}
+
+/// A process that computes on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Process id on the host.
+    pub pid: u32,
+    /// GPU memory that it uses, in MiB.
+    pub memory_mib: u64,
+}
+
+/// An Xid event of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct XidEvent {
+    /// Number of the event; later events have larger numbers.
+    pub event: u64,
+    /// Position of the GPU in [`State::gpus`].
+    pub gpu: u32,
+    /// The Xid code.
+    pub xid: u64,
+}
+
+/// Xid events that the file keeps. A reader that is further behind misses the oldest.
+const KEPT_XIDS: usize = 64;
+
+/// Xid codes that an application's own mistake causes; after them the card works on without a reset.
+const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
+
+/// Idle temperatures in °C of the default GPUs, by position: the middle of a chassis is warmer than its ends.
+const IDLE_TEMPERATURES: [u32; 8] = [38, 40, 42, 44, 45, 43, 41, 39];
+
+impl State {
+    /// Eight idle RTX 3060 Ti, with UUIDs that depend on the node's name only.
+    #[must_use]
+    pub fn default_for_node(node: &str) -> Self {
+        Self::with_gpus(node, 8)
+    }
+
+    /// `count` idle RTX 3060 Ti.
+    #[must_use]
+    pub fn with_gpus(node: &str, count: u32) -> Self {
+        Self {
+            driver: Driver { loaded: true, version: "580.95.05".into(), cuda_version: 13_000 },
+            gpus: (0..count).map(|position| Gpu::idle(node, position)).collect(),
+            xids: Vec::new(),
+            next_event: 0,
+        }
+    }
+
+    /// Records an Xid event of the GPU at `position`, with what the driver then asks for.
+    pub fn raise_xid(&mut self, position: u32, xid: u64) {
+        self.xids.push(XidEvent { event: self.next_event, gpu: position, xid });
+        self.next_event += 1;
+        let excess = self.xids.len().saturating_sub(KEPT_XIDS);
+        self.xids.drain(..excess);
+        if let Some(gpu) = self.gpus.get_mut(position as usize)
+            && !APPLICATION_XIDS.contains(&xid)
+        {
+            gpu.recovery_action = RecoveryAction::GpuReset;
+        }
+    }
+}
+
+impl Gpu {
+    /// An idle RTX 3060 Ti at this position of the node.
+    #[must_use]
+    pub fn idle(node: &str, position: u32) -> Self {
+        Self {
+            product: "NVIDIA GeForce RTX 3060 Ti".into(),
+            uuid: uuid(node, position),
+            pci_address: format!("00000000:{:02X}:00.0", position + 1),
+            memory_total_mib: 8192,
+            memory_reserved_mib: 225,
+            memory_used_mib: 0,
+            temperature: IDLE_TEMPERATURES[position as usize % IDLE_TEMPERATURES.len()],
+            slowdown_temperature: 95,
+            shutdown_temperature: 98,
+            power: 15 + position % 4,
+            power_limit: 200,
+            fan: Some(30),
+            utilization: 0,
+            lost: false,
+            recovery_action: RecoveryAction::None,
+            ecc: None,
+            processes: Vec::new(),
+            numa_node: 0,
+        }
+    }
+
+    /// Memory in use in MiB, the driver's own reserve not counted.
+    #[must_use]
+    pub fn used_mib(&self) -> u64 {
+        let used = self
+            .processes
+            .iter()
+            .fold(self.memory_used_mib, |sum, process| sum.saturating_add(process.memory_mib));
+        used.min(self.memory_total_mib.saturating_sub(self.memory_reserved_mib))
+    }
+
+    /// Memory that can still be allocated, in MiB.
+    #[must_use]
+    pub fn free_mib(&self) -> u64 {
+        self.memory_total_mib.saturating_sub(self.memory_reserved_mib) - self.used_mib()
+    }
+
+    /// What a reset of the card does: it answers again and has forgotten its errors.
+    pub fn recover(&mut self) {
+        self.lost = false;
+        self.recovery_action = RecoveryAction::None;
+        if let Some(ecc) = &mut self.ecc {
+            *ecc = EccErrors::default();
+        }
+    }
+}
+
+/// A UUID that the node's name and the position determine, in NVML's form.
+fn uuid(node: &str, position: u32) -> String {
+    let digest = Sha256::digest(format!("principium simulated GPU {position} of {node}"));
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_depend_on_node_and_position_and_nothing_else() {
+        let (one, again, other) =
+            (State::default_for_node("a"), State::default_for_node("a"), State::default_for_node("b"));
+        assert_eq!(one, again);
+        let mut all: Vec<_> = one.gpus.iter().chain(&other.gpus).map(|gpu| gpu.uuid.clone()).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 16);
+        assert!(all.iter().all(|uuid| uuid.len() == 40 && uuid.starts_with("GPU-")), "{all:?}");
+    }
+
+    #[test]
+    fn memory_in_use_adds_up_and_never_passes_what_the_card_has() {
+        let mut gpu = Gpu::idle("a", 0);
+        assert_eq!((gpu.used_mib(), gpu.free_mib()), (0, 7967));
+        gpu.memory_used_mib = 1024;
+        gpu.processes = vec![Process { pid: 7, memory_mib: 2048 }];
+        assert_eq!((gpu.used_mib(), gpu.free_mib()), (3072, 4895));
+        gpu.memory_used_mib = 9000;
+        assert_eq!((gpu.used_mib(), gpu.free_mib()), (7967, 0));
+    }
+
+    #[test]
+    fn a_critical_xid_asks_for_a_reset_and_an_applications_does_not() {
+        for (xid, action) in [(79, RecoveryAction::GpuReset), (13, RecoveryAction::None)] {
+            let mut state = State::default_for_node("a");
+            state.raise_xid(2, xid);
+            assert_eq!(state.gpus[2].recovery_action, action, "Xid {xid}");
+            state.gpus[2].recover();
+            assert_eq!(state.gpus[2].recovery_action, RecoveryAction::None);
+        }
+    }
+
+    #[test]
+    fn only_the_newest_xids_are_kept_and_their_numbers_go_on() {
+        let mut state = State::default_for_node("a");
+        (0..100).for_each(|xid| state.raise_xid(0, xid));
+        assert_eq!((state.xids.len(), state.xids[0].event, state.next_event), (64, 36, 100));
+    }
+}
