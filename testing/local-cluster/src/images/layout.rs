@@ -17,8 +17,6 @@ pub enum Entry {
     Copy(PathBuf, u32),
     /// A file with this content, mode 0644.
     Text(String),
-    /// A symbolic link to this target.
-    Link(String),
 }
 
 /// An image before it is written.
@@ -121,11 +119,6 @@ fn layer(contents: &Contents, path: &Path) -> Result<Layer> {
                 archive.append_data(&mut header(*mode, size), name, &mut file)?;
             }
             Entry::Text(text) => append(&mut archive, name, 0o644, text.as_bytes())?,
-            Entry::Link(target) => {
-                let mut header = header(0o777, 0);
-                header.set_entry_type(tar::EntryType::Symlink);
-                archive.append_link(&mut header, name, target)?;
-            }
         }
     }
     let mut file = archive.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -201,7 +194,6 @@ mod tests {
             files: BTreeMap::from([
                 ("etc".into(), Entry::Folder(0o755)),
                 ("etc/name".into(), Entry::Text(text.into())),
-                ("etc/alias".into(), Entry::Link("name".into())),
             ]),
             user: "1:1".into(),
             entrypoint: vec!["/x".into()],
