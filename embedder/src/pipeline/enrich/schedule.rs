@@ -1,0 +1,128 @@
+//! Which instance puts which chunk in context next. Pure: it knows no network and no clock.
+//!
+//! An LLM server keeps what it has read of the last prompt. All chunks of a document share the document as the beginning
+//! of their prompts, so they go to one instance one after another, and only the first pays for reading the document. An
+//! instance without work takes a whole document; when none is left, it takes the later half of what the busiest one has
+//! before it, and pays for the document once more.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::ops::Range;
+
+/// Fewest waiting chunks that are worth reading a document once more for.
+const WORTH_SPLITTING: usize = 2;
+
+/// A chunk of a document, by their places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Task {
+    /// Place of the document.
+    pub document: usize,
+    /// Place of the chunk in its document.
+    pub chunk: usize,
+}
+
+/// Work that waits and work that is under way, by instance.
+#[derive(Debug)]
+pub struct Schedule<I> {
+    waiting: VecDeque<(usize, Range<usize>)>,
+    own: HashMap<I, (usize, Range<usize>)>,
+}
+
+impl<I: Copy + Eq + Hash + Ord> Default for Schedule<I> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), own: HashMap::new() }
+    }
+}
+
+impl<I: Copy + Eq + Hash + Ord> Schedule<I> {
+    /// Adds all chunks of a document.
+    pub fn add(&mut self, document: usize, chunks: usize) {
+        if chunks > 0 {
+            self.waiting.push_back((document, 0..chunks));
+        }
+    }
+
+    /// Puts back a chunk that could not be done, before everything else.
+    pub fn put_back(&mut self, task: Task) {
+        self.waiting.push_front((task.document, task.chunk..task.chunk + 1));
+    }
+
+    /// The next chunk for an instance; `None` when nothing waits that it could do.
+    pub fn next(&mut self, instance: I) -> Option<Task> {
+        if self.own.get(&instance).is_none_or(|(_, range)| range.is_empty()) {
+            let taken = self.waiting.pop_front().or_else(|| self.steal(instance))?;
+            self.own.insert(instance, taken);
+        }
+        let (document, range) = self.own.get_mut(&instance)?;
+        range.next().map(|chunk| Task { document: *document, chunk })
+    }
+
+    /// Gives up an instance: what it had before it waits again.
+    pub fn give_up(&mut self, instance: I) {
+        if let Some(rest) = self.own.remove(&instance).filter(|(_, range)| !range.is_empty()) {
+            self.waiting.push_front(rest);
+        }
+    }
+
+    fn steal(&mut self, thief: I) -> Option<(usize, Range<usize>)> {
+        let busiest = self.own.iter().filter(|(instance, _)| **instance != thief);
+        // The instance breaks ties, so that the same input gives the same plan.
+        let (victim, _) = busiest.max_by_key(|(instance, (_, range))| (range.len(), **instance))?;
+        let (document, range) = self.own.get_mut(&victim.clone())?;
+        if range.len() < WORTH_SPLITTING {
+            return None;
+        }
+        let middle = range.end - range.len() / 2;
+        let stolen = middle..range.end;
+        range.end = middle;
+        Some((*document, stolen))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn task(document: usize, chunk: usize) -> Option<Task> {
+        Some(Task { document, chunk })
+    }
+
+    #[test]
+    fn an_instance_stays_with_its_document() {
+        let mut schedule = Schedule::default();
+        schedule.add(0, 2);
+        schedule.add(1, 2);
+        assert_eq!(schedule.next('a'), task(0, 0));
+        assert_eq!(schedule.next('b'), task(1, 0));
+        assert_eq!(schedule.next('a'), task(0, 1));
+        assert_eq!(schedule.next('b'), task(1, 1));
+        assert_eq!(schedule.next('a'), None);
+    }
+
+    #[test]
+    fn an_idle_instance_takes_the_later_half_of_what_the_busiest_has_before_it() {
+        let mut schedule = Schedule::default();
+        schedule.add(0, 9);
+        assert_eq!(schedule.next('a'), task(0, 0));
+        assert_eq!(schedule.next('b'), task(0, 5), "the later half of 1..9");
+        assert_eq!(schedule.next('a'), task(0, 1));
+        assert_eq!(schedule.next('b'), task(0, 6), "in order, for the prefix's sake");
+    }
+
+    #[test]
+    fn what_fails_is_done_by_another_and_nothing_is_lost_or_twice() {
+        let mut schedule = Schedule::default();
+        for document in 0..5 {
+            schedule.add(document, document + 1);
+        }
+        let failed = schedule.next('a').unwrap();
+        schedule.put_back(failed);
+        schedule.give_up('a');
+        let mut done = HashSet::new();
+        while let Some(task) = schedule.next('b').or_else(|| schedule.next('c')) {
+            assert!(done.insert(task), "{task:?} twice");
+        }
+        assert_eq!(done.len(), 15);
+    }
+}

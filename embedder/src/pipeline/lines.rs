@@ -1,0 +1,116 @@
+//! The lines that `/v1/process` streams: JSON objects told apart by `type`.
+
+use super::enrich::InstanceFigures;
+use serde::Serialize;
+
+/// One line.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Line {
+    /// A finished chunk.
+    Chunk(Box<ChunkLine>),
+    /// How far the job is.
+    Progress(ProgressLine),
+    /// A document whose chunks have all been sent, or that failed.
+    Document(DocumentLine),
+    /// The last line.
+    Summary(Box<SummaryLine>),
+}
+
+/// A finished chunk.
+#[derive(Serialize)]
+pub struct ChunkLine {
+    /// Id of its document.
+    pub document_id: String,
+    /// Id that is the same whenever the same document is processed in the same way.
+    pub chunk_id: String,
+    /// Place among the chunks of its document, from 0.
+    pub index: usize,
+    /// First byte in the original.
+    pub start: usize,
+    /// Byte after the last.
+    pub end: usize,
+    /// Headings above it.
+    pub heading_path: Vec<String>,
+    /// The chunk itself: the original from `start` to `end`.
+    pub text: String,
+    /// Where it stands in its document, in an LLM's words; absent if nobody was asked or could say.
+    pub context: Option<String>,
+    /// Why there is no context although one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_error: Option<String>,
+    /// Tokens that were embedded.
+    pub tokens: usize,
+    /// Vector of context and chunk.
+    pub vector: Vec<f32>,
+    /// Embedding model.
+    pub model: String,
+    /// What the client gave with the document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// How far the job is.
+#[derive(Serialize)]
+pub struct ProgressLine {
+    /// Chunks sent.
+    pub chunks_done: usize,
+    /// Chunks known so far; grows while documents are still being cut.
+    pub chunks_total: usize,
+    /// Documents sent whole.
+    pub documents_done: usize,
+    /// Documents of the request.
+    pub documents_total: usize,
+}
+
+/// The end of a document.
+#[derive(Serialize)]
+pub struct DocumentLine {
+    /// Its id.
+    pub document_id: String,
+    /// Its title, where the client gave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// How many chunks it has.
+    pub chunks: usize,
+    /// Seconds from the start of the job.
+    pub seconds: f64,
+    /// Why it failed. Other documents are not touched by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What it all came to.
+#[derive(Serialize)]
+pub struct SummaryLine {
+    /// Documents that were processed.
+    pub documents: usize,
+    /// Documents that failed.
+    pub failed: usize,
+    /// Chunks.
+    pub chunks: usize,
+    /// Chunks that should have been put in context and were not.
+    pub without_context: usize,
+    /// Tokens embedded.
+    pub tokens: usize,
+    /// Seconds.
+    pub seconds: f64,
+    /// Chunks a second.
+    pub chunks_per_second: f64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+    /// Contexts a minute, over all instances.
+    pub contexts_per_minute: f64,
+    /// Each Ollama instance that took part.
+    pub instances: Vec<InstanceFigures>,
+}
+
+impl Line {
+    /// The line as it is sent.
+    pub fn to_bytes(&self) -> bytes::Bytes {
+        // Numbers and strings always serialize; a map key that is no string can't occur in these types.
+        let mut text = serde_json::to_vec(self).unwrap_or_default();
+        text.push(b'\n');
+        text.into()
+    }
+}

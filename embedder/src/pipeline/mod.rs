@@ -1,0 +1,102 @@
+//! Documents in; chunks in context and their vectors out: `POST /v1/process`.
+//!
+//! It owns the way of a document through the stages and what is streamed back. It computes nothing itself: vectors come
+//! from [`EmbedTexts`], contexts from Ollama.
+
+mod chunk;
+mod enrich;
+mod job;
+mod lines;
+mod request;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use request::ProcessRequest;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Largest request, in bytes.
+const BODY_LIMIT: usize = 64 << 20;
+/// Lines that wait for a slow reader before the job itself waits.
+const LINE_BUFFER: usize = 64;
+
+/// One text's vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// The vector, of length 1 where the model normalizes.
+    pub vector: Vec<f32>,
+    /// How many tokens were embedded.
+    pub tokens: usize,
+}
+
+/// What turns texts into vectors.
+pub trait EmbedTexts: Send + Sync + 'static {
+    /// The vectors of some texts, in their order; waits while the engine is busy.
+    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>>;
+}
+
+/// How documents are processed unless a request says otherwise.
+#[derive(Clone)]
+pub struct PipelineConfig {
+    /// Tokenizer of the embedding model.
+    pub tokenizer: Arc<tokenizers::Tokenizer>,
+    /// Most tokens that the model embeds, special tokens included.
+    pub max_tokens: usize,
+    /// Name of the model, repeated with every vector.
+    pub model_name: String,
+    /// Most tokens of a chunk.
+    pub chunk_max_tokens: usize,
+    /// Tokens that neighboring chunks share.
+    pub chunk_overlap: usize,
+    /// Who puts chunks in context; nobody if absent.
+    pub ollama: Option<OllamaConfig>,
+}
+
+/// How chunks are put in context.
+#[derive(Clone, Debug)]
+pub struct OllamaConfig {
+    /// Base URL; every address behind its host name is an instance.
+    pub url: String,
+    /// Name of the model.
+    pub model: String,
+    /// Most tokens of a context.
+    pub context_max_tokens: usize,
+}
+
+/// Serves `POST /v1/process`.
+pub fn router(config: PipelineConfig, embedder: Arc<dyn EmbedTexts>) -> Router {
+    Router::new()
+        .route("/v1/process", post(process))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(Service { config: Arc::new(config), embedder })
+}
+
+#[derive(Clone)]
+struct Service {
+    config: Arc<PipelineConfig>,
+    embedder: Arc<dyn EmbedTexts>,
+}
+
+async fn process(State(service): State<Service>, body: Bytes) -> Response {
+    let job = match ProcessRequest::parse(&body).and_then(|request| request.validate(&service.config)) {
+        Ok(job) => job,
+        Err(message) => return refusal(&message),
+    };
+    let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    tokio::spawn(job::run(job, service.config, service.embedder, lines));
+    let stream = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+}
+
+/// An error in the form that clients of text-embeddings-inference know.
+pub(crate) fn refusal(message: &str) -> Response {
+    let body = serde_json::json!({ "error": message, "error_type": "Validation" });
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+}
