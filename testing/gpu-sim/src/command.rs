@@ -26,7 +26,8 @@ pub enum GpuCommand {
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=64))]
         gpus: u32,
     },
-    /// Put GPUs back to idle and healthy; without a GPU, start the whole file anew.
+    /// Put GPUs back to idle and healthy; without a GPU, everything. The cards stay the same cards. A file that is not
+    /// valid is started anew.
     Reset {
         /// Index of the GPU, or `all`.
         gpu: Option<Selection>,
@@ -148,8 +149,7 @@ impl GpuCommand {
             }
             Self::Init { gpus } => init(path, *gpus)?,
             Self::Reset { gpu: None } => {
-                let state = State::default_for_node(&store::node_name());
-                store::replace(path, &state)?;
+                let state = reset_all(path)?;
                 table::render(&state)
             }
             Self::Reset { gpu: Some(selection) } => {
@@ -244,6 +244,23 @@ fn reset(gpu: &mut Gpu, position: usize) {
     };
 }
 
+fn reset_all(path: &Path) -> Result<State, SimError> {
+    let reset_state = |state: &mut State| {
+        state.driver.loaded = true;
+        state.xids.clear();
+        state.gpus.iter_mut().enumerate().for_each(|(position, gpu)| reset(gpu, position));
+        Ok(())
+    };
+    match store::update(path, reset_state) {
+        Err(SimError::Corrupt { .. } | SimError::Impossible { .. }) => {
+            let state = State::default_for_node(&store::node_name());
+            store::replace(path, &state)?;
+            Ok(state)
+        }
+        outcome => outcome,
+    }
+}
+
 fn init(path: &Path, gpus: u32) -> Result<String, SimError> {
     if path.exists() {
         let state = store::load(path)?;
@@ -318,6 +335,20 @@ mod tests {
         let untouched = State::default_for_node(&store::node_name());
         assert_eq!(state.gpus, untouched.gpus);
         assert_eq!(state.xids.len(), 1);
+    }
+
+    #[test]
+    fn a_reset_of_everything_keeps_the_cards_and_mends_a_corrupt_file() {
+        let (state, _) =
+            run(&["init --gpus 2", "set all --temperature 90 --xid 79", "driver unload", "reset"]);
+        assert_eq!(state.gpus, State::with_gpus(&store::node_name(), 2).gpus);
+        assert!(state.driver.loaded && state.xids.is_empty());
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gpus.json");
+        std::fs::write(&path, "{").unwrap();
+        GpuCommand::Reset { gpu: None }.run_to(&path, &mut Vec::new()).unwrap();
+        assert_eq!(store::load(&path).unwrap().gpus.len(), 8);
     }
 
     #[test]
