@@ -1,6 +1,6 @@
 //! `DataFactory`: documents in; chunks in context and their vectors out.
 
-use crate::gpu::GpuRequest;
+use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
 use crate::model::{ModelSource, RunningModel};
 use crate::pod::PodSettings;
 use crate::status::{Assignment, Condition, Endpoint};
@@ -21,14 +21,23 @@ use serde::{Deserialize, Serialize};
     status = "DataFactoryStatus",
     derive = "PartialEq",
     doc = "Takes documents, chunks them, has an OllamaPool put every chunk in context, and embeds. One pod that scales by GPUs.",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
     printcolumn(name = "GPUs", type_ = "string", json_path = ".status.gpus", description = "index:GiB"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name"),
     printcolumn(name = "Device", type_ = "string", json_path = ".status.model.device", priority = 1),
-    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(DEVICES_ONCE).message(DEVICES_ONCE_MESSAGE))]
 pub struct DataFactorySpec {
     /// The embedding model.
     pub model: ModelSource,

@@ -53,6 +53,14 @@ pub struct GpuRequest {
     pub on_unhealthy: Option<OnUnhealthy>,
 }
 
+/// Rule on the spec of a resource whose pods each hold all of `gpu.devices`. A pool has one device an instance, and two
+/// instances may share a GPU, so it has no such rule.
+pub(crate) const DEVICES_ONCE: &str = "!has(self.gpu) || !has(self.gpu.devices) || self.gpu.devices.all(d, \
+    self.gpu.devices.exists_one(e, has(d.index) ? has(e.index) && e.index == d.index : has(e.uuid) && e.uuid == d.uuid))";
+/// What the API server says where [`DEVICES_ONCE`] does not hold.
+pub(crate) const DEVICES_ONCE_MESSAGE: &str =
+    "gpu.devices names a GPU twice: name it once, with all the memory that a pod needs of it";
+
 /// One exact GPU, by its index on the node or by its UUID.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -66,7 +74,7 @@ pub struct GpuDevice {
 
     /// NVML UUID, `GPU-…` or `MIG-…`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(GPU|MIG)-[0-9A-Za-z-]+$"))]
+    #[schemars(regex(pattern = r"^(GPU|MIG)-[0-9A-Za-z-]+$"), length(max = 128))]
     pub uuid: Option<String>,
 
     /// GPU memory, for example `5Gi`. Absent: the whole GPU.

@@ -19,8 +19,18 @@ use serde::{Deserialize, Serialize};
     doc = "The GPUs of one node: what they are, how warm they are, who holds them, and why one is withheld. Written by the device plugin of the node.",
     printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.summary.gpus"),
     printcolumn(name = "Product", type_ = "string", json_path = ".status.summary.product"),
-    printcolumn(name = "Free", type_ = "string", json_path = ".status.summary.free", description = "Free units of 1 GiB / all units"),
-    printcolumn(name = "Temperatures", type_ = "string", json_path = ".status.summary.temperatures", description = "°C by index"),
+    printcolumn(
+        name = "Free",
+        type_ = "string",
+        json_path = ".status.summary.free",
+        description = "Free units of 1 GiB / all units"
+    ),
+    printcolumn(
+        name = "Temperatures",
+        type_ = "string",
+        json_path = ".status.summary.temperatures",
+        description = "°C by index"
+    ),
     printcolumn(name = "Withheld", type_ = "string", json_path = ".status.summary.withheld"),
     printcolumn(name = "Driver", type_ = "string", json_path = ".status.driverVersion", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

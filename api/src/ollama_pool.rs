@@ -21,12 +21,34 @@ use serde::{Deserialize, Serialize};
     status = "OllamaPoolStatus",
     derive = "PartialEq",
     doc = "A pool of Ollama instances. Every instance is a pod with GPUs of its own and a stable address; one Service spreads over all.",
-    scale(spec_replicas_path = ".spec.instances", status_replicas_path = ".status.instances", label_selector_path = ".status.selector"),
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
-    printcolumn(name = "Instances", type_ = "string", json_path = ".status.readyInstances", description = "Ready instances / wanted instances"),
-    printcolumn(name = "GPUs", type_ = "string", json_path = ".status.gpus", description = "index:GiB of every instance"),
+    scale(
+        spec_replicas_path = ".spec.instances",
+        status_replicas_path = ".status.instances",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Instances",
+        type_ = "string",
+        json_path = ".status.readyInstances",
+        description = "Ready instances / wanted instances"
+    ),
+    printcolumn(
+        name = "GPUs",
+        type_ = "string",
+        json_path = ".status.gpus",
+        description = "index:GiB of every instance"
+    ),
     printcolumn(name = "Models", type_ = "string", json_path = ".status.modelNames"),
-    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +56,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.gpu) || !has(self.gpu.devices) || self.gpu.devices.size() == (has(self.instances) ? self.instances : 1)")
         .message("with exact gpu.devices a pool has one device an instance: instances must equal the number of devices"),
     validation = Rule::new("!has(self.hostPorts) || self.hostPorts.start + (has(self.instances) ? self.instances : 1) <= 65536")
-        .message("hostPorts.start plus instances must stay within 65535")
+        .message("hostPorts.start plus instances must stay within 65535"),
+    validation = Rule::new("!has(self.models) || self.models.all(m, self.models.exists_one(n, n.name == m.name))")
+        .message("models names a model twice")
 )]
 pub struct OllamaPoolSpec {
     /// Number of instances. Default 1.

@@ -1,6 +1,6 @@
 //! `Reranker`: a cross-encoder that scores (query, passage) pairs.
 
-use crate::gpu::GpuRequest;
+use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
 use crate::model::{ModelSource, RunningModel};
 use crate::pod::PodSettings;
 use crate::status::{Assignment, Condition, Endpoint};
@@ -21,18 +21,38 @@ use serde::{Deserialize, Serialize};
     status = "RerankerStatus",
     derive = "PartialEq",
     doc = "Scores (query, passage) pairs with a cross-encoder, on a GPU or a share of one.",
-    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
-    printcolumn(name = "Replicas", type_ = "string", json_path = ".status.readyReplicas", description = "Ready replicas / wanted replicas"),
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Replicas",
+        type_ = "string",
+        json_path = ".status.readyReplicas",
+        description = "Ready replicas / wanted replicas"
+    ),
     printcolumn(name = "GPUs", type_ = "string", json_path = ".status.gpus", description = "index:GiB"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name"),
     printcolumn(name = "Device", type_ = "string", json_path = ".status.model.device", priority = 1),
-    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.replicas) || !has(self.gpu) || !has(self.gpu.devices) || self.replicas <= 1")
-    .message("replicas needs gpu.count: exact gpu.devices can be held by one replica only"))]
+#[x_kube(
+    validation = Rule::new("!has(self.replicas) || !has(self.gpu) || !has(self.gpu.devices) || self.replicas <= 1")
+        .message("replicas needs gpu.count: exact gpu.devices can be held by one replica only"),
+    validation = Rule::new(DEVICES_ONCE).message(DEVICES_ONCE_MESSAGE)
+)]
 pub struct RerankerSpec {
     /// The cross-encoder.
     pub model: ModelSource,

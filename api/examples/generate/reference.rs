@@ -24,10 +24,19 @@ pub fn markdown(crds: &[CustomResourceDefinition]) -> String {
     for crd in crds {
         let names = &crd.spec.names;
         for version in &crd.spec.versions {
-            let Some(schema) = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()) else { continue };
-            let _ = writeln!(page, "\n## {}\n\n`{}/{}`, {}, `kubectl get {}`{}\n", names.kind, crd.spec.group, version.name,
-                crd.spec.scope.to_lowercase(), names.plural,
-                names.short_names.iter().flatten().map(|short| format!(" or `{short}`")).collect::<String>());
+            let Some(schema) = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()) else {
+                continue;
+            };
+            let _ = writeln!(
+                page,
+                "\n## {}\n\n`{}/{}`, {}, `kubectl get {}`{}\n",
+                names.kind,
+                crd.spec.group,
+                version.name,
+                crd.spec.scope.to_lowercase(),
+                names.plural,
+                names.short_names.iter().flatten().map(|short| format!(" or `{short}`")).collect::<String>()
+            );
             if let Some(text) = &schema.description {
                 let _ = writeln!(page, "{}\n", one_line(text));
             }
@@ -38,7 +47,11 @@ pub fn markdown(crds: &[CustomResourceDefinition]) -> String {
                 if rows.is_empty() {
                     continue;
                 }
-                let _ = writeln!(page, "### {} `{part}`\n\n| field | type | meaning |\n|---|---|---|", names.kind);
+                let _ = writeln!(
+                    page,
+                    "### {} `{part}`\n\n| field | type | meaning |\n|---|---|---|",
+                    names.kind
+                );
                 for row in rows {
                     let _ = writeln!(page, "{row}");
                 }
@@ -62,7 +75,9 @@ fn collect(schema: &JSONSchemaProps, prefix: &str, rows: &mut Vec<String>) {
         let (suffix, inner) = item(property);
         let path = format!("{prefix}{name}{suffix}");
         let star = if required.contains(name) { "\\*" } else { "" };
-        let foreign = FOREIGN.iter().find(|(end, _)| path.rsplit_once('.').map_or(path.as_str(), |(_, last)| last) == *end);
+        let foreign = FOREIGN
+            .iter()
+            .find(|(end, _)| path.rsplit_once('.').map_or(path.as_str(), |(_, last)| last) == *end);
         let kind = foreign.map_or_else(|| type_of(inner), |(_, kind)| (*kind).to_owned());
         let text = property.description.as_deref().map(one_line).unwrap_or_default();
         rows.push(format!("| `{path}`{star} | {kind} | {} |", text.replace('|', "\\|")));
@@ -92,7 +107,11 @@ fn item(schema: &JSONSchemaProps) -> (&'static str, &JSONSchemaProps) {
 
 fn type_of(schema: &JSONSchemaProps) -> String {
     if let Some(values) = &schema.enum_ {
-        return values.iter().map(|v| format!("`{}`", v.0.as_str().unwrap_or_default())).collect::<Vec<_>>().join(", ");
+        return values
+            .iter()
+            .map(|v| format!("`{}`", v.0.as_str().unwrap_or_default()))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
     let kind = schema.type_.clone().unwrap_or_else(|| "any".into());
     let kind = match &schema.additional_properties {
