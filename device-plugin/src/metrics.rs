@@ -1,0 +1,285 @@
+//! Metrics by Prometheus' conventions. Labels are indices, UUIDs and constants, never a formatted error.
+
+use crate::status::{GpuState, NodeView};
+use principium_api::gpu_node::WithheldReason;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
+
+const MIB: f64 = 1_048_576.0;
+const REASONS: [WithheldReason; 6] = [
+    WithheldReason::Overheated,
+    WithheldReason::Xid,
+    WithheldReason::Lost,
+    WithheldReason::Ecc,
+    WithheldReason::ForeignProcess,
+    WithheldReason::Unreadable,
+];
+
+type Value = Gauge<f64, AtomicU64>;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfGpu {
+    gpu: u32,
+    uuid: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfGpuState {
+    gpu: u32,
+    uuid: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfGpuReason {
+    gpu: u32,
+    uuid: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfGpuXid {
+    gpu: u32,
+    uuid: String,
+    xid: u64,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfResource {
+    resource: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: &'static str,
+}
+
+/// Everything that the plugin counts and measures.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    temperature: Family<OfGpu, Value>,
+    temperature_limit: Family<OfGpuState, Value>,
+    memory: Family<OfGpuState, Value>,
+    power: Family<OfGpu, Value>,
+    utilization: Family<OfGpu, Value>,
+    foreign_memory: Family<OfGpu, Value>,
+    units: Family<OfGpuState, Gauge>,
+    withheld: Family<OfGpuReason, Gauge>,
+    xids: Family<OfGpuXid, Counter>,
+    driver_up: Gauge,
+    registered: Gauge,
+    registrations: Family<OfResource, Counter>,
+    allocations: Family<OfResource, Counter>,
+    status_writes: Family<OfOutcome, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("principium");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("device_plugin_build", "Version of the device plugin", build);
+        let mut metrics = Self {
+            registry,
+            temperature: Family::default(),
+            temperature_limit: Family::default(),
+            memory: Family::default(),
+            power: Family::default(),
+            utilization: Family::default(),
+            foreign_memory: Family::default(),
+            units: Family::default(),
+            withheld: Family::default(),
+            xids: Family::default(),
+            driver_up: Gauge::default(),
+            registered: Gauge::default(),
+            registrations: Family::default(),
+            allocations: Family::default(),
+            status_writes: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register_with_unit(
+            "gpu_temperature",
+            "Core temperature",
+            Unit::Celsius,
+            self.temperature.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_temperature_limit",
+            "Temperature at which free units are withheld, and below which they are offered again",
+            Unit::Celsius,
+            self.temperature_limit.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_memory",
+            "Memory: total, used and free",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_power",
+            "Power drawn",
+            Unit::Other("watts".into()),
+            self.power.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_utilization",
+            "Share of time in which a kernel ran",
+            Unit::Ratios,
+            self.utilization.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_foreign_memory",
+            "Memory of processes that belong to no pod that holds the GPU",
+            Unit::Bytes,
+            self.foreign_memory.clone(),
+        );
+        registry.register("gpu_units", "Units of 1 GiB: free, held by pods, withheld", self.units.clone());
+        registry.register(
+            "gpu_withheld",
+            "1 for the reason for which free units are withheld",
+            self.withheld.clone(),
+        );
+        registry.register("gpu_xid_events", "Xid events", self.xids.clone());
+        registry.register("driver_up", "1 while the NVIDIA driver answers", self.driver_up.clone());
+        registry.register(
+            "kubelet_registered",
+            "1 while every resource is registered",
+            self.registered.clone(),
+        );
+        registry.register(
+            "kubelet_registrations",
+            "Registrations with the kubelet",
+            self.registrations.clone(),
+        );
+        registry.register("allocations", "Answered Allocate calls", self.allocations.clone());
+        registry.register("gpunode_writes", "Writes of the GPUNode status", self.status_writes.clone());
+    }
+
+    /// Takes over what is known of the node.
+    pub fn observe(&self, view: &NodeView) {
+        self.driver_up.set(i64::from(view.message.is_none()));
+        view.gpus.iter().for_each(|gpu| self.observe_gpu(gpu));
+    }
+
+    fn observe_gpu(&self, gpu: &GpuState) {
+        let of_gpu = || OfGpu { gpu: gpu.index, uuid: gpu.identity.uuid.clone() };
+        let in_state = |state| OfGpuState { gpu: gpu.index, uuid: gpu.identity.uuid.clone(), state };
+        // A value that is not known is not shown, rather than an old one.
+        let set = |family: &Family<OfGpu, Value>, value: Option<f64>| {
+            if let Some(value) = value {
+                family.get_or_create(&of_gpu()).set(value);
+            } else {
+                family.remove(&of_gpu());
+            }
+        };
+        let reading = gpu.reading.as_ref();
+        set(&self.temperature, reading.and_then(|reading| reading.temperature).map(f64::from));
+        set(&self.power, reading.and_then(|reading| reading.power).map(f64::from));
+        set(
+            &self.utilization,
+            reading.and_then(|reading| reading.utilization).map(|percent| f64::from(percent) / 100.0),
+        );
+        let foreign: u64 = gpu.foreign.iter().map(|process| process.used).sum();
+        set(&self.foreign_memory, Some(bytes(foreign)));
+        self.memory.get_or_create(&in_state("total")).set(bytes(gpu.identity.memory_total_mib));
+        if let Some(reading) = reading {
+            self.memory.get_or_create(&in_state("used")).set(bytes(reading.memory_used_mib));
+            self.memory.get_or_create(&in_state("free")).set(bytes(reading.memory_free_mib));
+        }
+        self.temperature_limit.get_or_create(&in_state("withhold")).set(f64::from(gpu.limits.withhold));
+        self.temperature_limit.get_or_create(&in_state("restore")).set(f64::from(gpu.limits.restore));
+        let held: u32 = gpu.allocations.iter().map(|allocation| allocation.units).sum();
+        for (state, units) in [("free", gpu.free_units), ("held", held), ("withheld", gpu.withheld_units)] {
+            self.units.get_or_create(&in_state(state)).set(i64::from(units));
+        }
+        let active = gpu.verdict.withheld.as_ref().map(|withheld| withheld.reason);
+        for reason in REASONS {
+            let labels = OfGpuReason {
+                gpu: gpu.index,
+                uuid: gpu.identity.uuid.clone(),
+                reason: format!("{reason:?}"),
+            };
+            self.withheld.get_or_create(&labels).set(i64::from(active == Some(reason)));
+        }
+    }
+
+    /// Counts an Xid event.
+    pub fn xid(&self, gpu: u32, uuid: &str, xid: u64) {
+        self.xids.get_or_create(&OfGpuXid { gpu, uuid: uuid.to_owned(), xid }).inc();
+    }
+
+    /// Counts a registration.
+    pub fn registered(&self, resource: &str) {
+        self.registrations.get_or_create(&OfResource { resource: resource.to_owned() }).inc();
+    }
+
+    /// Says whether all resources are registered.
+    pub fn set_registered(&self, registered: bool) {
+        self.registered.set(i64::from(registered));
+    }
+
+    /// Counts an answered `Allocate` call.
+    pub fn allocated(&self, resource: &str) {
+        self.allocations.get_or_create(&OfResource { resource: resource.to_owned() }).inc();
+    }
+
+    /// Counts a write of the status.
+    pub fn status_written(&self, succeeded: bool) {
+        let outcome = if succeeded { "success" } else { "failure" };
+        self.status_writes.get_or_create(&OfOutcome { outcome }).inc();
+    }
+
+    /// All of it in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If a value cannot be written as text.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+// Exact up to 8 PiB, more than any GPU has.
+#[allow(clippy::cast_precision_loss)]
+fn bytes(mib: u64) -> f64 {
+    mib as f64 * MIB
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::{gpu, node};
+
+    #[test]
+    fn metrics_tell_values_and_drop_what_is_no_longer_known() {
+        let metrics = Metrics::default();
+        metrics.observe(&node(vec![gpu(3, 50, 1024)]));
+        metrics.xid(3, "GPU-3", 79);
+        let text = metrics.text().unwrap();
+        for line in [
+            "principium_gpu_temperature_celsius{gpu=\"3\",uuid=\"GPU-3\"} 50",
+            "principium_gpu_memory_bytes{gpu=\"3\",uuid=\"GPU-3\",state=\"used\"} 1073741824",
+            "principium_gpu_units{gpu=\"3\",uuid=\"GPU-3\",state=\"free\"} 8",
+            "principium_gpu_withheld{gpu=\"3\",uuid=\"GPU-3\",reason=\"Overheated\"} 0",
+            "principium_gpu_xid_events_total{gpu=\"3\",uuid=\"GPU-3\",xid=\"79\"} 1",
+            "principium_driver_up 1",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        metrics.observe(&node(vec![GpuState { reading: None, ..gpu(3, 50, 1024) }]));
+        assert!(!metrics.text().unwrap().contains("principium_gpu_temperature_celsius{"));
+    }
+}

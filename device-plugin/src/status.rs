@@ -1,0 +1,293 @@
+//! Words the `GPUNode` status, and keeps noise out of it. Pure.
+
+use crate::device::{Identity, Reading};
+use crate::health::{Limits, Verdict};
+use principium_api::gpu_node::{
+    Allocation, ForeignProcess, Gpu, GpuMemoryStatus, GpuNodeStatus, GpuNodeSummary, GpuView, Health,
+    Injection, TemperatureLimits,
+};
+
+/// Least change of a temperature, in °C, that is worth a write.
+const TEMPERATURE_STEP: u32 = 3;
+/// Least change of power, in W.
+const POWER_STEP: u32 = 20;
+/// Memory is told in multiples of this many MiB.
+const MEMORY_STEP: u64 = 256;
+
+/// What is known of the node's GPUs at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    /// Version of the driver.
+    pub driver_version: Option<String>,
+    /// Newest CUDA version that the driver supports.
+    pub cuda_version: Option<String>,
+    /// Whether the GPUs are simulated.
+    pub simulated: bool,
+    /// How containers receive their GPUs.
+    pub injection: Injection,
+    /// What keeps the plugin from measuring.
+    pub message: Option<String>,
+    /// Every GPU, in order of index.
+    pub gpus: Vec<GpuState>,
+}
+
+/// What is known of one GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuState {
+    /// Index.
+    pub index: u32,
+    /// The card.
+    pub identity: Identity,
+    /// The view that it stands in.
+    pub view: GpuView,
+    /// The limits in force.
+    pub limits: Limits,
+    /// The newest values; absent while it doesn't answer.
+    pub reading: Option<Reading>,
+    /// What was decided about it.
+    pub verdict: Verdict,
+    /// Who holds how much of it.
+    pub allocations: Vec<Allocation>,
+    /// Units that a pod could be given now.
+    pub free_units: u32,
+    /// Units that are free and held back.
+    pub withheld_units: u32,
+    /// Processes that belong to no pod that holds it.
+    pub foreign: Vec<ForeignProcess>,
+}
+
+/// The status of this view, with the last status' values where nothing meaningful has changed: a sensor that flickers
+/// gives the same status again.
+#[must_use]
+pub fn status(view: &NodeView, last: Option<&GpuNodeStatus>) -> GpuNodeStatus {
+    let last_of = |uuid: &str| last.and_then(|last| last.gpus.iter().find(|gpu| gpu.uuid == uuid));
+    let gpus: Vec<Gpu> = view.gpus.iter().map(|gpu| settled(gpu, last_of(&gpu.identity.uuid))).collect();
+    let summary = summary(&gpus, view);
+    GpuNodeStatus {
+        driver_version: view.driver_version.clone(),
+        cuda_version: view.cuda_version.clone(),
+        simulated: view.simulated,
+        injection: view.injection,
+        gpus,
+        summary,
+        message: view.message.clone(),
+    }
+}
+
+/// Whether the step from one status to the next must be told at once: everything but the slow drift of measured values.
+#[must_use]
+pub fn urgent(last: &GpuNodeStatus, next: &GpuNodeStatus) -> bool {
+    let without_drift = |status: &GpuNodeStatus| {
+        let mut status = status.clone();
+        status.summary = GpuNodeSummary::default();
+        for gpu in &mut status.gpus {
+            (gpu.temperature, gpu.power) = (None, None);
+            gpu.memory = GpuMemoryStatus { total: gpu.memory.total, ..GpuMemoryStatus::default() };
+            gpu.foreign_processes.clear();
+        }
+        status
+    };
+    without_drift(last) != without_drift(next)
+}
+
+fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
+    let GpuState { index, identity, view, limits, reading, verdict, allocations, foreign, .. } = gpu;
+    let temperature = reading.as_ref().and_then(|reading| reading.temperature);
+    let power = reading.as_ref().and_then(|reading| reading.power);
+    Gpu {
+        index: *index,
+        uuid: identity.uuid.clone(),
+        product: identity.product.clone(),
+        pci_address: identity.pci_address.clone(),
+        memory: memory(gpu, last),
+        units: identity.units(),
+        temperature: keep(temperature, last.and_then(|last| last.temperature), |now, then| {
+            let crosses =
+                [limits.withhold, limits.restore].iter().any(|limit| (now < *limit) != (then < *limit));
+            crosses || now.abs_diff(then) >= TEMPERATURE_STEP
+        }),
+        temperature_limits: Some(TemperatureLimits {
+            withhold: limits.withhold,
+            restore: limits.restore,
+            slowdown: identity.slowdown_temperature,
+            shutdown: identity.shutdown_temperature,
+        }),
+        power: keep(power, last.and_then(|last| last.power), |now, then| now.abs_diff(then) >= POWER_STEP),
+        view: *view,
+        health: verdict.health,
+        withheld: verdict.withheld.clone(),
+        allocations: allocations.clone(),
+        foreign_processes: foreign.iter().map(|process| rounded(process, last)).collect(),
+    }
+}
+
+/// The last value, unless there is a new one that differs enough.
+fn keep(now: Option<u32>, last: Option<u32>, differs: impl Fn(u32, u32) -> bool) -> Option<u32> {
+    match (now, last) {
+        (Some(now), Some(last)) if !differs(now, last) => Some(last),
+        (now, _) => now,
+    }
+}
+
+fn memory(gpu: &GpuState, last: Option<&Gpu>) -> GpuMemoryStatus {
+    let total = gpu.identity.memory_total_mib;
+    let Some(reading) = &gpu.reading else {
+        // A card that doesn't answer: what was known last, and no free memory that nobody can vouch for.
+        let used = last.map_or(0, |last| last.memory.used);
+        return GpuMemoryStatus { total, used, free: 0 };
+    };
+    match last {
+        Some(last)
+            if last.memory.total == total
+                && last.memory.free > 0
+                && reading.memory_used_mib.abs_diff(last.memory.used) < MEMORY_STEP
+                && (reading.memory_used_mib < MEMORY_STEP) == (last.memory.used == 0) =>
+        {
+            last.memory.clone()
+        }
+        // Used is rounded to the nearest step, free is never more than what is there.
+        _ => GpuMemoryStatus {
+            total,
+            used: (reading.memory_used_mib + MEMORY_STEP / 2) / MEMORY_STEP * MEMORY_STEP,
+            free: reading.memory_free_mib / MEMORY_STEP * MEMORY_STEP,
+        },
+    }
+}
+
+fn rounded(process: &ForeignProcess, last: Option<&Gpu>) -> ForeignProcess {
+    let last = last.and_then(|last| last.foreign_processes.iter().find(|other| other.pid == process.pid));
+    match last {
+        Some(last) if last.name == process.name && last.used.abs_diff(process.used) < MEMORY_STEP => {
+            last.clone()
+        }
+        _ => process.clone(),
+    }
+}
+
+fn summary(gpus: &[Gpu], view: &NodeView) -> GpuNodeSummary {
+    let there = |gpu: &&Gpu| gpu.health != Health::Lost;
+    let mut products: Vec<&str> = gpus.iter().map(|gpu| gpu.product.as_str()).collect();
+    products.sort_unstable();
+    products.dedup();
+    let free: u32 = view.gpus.iter().map(|gpu| gpu.free_units).sum();
+    let all: u32 = gpus.iter().map(|gpu| gpu.units).sum();
+    let temperature =
+        |gpu: &Gpu| gpu.temperature.map_or_else(|| "-".to_owned(), |celsius| celsius.to_string());
+    let withheld = gpus
+        .iter()
+        .filter_map(|gpu| gpu.withheld.as_ref().map(|held| format!("{}:{:?}", gpu.index, held.reason)));
+    GpuNodeSummary {
+        gpus: u32::try_from(gpus.iter().filter(there).count()).unwrap_or(u32::MAX),
+        product: products.join(", "),
+        free: format!("{free}/{all}"),
+        temperatures: gpus.iter().map(temperature).collect::<Vec<_>>().join(" "),
+        withheld: withheld.collect::<Vec<_>>().join(" "),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::device::Probe;
+    use crate::health::{Evidence, State, step, tests as health};
+
+    pub(crate) fn gpu(index: u32, temperature: u32, used: u64) -> GpuState {
+        GpuState {
+            index,
+            identity: Identity {
+                uuid: format!("GPU-{index}"),
+                product: "NVIDIA GeForce RTX 3060 Ti".into(),
+                memory_total_mib: 8192,
+                ..Identity::default()
+            },
+            view: GpuView::Exact,
+            limits: health::limits(),
+            reading: Some(Reading {
+                temperature: Some(temperature),
+                memory_used_mib: used,
+                memory_free_mib: 7967 - used,
+                power: Some(15),
+                ..Reading::default()
+            }),
+            verdict: Verdict::default(),
+            allocations: Vec::new(),
+            free_units: 8,
+            withheld_units: 0,
+            foreign: Vec::new(),
+        }
+    }
+
+    pub(crate) fn node(gpus: Vec<GpuState>) -> NodeView {
+        NodeView { driver_version: Some("580".into()), gpus, ..NodeView::default() }
+    }
+
+    #[test]
+    fn noise_gives_the_same_status_again() {
+        let first = status(&node(vec![gpu(0, 50, 1000)]), None);
+        for (temperature, used, changed) in [
+            (52, 1000, false),
+            (48, 1000, false),
+            (53, 1000, true),
+            (47, 1000, true),
+            (50, 1200, false),
+            (50, 1300, true),
+        ] {
+            let next = status(&node(vec![gpu(0, temperature, used)]), Some(&first));
+            assert_eq!(next != first, changed, "{temperature} °C, {used} MiB");
+            assert!(!urgent(&first, &next));
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_crossed_is_told_however_small_the_step() {
+        for (then, now) in [(84, 85), (75, 74)] {
+            let first = status(&node(vec![gpu(0, then, 0)]), None);
+            let next = status(&node(vec![gpu(0, now, 0)]), Some(&first));
+            assert_eq!(next.gpus[0].temperature, Some(now));
+        }
+    }
+
+    #[test]
+    fn memory_that_became_free_is_told_even_if_little() {
+        let first = status(&node(vec![gpu(0, 50, 300)]), None);
+        assert_eq!(first.gpus[0].memory, GpuMemoryStatus { total: 8192, used: 256, free: 7424 });
+        let next = status(&node(vec![gpu(0, 50, 0)]), Some(&first));
+        assert_eq!(next.gpus[0].memory, GpuMemoryStatus { total: 8192, used: 0, free: 7936 });
+    }
+
+    #[test]
+    fn what_matters_is_urgent() {
+        let first = status(&node(vec![gpu(0, 50, 0), gpu(1, 50, 0)]), None);
+        let hot = {
+            let mut gpu = gpu(1, 92, 0);
+            let probe = Probe::Answer(gpu.reading.clone().unwrap());
+            let evidence = Evidence { probe: &probe, xids: &[], foreign_mib: 0, session: 1 };
+            gpu.verdict = step(&State::default(), &evidence, &health::limits(), health::at(0)).verdict();
+            gpu.free_units = 0;
+            status(&node(vec![super::tests::gpu(0, 50, 0), gpu]), Some(&first))
+        };
+        assert!(urgent(&first, &hot));
+        assert_eq!(hot.summary.withheld, "1:Overheated");
+        assert_eq!(hot.summary.free, "8/16");
+        assert_eq!(hot.summary.temperatures, "50 92");
+
+        let held = {
+            let mut gpu = gpu(0, 50, 0);
+            gpu.allocations = vec![Allocation { pod: "a".into(), units: 8, ..Allocation::default() }];
+            status(&node(vec![gpu, super::tests::gpu(1, 50, 0)]), Some(&first))
+        };
+        assert!(urgent(&first, &held));
+    }
+
+    #[test]
+    fn a_card_that_does_not_answer_has_no_temperature_and_no_free_memory() {
+        let first = status(&node(vec![gpu(0, 50, 1024)]), None);
+        let silent = GpuState { reading: None, ..gpu(0, 50, 1024) };
+        let next = status(&node(vec![silent]), Some(&first));
+        assert_eq!(next.gpus[0].temperature, None);
+        assert_eq!(next.gpus[0].memory, GpuMemoryStatus { total: 8192, used: 1024, free: 0 });
+        assert_eq!(next.summary.temperatures, "-");
+        let back = status(&node(vec![gpu(0, 50, 1024)]), Some(&next));
+        assert_eq!(back.gpus[0].memory.free, 6912);
+    }
+}
