@@ -1,2 +1,36 @@
-//! Placeholder until the part lands.
-fn main() {}
+//! principium-operator: reads its arguments, connects, and runs until it is told to stop.
+
+use anyhow::Context;
+use clap::Parser;
+use principium_operator::{Args, run};
+use std::io::IsTerminal;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_new(&args.log).context("reading --log")?;
+    let colors = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+    let client = kube::Client::try_default().await.context("connecting to the API server")?;
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        told.cancel();
+    });
+    run(args, client, stop).await
+}

@@ -1,0 +1,167 @@
+//! What a plan says is to be done, as data: `apply` does it and decides nothing.
+
+use crate::observed::{Identity, ModelAnswer};
+use crate::pods::PodView;
+use crate::resource::ResourceKey;
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use principium_api::{DataFactoryStatus, OllamaPoolStatus, RerankerStatus};
+
+/// The result of a pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub statuses: Vec<StatusUpdate>,
+    pub notes: Vec<Note>,
+    /// The pods to ask over HTTP, until the next pass.
+    pub targets: Vec<Target>,
+    /// When to plan again though nothing changed.
+    pub requeue_after: Option<SignedDuration>,
+}
+
+impl Plan {
+    /// Asks for another pass after this time, or sooner.
+    pub fn requeue(&mut self, after: SignedDuration) {
+        let after = after.max(SignedDuration::from_millis(100));
+        self.requeue_after = Some(self.requeue_after.map_or(after, |other| other.min(after)));
+    }
+
+    pub fn note(&mut self, id: &Identity, severity: Severity, reason: &'static str, text: String) {
+        self.notes.push(Note { key: id.key.clone(), uid: id.uid.clone(), severity, reason, text });
+    }
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Action {
+    /// For whom it is done; a failure shows in the status of this resource.
+    pub resource: ResourceKey,
+    pub write: Write,
+}
+
+/// The writes that there are, besides status and events.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    CreatePod(Box<Pod>),
+    /// Deletes the pod with this UID, gracefully.
+    DeletePod {
+        name: String,
+        uid: String,
+    },
+    /// Server-side apply; `ours` when it was made by the operator before, so that no other's Service is taken over.
+    ApplyService {
+        service: Box<Service>,
+        ours: bool,
+    },
+    DeleteService {
+        name: String,
+        uid: String,
+    },
+    /// Sets the readiness gate of an Ollama instance.
+    SetGate {
+        name: String,
+        uid: String,
+        open: bool,
+        message: String,
+    },
+}
+
+impl Write {
+    /// Names the written object within its namespace, for back-off and messages.
+    pub fn object(&self) -> String {
+        match self {
+            Self::CreatePod(pod) => format!("Pod {}", pod.metadata.name.as_deref().unwrap_or_default()),
+            Self::DeletePod { name, .. } | Self::SetGate { name, .. } => format!("Pod {name}"),
+            Self::ApplyService { service, .. } => {
+                format!("Service {}", service.metadata.name.as_deref().unwrap_or_default())
+            }
+            Self::DeleteService { name, .. } => format!("Service {name}"),
+        }
+    }
+
+    /// What is done, for messages and as a metric label.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::CreatePod(_) => "create",
+            Self::DeletePod { .. } | Self::DeleteService { .. } => "delete",
+            Self::ApplyService { .. } => "apply",
+            Self::SetGate { .. } => "set readiness of",
+        }
+    }
+}
+
+/// A status that differs from the one that the resource has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusUpdate {
+    pub key: ResourceKey,
+    pub uid: String,
+    pub status: Status,
+}
+
+/// The status of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Status {
+    DataFactory(Box<DataFactoryStatus>),
+    Reranker(Box<RerankerStatus>),
+    OllamaPool(Box<OllamaPoolStatus>),
+}
+
+/// Something worth an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    pub key: ResourceKey,
+    pub uid: String,
+    pub severity: Severity,
+    pub reason: &'static str,
+    pub text: String,
+}
+
+/// The type of an Event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    Normal,
+    Warning,
+}
+
+/// A pod to ask over HTTP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    pub uid: String,
+    /// Changes when a container was started anew: what it answered before holds no longer.
+    pub life: i32,
+    /// `http://<address>:<port>`.
+    pub url: String,
+    pub question: Question,
+    /// What it answered before this operator was started.
+    pub known: Vec<ModelAnswer>,
+}
+
+impl Target {
+    /// Whether asking the one is asking the other.
+    pub fn is(&self, other: &Self) -> bool {
+        (&self.uid, self.life, &self.url, &self.question)
+            == (&other.uid, other.life, &other.url, &other.question)
+    }
+}
+
+/// What to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// A worker of the embedder: `/info`.
+    Worker,
+    /// An Ollama instance: whether it lists these models and they answer.
+    Models(Vec<String>),
+}
+
+/// A target at a running pod.
+pub fn target(pod: &PodView, port: u16, question: Question) -> Option<Target> {
+    let ip = pod.ip.as_ref()?;
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+    Some(Target {
+        uid: pod.uid.clone(),
+        life: pod.restarts(),
+        url: format!("http://{host}:{port}"),
+        question,
+        known: Vec::new(),
+    })
+}

@@ -1,0 +1,291 @@
+//! The sole writer: does what a plan says, and remembers what could not be done.
+
+use crate::actions::{Action, Plan, Status, StatusUpdate, Write};
+use crate::events::Recorder;
+use crate::leader::Term;
+use crate::metrics::Metrics;
+use crate::pods::MODELS_READY_GATE;
+use crate::resource::ResourceKey;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+use principium_api::names::{GROUP, MANAGED_BY};
+use principium_api::{DataFactory, OllamaPool, Reranker};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Field manager of children.
+const CHILDREN: &str = MANAGED_BY;
+/// Field manager of status.
+const STATUS: &str = "principium-operator-status";
+/// Writes under way at once.
+const AT_ONCE: usize = 16;
+/// First wait after a failed write of an object; doubled up to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait after a failed write.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Writes to the API server.
+pub struct Writer {
+    client: Client,
+    metrics: Arc<Metrics>,
+    recorder: Recorder,
+    /// By resource and object: how often it failed in a row, why, and when it may be tried again.
+    waiting: BTreeMap<(ResourceKey, String), Wait>,
+}
+
+struct Wait {
+    failures: u32,
+    until: Instant,
+    message: String,
+}
+
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    pub made: Vec<Pod>,
+    /// When to try again what failed.
+    pub retry_after: Option<Duration>,
+}
+
+/// Why a write was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("could not {verb} {object}: {source}")]
+    Api { verb: &'static str, object: String, source: kube::Error },
+    #[error(
+        "could not create {object}: one of that name exists and is not of this resource; rename or delete it"
+    )]
+    Taken { object: String },
+}
+
+/// What an action did.
+enum Done {
+    Made(Box<Pod>),
+    Otherwise,
+}
+
+impl Writer {
+    pub fn new(client: Client, metrics: Arc<Metrics>, recorder: Recorder) -> Self {
+        Self { client, metrics, recorder, waiting: BTreeMap::new() }
+    }
+
+    /// What could not be written, for the status of each resource.
+    pub fn failures(&self) -> BTreeMap<ResourceKey, String> {
+        // In reverse, so that of several the first by name is told, every time the same.
+        self.waiting.iter().rev().map(|((key, _), wait)| (key.clone(), wait.message.clone())).collect()
+    }
+
+    /// Applies a plan. Deletions and Services come before new pods, so that a Service's name is there when its pods ask
+    /// for it.
+    pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
+        let Plan { actions, statuses, notes, targets: _, requeue_after: _ } = plan;
+        let named: Vec<(ResourceKey, String)> =
+            actions.iter().map(|action| (action.resource.clone(), action.write.object())).collect();
+        // What is no longer to be done can no longer fail.
+        self.waiting.retain(|key, _| named.contains(key) || key.1 == STATUS_OBJECT);
+        let (creations, others): (Vec<Action>, Vec<Action>) =
+            actions.into_iter().partition(|action| matches!(action.write, Write::CreatePod(_)));
+        let mut applied = Applied::default();
+        self.perform(others, term, &mut applied).await;
+        self.perform(creations, term, &mut applied).await;
+        for update in statuses {
+            if !term.holds() {
+                return applied;
+            }
+            self.write_status(update).await;
+        }
+        if term.holds() {
+            self.recorder.record(notes, Timestamp::now()).await;
+        }
+        applied.retry_after =
+            self.waiting.values().map(|wait| wait.until.saturating_duration_since(Instant::now())).min();
+        applied
+    }
+
+    async fn perform(&mut self, actions: Vec<Action>, term: &Term, applied: &mut Applied) {
+        let due = actions.into_iter().filter(|action| {
+            let key = (action.resource.clone(), action.write.object());
+            self.waiting.get(&key).is_none_or(|wait| wait.until <= Instant::now())
+        });
+        let due: Vec<Action> = due.collect();
+        let client = &self.client;
+        let results: Vec<(Action, Option<Result<Done, WriteError>>)> = futures::stream::iter(due)
+            .map(|action| async move {
+                // A leader that was paused must not write after its term.
+                let result = if term.holds() { Some(perform(client, &action).await) } else { None };
+                (action, result)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (action, result) in results {
+            let key = (action.resource, action.write.object());
+            match result {
+                None => {}
+                Some(Ok(done)) => {
+                    self.metrics.wrote(action.write.verb(), true);
+                    self.waiting.remove(&key);
+                    if let Done::Made(pod) = done {
+                        applied.made.push(*pod);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.metrics.wrote(action.write.verb(), false);
+                    self.failed(key, &error);
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, key: (ResourceKey, String), error: &WriteError) {
+        tracing::warn!(resource = %key.0, %error, "a write failed; trying again with back-off");
+        let wait = self.waiting.entry(key).or_insert_with(|| Wait {
+            failures: 0,
+            until: Instant::now(),
+            message: String::new(),
+        });
+        wait.failures = wait.failures.saturating_add(1);
+        let factor = 1u32 << (wait.failures - 1).min(10);
+        wait.until = Instant::now() + (FIRST_WAIT * factor).min(LONGEST_WAIT);
+        wait.message = error.to_string();
+    }
+
+    async fn write_status(&mut self, update: StatusUpdate) {
+        let key = (update.key.clone(), STATUS_OBJECT.to_owned());
+        if self.waiting.get(&key).is_some_and(|wait| wait.until > Instant::now()) {
+            return;
+        }
+        match patch_status(&self.client, update).await {
+            Ok(()) => {
+                self.metrics.wrote("status", true);
+                self.waiting.remove(&key);
+            }
+            Err(error) => {
+                self.metrics.wrote("status", false);
+                self.failed(key, &error);
+            }
+        }
+    }
+}
+
+/// Names the status among the objects of a resource.
+const STATUS_OBJECT: &str = "status";
+
+async fn perform(client: &Client, action: &Action) -> Result<Done, WriteError> {
+    let namespace = &action.resource.namespace;
+    let failed =
+        |source| WriteError::Api { verb: action.write.verb(), object: action.write.object(), source };
+    let pods = || Api::<Pod>::namespaced(client.clone(), namespace);
+    let services = || Api::<Service>::namespaced(client.clone(), namespace);
+    let result = match &action.write {
+        Write::CreatePod(pod) => {
+            let params = PostParams { field_manager: Some(CHILDREN.to_owned()), ..PostParams::default() };
+            match pods().create(&params, pod).await {
+                Ok(made) => return Ok(Done::Made(Box::new(made))),
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+                    return existing(&pods(), pod, &action.write).await;
+                }
+                Err(error) => Err(error),
+            }
+        }
+        Write::DeletePod { name, uid } => gone(pods().delete(name, &with_uid(uid)).await.map(|_| ())),
+        Write::DeleteService { name, uid } => gone(services().delete(name, &with_uid(uid)).await.map(|_| ())),
+        Write::ApplyService { service, ours } => {
+            let name = service.metadata.name.as_deref().unwrap_or_default();
+            // A Service of someone else is not taken over: without force its fields conflict.
+            let params = PatchParams { force: *ours, ..PatchParams::apply(CHILDREN) };
+            services().patch(name, &params, &Patch::Apply(service)).await.map(|_| ())
+        }
+        Write::SetGate { name, uid, open, message } => {
+            let patch = gate(uid, *open, message, Timestamp::now());
+            let params = PatchParams { field_manager: Some(STATUS.to_owned()), ..PatchParams::default() };
+            gone(pods().patch_status(name, &params, &Patch::Strategic(patch)).await.map(|_| ()))
+        }
+    };
+    result.map(|()| Done::Otherwise).map_err(failed)
+}
+
+/// The pod that has the name already: usually the very one that was to be made, and the cache was behind.
+async fn existing(pods: &Api<Pod>, wanted: &Pod, write: &Write) -> Result<Done, WriteError> {
+    let name = wanted.metadata.name.as_deref().unwrap_or_default();
+    let found = pods.get_opt(name).await;
+    let found = found.map_err(|source| WriteError::Api { verb: "read", object: write.object(), source })?;
+    let owner =
+        |pod: &Pod| pod.metadata.owner_references.iter().flatten().next().map(|owner| owner.uid.clone());
+    match found {
+        Some(found) if owner(&found) == owner(wanted) => Ok(Done::Made(Box::new(found))),
+        Some(found) if found.metadata.deletion_timestamp.is_none() => {
+            Err(WriteError::Taken { object: write.object() })
+        }
+        // It is ending, or has ended by now: the next pass makes the new one.
+        Some(_) | None => Ok(Done::Otherwise),
+    }
+}
+
+/// Only this pod, not another that has its name by now.
+fn with_uid(uid: &str) -> DeleteParams {
+    DeleteParams::default().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+}
+
+/// What is gone, or another by now, needs nothing done to it.
+fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        other => other,
+    }
+}
+
+fn gate(uid: &str, open: bool, message: &str, now: Timestamp) -> Value {
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    json!({
+        "metadata": {"uid": uid},
+        "status": {"conditions": [{
+            "type": MODELS_READY_GATE,
+            "status": if open { "True" } else { "False" },
+            "reason": if open { "ModelsAnswer" } else { "NotServing" },
+            "message": message,
+            "lastTransitionTime": now.to_string(),
+        }]}
+    })
+}
+
+async fn patch_status(client: &Client, update: StatusUpdate) -> Result<(), WriteError> {
+    match update.status {
+        Status::DataFactory(status) => {
+            patch::<DataFactory>(client, &update.key, &update.uid, json!(status)).await
+        }
+        Status::Reranker(status) => patch::<Reranker>(client, &update.key, &update.uid, json!(status)).await,
+        Status::OllamaPool(status) => {
+            patch::<OllamaPool>(client, &update.key, &update.uid, json!(status)).await
+        }
+    }
+}
+
+async fn patch<K>(client: &Client, key: &ResourceKey, uid: &str, status: Value) -> Result<(), WriteError>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &key.namespace);
+    let patch = json!({
+        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "kind": key.kind.name(),
+        // With the UID, a resource that was made anew under the same name is left alone.
+        "metadata": {"name": key.name, "uid": uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(STATUS).force();
+    let result = api.patch_status(&key.name, &params, &Patch::Apply(patch)).await.map(|_| ());
+    gone(result).map_err(|source| WriteError::Api {
+        verb: "write the status of",
+        object: key.to_string(),
+        source,
+    })
+}

@@ -1,0 +1,63 @@
+//! Flags and environment: the only place that reads them.
+
+use clap::Parser;
+use std::net::SocketAddr;
+
+/// Turns DataFactory, Reranker and OllamaPool resources into pods with exact GPUs.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "principium-operator", version, about)]
+pub struct Args {
+    /// Image of DataFactory, Reranker and doc analyzer pods whose resource names none
+    #[arg(long, env = "PRINCIPIUM_EMBEDDER_IMAGE", default_value = concat!("ghcr.io/principium-ai/principium-embedder:", env!("CARGO_PKG_VERSION")))]
+    pub embedder_image: String,
+
+    /// Image of OllamaPool pods whose resource names none
+    #[arg(long, env = "PRINCIPIUM_OLLAMA_IMAGE", default_value = "ollama/ollama:0.17.4")]
+    pub ollama_image: String,
+
+    /// Resources that don't say otherwise are Ready only when they compute on their GPUs
+    #[arg(long, env = "PRINCIPIUM_REQUIRE_ACCELERATION", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub require_acceleration: bool,
+
+    /// Look after the resources of this namespace only
+    #[arg(long, env = "PRINCIPIUM_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, env = "PRINCIPIUM_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Take part in an election, so that of several operators one works
+    #[arg(long, env = "PRINCIPIUM_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub leader_election: bool,
+
+    /// Namespace of the operator and of the device plugins: their Leases are there
+    #[arg(long, env = "POD_NAMESPACE", default_value = "principium-system")]
+    pub namespace: String,
+
+    /// Name of this operator among several
+    #[arg(long, env = "POD_NAME", default_value = "principium-operator")]
+    pub name: String,
+
+    /// How much is logged: error, warn, info, debug, trace, or directives such as `principium_operator=debug`
+    #[arg(long, env = "PRINCIPIUM_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Log as JSON, one object a line
+    #[arg(long, env = "PRINCIPIUM_LOG_JSON")]
+    pub log_json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_take_their_values_with_and_without_an_equals_sign() {
+        Args::command().debug_assert();
+        let args = Args::parse_from(["x", "--leader-election=false", "--require-acceleration", "false"]);
+        assert!(!args.leader_election && !args.require_acceleration);
+        assert!(Args::parse_from(["x", "--leader-election"]).leader_election);
+    }
+}

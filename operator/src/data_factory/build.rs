@@ -1,0 +1,138 @@
+//! The pods of a DataFactory, and the templates by which a change of them is told.
+
+use super::{analyzer_port, analyzer_url, pool, pool_url};
+use crate::embedder::{EmbedderPod, build_embedder_pod, embedder_template};
+use crate::observed::Observed;
+use crate::pod_parts::env;
+use crate::pods::PodView;
+use crate::resource::Role;
+use crate::template::Template;
+use k8s_openapi::api::core::v1::{EnvVar, Pod};
+use principium_api::DataFactory;
+use principium_api::data_factory::OllamaPoolRef;
+use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT};
+use principium_api::pod::PodSettings;
+use serde_json::{Value, json};
+
+/// Builds the pod of a role, without its name and GPUs.
+pub fn build_pod(observed: &Observed, resource: &DataFactory, role: Role) -> Pod {
+    match role {
+        Role::Analyzer => build_analyzer_pod(observed, resource),
+        Role::Worker | Role::Puller => build_worker_pod(observed, resource),
+    }
+}
+
+fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
+    let spec = &resource.spec;
+    let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
+    let name = resource.metadata.name.as_deref().unwrap_or_default();
+    let mut variables = Vec::new();
+    if let Some(enrichment) = &spec.enrichment {
+        variables.extend(env([("PRINCIPIUM_OLLAMA_URL", pool_url(namespace, &enrichment.ollama_pool_ref))]));
+        if let Some(model) = enrichment_model(observed, resource) {
+            variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
+        }
+        variables.extend(number("PRINCIPIUM_CONTEXT_MAX_TOKENS", enrichment.max_tokens));
+    }
+    if let Some(chunking) = &spec.chunking {
+        variables.extend(number("PRINCIPIUM_CHUNK_MAX_TOKENS", chunking.max_tokens));
+        variables.extend(number("PRINCIPIUM_CHUNK_OVERLAP", chunking.overlap));
+    }
+    if let Some(port) = analyzer_port(resource) {
+        variables.extend(env([("PRINCIPIUM_ANALYZER_URL", analyzer_url(namespace, name, port))]));
+    }
+    build_embedder_pod(EmbedderPod {
+        settings: &observed.settings,
+        pod: &spec.pod,
+        role: "data-factory",
+        port: DATA_FACTORY_PORT,
+        model: Some(&spec.model),
+        env: variables,
+        require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
+    })
+}
+
+fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
+    let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
+    let mut variables = Vec::new();
+    if let Some(reference) = analyzer_pool(resource) {
+        variables.extend(env([("PRINCIPIUM_OLLAMA_URL", pool_url(namespace, reference))]));
+        if let Some(model) = first_model(observed, resource, reference, Role::Analyzer, "analysis") {
+            variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
+        }
+    }
+    build_embedder_pod(EmbedderPod {
+        settings: &observed.settings,
+        pod: &analyzer_settings(resource),
+        role: "doc-analyzer",
+        port: DOC_ANALYZER_PORT,
+        model: None,
+        env: variables,
+        // It has no GPU to compute on.
+        require_acceleration: false,
+    })
+}
+
+fn number(name: &str, value: Option<u32>) -> Vec<EnvVar> {
+    value.map(|value| env([(name, value.to_string())])).into_iter().flatten().collect()
+}
+
+fn analyzer_pool(resource: &DataFactory) -> Option<&OllamaPoolRef> {
+    resource.spec.doc_analyzer.as_ref()?.ollama_pool_ref.as_ref()
+}
+
+/// The model that puts chunks in context: the named one, or the first of the pool.
+fn enrichment_model(observed: &Observed, resource: &DataFactory) -> Option<String> {
+    let enrichment = resource.spec.enrichment.as_ref()?;
+    let named = enrichment.model.clone();
+    named.or_else(|| first_model(observed, resource, &enrichment.ollama_pool_ref, Role::Worker, "enrichment"))
+}
+
+/// The first model of a pool. While there is no such pool, the one that the running pod was made with: a pool that goes
+/// restarts nobody.
+fn first_model(
+    observed: &Observed,
+    resource: &DataFactory,
+    reference: &OllamaPoolRef,
+    role: Role,
+    field: &str,
+) -> Option<String> {
+    let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(pool) = pool(observed, namespace, reference) {
+        return pool.spec.models.first().map(|model| model.name.clone());
+    }
+    let own = |pod: &&PodView| pod.role == role && pod.owner == resource.metadata.uid && !pod.leaving;
+    let newest = observed.pods.iter().filter(own).max_by_key(|pod| pod.revision)?;
+    let running: Value = serde_json::from_str(newest.template.as_deref()?).ok()?;
+    let same_pool = running.pointer(&format!("/{field}/pool"))? == reference.name.as_str();
+    same_pool.then(|| running.pointer(&format!("/{field}/model"))?.as_str().map(ToOwned::to_owned))?
+}
+
+/// What the analyzer shares with the worker. CPU and memory are the worker's.
+fn analyzer_settings(resource: &DataFactory) -> PodSettings {
+    PodSettings { resources: None, ..resource.spec.pod.clone() }
+}
+
+pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template {
+    let spec = &resource.spec;
+    let enrichment = spec.enrichment.as_ref().map(|enrichment| {
+        json!({
+            "pool": enrichment.ollama_pool_ref.name,
+            "model": enrichment_model(observed, resource),
+            "maxTokens": enrichment.max_tokens,
+        })
+    });
+    embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
+        .with("enrichment", &enrichment)
+        .with("chunking", &spec.chunking)
+        .with("analyzerPort", &analyzer_port(resource))
+        .with("requireAcceleration", &spec.require_acceleration)
+}
+
+pub fn analyzer_template(observed: &Observed, resource: &DataFactory) -> Template {
+    let analysis = analyzer_pool(resource).map(|reference| {
+        let model = first_model(observed, resource, reference, Role::Analyzer, "analysis");
+        json!({"pool": reference.name, "model": model})
+    });
+    embedder_template(&observed.settings, &analyzer_settings(resource), None).with("analysis", &analysis)
+}

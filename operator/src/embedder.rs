@@ -1,0 +1,218 @@
+//! What the pods of the embedder image have in common, whatever their role: model, ports, probes, variables.
+
+use crate::observed::Settings;
+use crate::pod_parts::{
+    RunAs, claim_volume, container_security, empty_dir, env, host_volume, http_probe, image_volume, join,
+    mount, pod_spec, pull_policy, read_only, resources, with_users_env,
+};
+use crate::template::Template;
+use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, Pod, Volume};
+use principium_api::model::ModelSource;
+use principium_api::pod::PodSettings;
+
+/// Where a model that is not downloaded is mounted.
+const MODELS: &str = "/models";
+
+/// A pod of the embedder.
+pub struct EmbedderPod<'a> {
+    pub settings: &'a Settings,
+    pub pod: &'a PodSettings,
+    /// The value of `PRINCIPIUM_ROLE`.
+    pub role: &'a str,
+    pub port: u16,
+    pub model: Option<&'a ModelSource>,
+    /// Variables of the role.
+    pub env: Vec<EnvVar>,
+    pub require_acceleration: bool,
+}
+
+/// Builds the pod, without its name and GPUs.
+pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
+    let mut all = env([
+        ("PRINCIPIUM_ROLE", parts.role.to_owned()),
+        ("PRINCIPIUM_LISTEN", format!("0.0.0.0:{}", parts.port)),
+        ("PRINCIPIUM_MODEL_CACHE", "/cache".to_owned()),
+        ("PRINCIPIUM_REQUIRE_ACCELERATION", parts.require_acceleration.to_string()),
+    ]);
+    let mut volumes = vec![empty_dir("cache"), empty_dir("tmp")];
+    let mut mounts = vec![mount("cache", "/cache"), mount("tmp", "/tmp")];
+    if let Some(model) = parts.model {
+        let (volume, variables) = place_model(model, parts.pod);
+        all.extend(variables);
+        if let Some(volume) = volume {
+            volumes.push(volume);
+            mounts.push(read_only(mount("model", MODELS)));
+        }
+    }
+    all.extend(parts.env);
+    let container = Container {
+        name: parts.role.to_owned(),
+        image: Some(image(parts.settings, parts.pod)),
+        image_pull_policy: Some(pull_policy(parts.pod)),
+        args: Some(vec!["serve".to_owned()]),
+        env: Some(with_users_env(all, parts.pod)),
+        ports: Some(vec![ContainerPort {
+            name: Some("http".to_owned()),
+            container_port: i32::from(parts.port),
+            ..ContainerPort::default()
+        }]),
+        resources: Some(resources(parts.pod, "100m", "512Mi")),
+        security_context: Some(container_security()),
+        // A model may have to be downloaded first: half an hour.
+        startup_probe: Some(http_probe("/ready", 2, 900)),
+        readiness_probe: Some(http_probe("/ready", 5, 2)),
+        liveness_probe: Some(http_probe("/health", 10, 6)),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    };
+    Pod { spec: Some(pod_spec(parts.pod, RunAs::NonRoot, vec![container], volumes)), ..Pod::default() }
+}
+
+fn image(settings: &Settings, pod: &PodSettings) -> String {
+    pod.image.clone().unwrap_or_else(|| settings.embedder_image.clone())
+}
+
+/// The fields of [`PodSettings`] that a running pod can't take on.
+pub fn settings_template(image: &str, pod: &PodSettings) -> Template {
+    // By name, so that a difference names the variable.
+    let env: Option<std::collections::BTreeMap<&str, &EnvVar>> =
+        pod.env.as_ref().map(|env| env.iter().map(|variable| (variable.name.as_str(), variable)).collect());
+    Template::default()
+        .with("image", &image)
+        .with("imagePullPolicy", &pod.image_pull_policy)
+        .with("imagePullSecrets", &pod.image_pull_secrets)
+        .with("nodeSelector", &pod.node_selector)
+        .with("tolerations", &pod.tolerations)
+        .with("priorityClassName", &pod.priority_class_name)
+        .with("resources", &pod.resources)
+        .with("env", &env)
+}
+
+/// The template of an embedder pod, to which its role adds.
+pub fn embedder_template(settings: &Settings, pod: &PodSettings, model: Option<&ModelSource>) -> Template {
+    settings_template(&image(settings, pod), pod).with("model", &model)
+}
+
+fn place_model(model: &ModelSource, pod: &PodSettings) -> (Option<Volume>, Vec<EnvVar>) {
+    if let Some(hub) = &model.hub {
+        let mut variables =
+            env([("PRINCIPIUM_MODEL", hub.name.clone()), ("PRINCIPIUM_MODEL_NAME", hub.name.clone())]);
+        if let Some(revision) = &hub.revision {
+            variables.extend(env([("PRINCIPIUM_MODEL_REVISION", revision.clone())]));
+        }
+        return (None, variables);
+    }
+    let (volume, folder, name) = if let Some(image) = &model.image {
+        let volume = image_volume("model", &image.reference, pod);
+        (volume, image.path.as_deref(), name_of_image(&image.reference))
+    } else if let Some(claim) = &model.persistent_volume_claim {
+        let name = claim.path.as_deref().map_or(claim.claim_name.as_str(), last_part).to_owned();
+        (claim_volume("model", &claim.claim_name), claim.path.as_deref(), name)
+    } else if let Some(folder) = &model.host_path {
+        (host_volume("model", &folder.path, "Directory"), None, last_part(&folder.path).to_owned())
+    } else {
+        return (None, Vec::new());
+    };
+    let variables = env([("PRINCIPIUM_MODEL", join(MODELS, folder)), ("PRINCIPIUM_MODEL_NAME", name)]);
+    (Some(volume), variables)
+}
+
+/// `registry/principium-model-all-minilm-l6-v2:0.1.0` serves `all-minilm-l6-v2`.
+fn name_of_image(reference: &str) -> String {
+    let without_digest = reference.split('@').next().unwrap_or(reference);
+    let last = last_part(without_digest);
+    let name = last.split(':').next().unwrap_or(last);
+    name.strip_prefix("principium-model-").unwrap_or(name).to_owned()
+}
+
+fn last_part(path: &str) -> &str {
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use principium_api::model::{ClaimModel, HostPathModel, HubModel, ImageModel};
+    use serde_json::json;
+
+    fn none() -> ModelSource {
+        ModelSource { hub: None, image: None, persistent_volume_claim: None, host_path: None }
+    }
+
+    fn built(model: &ModelSource) -> serde_json::Value {
+        let settings = Settings { embedder_image: "embedder:1".to_owned(), ..Settings::default() };
+        let pod = build_embedder_pod(EmbedderPod {
+            settings: &settings,
+            pod: &PodSettings::default(),
+            role: "reranker",
+            port: 9200,
+            model: Some(model),
+            env: Vec::new(),
+            require_acceleration: true,
+        });
+        serde_json::to_value(pod).unwrap()
+    }
+
+    fn variable(pod: &serde_json::Value, name: &str) -> Option<String> {
+        let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+        env.iter().find(|env| env["name"] == name).map(|env| env["value"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_model_comes_from_each_of_its_sources() {
+        let hub = HubModel { name: "org/model".to_owned(), revision: Some("abc".to_owned()) };
+        let image = ImageModel {
+            reference: "r.example/x/principium-model-mini@sha256:00".to_owned(),
+            path: Some("sub".to_owned()),
+        };
+        let claim = ClaimModel { claim_name: "models".to_owned(), path: Some("a/mini".to_owned()) };
+        let folder = HostPathModel { path: "/srv/mini".to_owned() };
+        for (model, directory, name, volume) in [
+            (ModelSource { hub: Some(hub), ..none() }, "org/model", "org/model", json!(null)),
+            (
+                ModelSource { image: Some(image), ..none() },
+                "/models/sub",
+                "principium-model-mini",
+                json!({"name": "model", "image":
+                    {"reference": "r.example/x/principium-model-mini@sha256:00", "pullPolicy": "IfNotPresent"}}),
+            ),
+            (
+                ModelSource { persistent_volume_claim: Some(claim), ..none() },
+                "/models/a/mini",
+                "mini",
+                json!({"name": "model", "persistentVolumeClaim": {"claimName": "models"}}),
+            ),
+            (
+                ModelSource { host_path: Some(folder), ..none() },
+                "/models",
+                "mini",
+                json!({"name": "model", "hostPath": {"path": "/srv/mini", "type": "Directory"}}),
+            ),
+        ] {
+            let pod = built(&model);
+            let name = name.trim_start_matches("principium-model-");
+            assert_eq!(variable(&pod, "PRINCIPIUM_MODEL").as_deref(), Some(directory));
+            assert_eq!(variable(&pod, "PRINCIPIUM_MODEL_NAME").as_deref(), Some(name));
+            assert_eq!(
+                pod["spec"]["volumes"].as_array().unwrap().get(2).cloned().unwrap_or_default(),
+                volume
+            );
+        }
+    }
+
+    #[test]
+    fn a_pod_meets_the_restricted_pod_security_level() {
+        let pod =
+            built(&ModelSource { hub: Some(HubModel { name: "a/b".to_owned(), revision: None }), ..none() });
+        let spec = &pod["spec"];
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        let container = &spec["containers"][0]["securityContext"];
+        assert_eq!(
+            *container,
+            json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}})
+        );
+        assert!(spec["hostNetwork"].is_null() && spec["containers"][0]["ports"][0]["hostPort"].is_null());
+    }
+}

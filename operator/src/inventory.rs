@@ -1,0 +1,310 @@
+//! The GPUs of the cluster and who holds how much of each: the ledger that placement works on, read from pods' own
+//! requests, GPUNodes, Nodes and the plugins' Leases.
+
+use crate::observed::Observed;
+use crate::pods::PodView;
+use crate::resource::ResourceKey;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+use principium_api::gpu::MIB_PER_UNIT;
+use principium_api::gpu_node::{GPUNode, Gpu, GpuView, Health, Injection, WithheldReason};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Memory in MiB that may be in use on a GPU beyond what is granted: the driver's reserve, and the steps in which
+/// GPUNode reports.
+pub const MEMORY_TOLERANCE_MIB: u64 = MIB_PER_UNIT;
+
+/// Every GPU that the operator may place on, by node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inventory {
+    pub nodes: BTreeMap<String, NodeGpus>,
+}
+
+/// The GPUs of one node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeGpus {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    /// Why the node takes no placements now.
+    pub closed: Option<String>,
+    pub injection: Injection,
+    pub simulated: bool,
+    pub gpus: BTreeMap<u32, GpuState>,
+}
+
+/// One GPU and its holders.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GpuState {
+    pub index: u32,
+    pub uuid: String,
+    pub product: String,
+    /// Units of the whole GPU.
+    pub units: u32,
+    /// Units that the node offers to the scheduler, those in use included.
+    pub offered: u32,
+    /// In °C.
+    pub temperature: Option<u32>,
+    /// In MiB, as NVML measures it.
+    pub memory_free: u64,
+    /// Why the GPU takes no placements now.
+    pub closed: Option<Closed>,
+    pub holders: Vec<Holder>,
+}
+
+/// Why a GPU takes no placements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    pub cause: Cause,
+    /// Ends a sentence that begins with the GPU, for example `is withheld (Overheated: …)`.
+    pub message: String,
+}
+
+/// The causes that the operator acts on differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Overheated,
+    Unhealthy,
+    /// Anything else, for example a foreign process or the generic pool.
+    Other,
+}
+
+/// Who has units of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub who: Who,
+    pub units: u32,
+    pub state: HolderState,
+}
+
+/// A holder by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Who {
+    Resource(ResourceKey),
+    /// A pod that is not the operator's: namespace and name.
+    Pod(String, String),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resource(key) => key.fmt(f),
+            Self::Pod(namespace, name) => write!(f, "Pod {namespace}/{name}"),
+        }
+    }
+}
+
+/// How a holder has its units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderState {
+    /// A pod asks for them.
+    Holds,
+    /// A pod that is ending still has them.
+    Leaving,
+    /// Granted in this pass.
+    Granted,
+    /// Kept for a resource that comes first and waits for more.
+    Reserved,
+}
+
+impl GpuState {
+    /// Units that nobody has.
+    pub fn free(&self) -> u32 {
+        let held = self.holders.iter().fold(0u32, |sum, holder| sum.saturating_add(holder.units));
+        self.units.saturating_sub(held)
+    }
+
+    /// Units that pods have or were granted; reserved ones don't count.
+    pub fn taken(&self) -> u32 {
+        self.holders
+            .iter()
+            .filter(|holder| holder.state != HolderState::Reserved)
+            .fold(0u32, |sum, holder| sum.saturating_add(holder.units))
+    }
+}
+
+impl NodeGpus {
+    /// Whether a pod with this selector and these tolerations may run here; else what is against it.
+    pub fn admits(
+        &self,
+        selector: &BTreeMap<String, String>,
+        tolerations: &[Toleration],
+    ) -> Result<(), Admission> {
+        if selector.iter().any(|(key, value)| self.labels.get(key) != Some(value)) {
+            return Err(Admission::NotSelected);
+        }
+        if let Some(why) = &self.closed {
+            return Err(Admission::Closed(why.clone()));
+        }
+        let against = self.taints.iter().find(|taint| {
+            matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+                && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
+        });
+        match against {
+            Some(taint) => {
+                Err(Admission::Closed(format!("has the taint {} that is not tolerated", taint.key)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a node takes no placement of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The node selector doesn't match.
+    NotSelected,
+    /// Ends a sentence that begins with the node.
+    Closed(String),
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    match toleration.operator.as_deref() {
+        Some("Exists") => key.is_empty() || key == taint.key,
+        _ => {
+            key == taint.key
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
+    }
+}
+
+/// The ledger as it is observed.
+pub fn read(observed: &Observed, now: Timestamp) -> Inventory {
+    let known: BTreeSet<(&str, &str)> =
+        observed.pods.iter().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
+    let mut inventory = Inventory::default();
+    for gpu_node in &observed.gpu_nodes {
+        let node = read_node(observed, gpu_node, &known, now);
+        inventory.nodes.insert(node.name.clone(), node);
+    }
+    for pod in observed.pods.iter().filter(|pod| !pod.ended()) {
+        let Some(node) = pod.node.as_ref().and_then(|name| inventory.nodes.get_mut(name)) else { continue };
+        for (index, units) in &pod.units {
+            if let Some(gpu) = node.gpus.get_mut(index) {
+                let state = if pod.leaving { HolderState::Leaving } else { HolderState::Holds };
+                gpu.holders.push(Holder { who: who(pod), units: *units, state });
+            }
+        }
+    }
+    inventory
+}
+
+/// The name under which a pod holds GPUs.
+pub fn who(pod: &PodView) -> Who {
+    match &pod.resource {
+        Some(key) => Who::Resource(key.clone()),
+        None => Who::Pod(pod.namespace.clone(), pod.name.clone()),
+    }
+}
+
+fn read_node(
+    observed: &Observed,
+    gpu_node: &GPUNode,
+    known: &BTreeSet<(&str, &str)>,
+    now: Timestamp,
+) -> NodeGpus {
+    let name = gpu_node.metadata.name.clone().unwrap_or_default();
+    let node = observed.nodes.get(&name);
+    let status = gpu_node.status.clone().unwrap_or_default();
+    let closed = if let Some(node) = node {
+        if node.leaving {
+            Some("is being deleted".to_owned())
+        } else if node.unschedulable {
+            Some("is cordoned".to_owned())
+        } else if !node.ready {
+            Some("is not ready".to_owned())
+        } else if let Some(message) = &status.message {
+            Some(format!("measures no GPUs: {message}"))
+        } else {
+            match observed.lease_expiry.get(&name) {
+                None => Some("has no Lease of its device plugin; does the plugin run?".to_owned()),
+                Some(expiry) if *expiry < now => {
+                    Some(format!("has a device plugin that last reported before {}", clock(*expiry)))
+                }
+                Some(_) => None,
+            }
+        }
+    } else {
+        Some("is gone".to_owned())
+    };
+    let gpus = status
+        .gpus
+        .iter()
+        .map(|gpu| {
+            let offered = node.and_then(|node| node.allocatable.get(&gpu.index)).copied().unwrap_or_default();
+            (gpu.index, read_gpu(gpu, offered, known))
+        })
+        .collect();
+    NodeGpus {
+        labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
+        taints: node.map(|node| node.taints.clone()).unwrap_or_default(),
+        closed,
+        injection: status.injection,
+        simulated: status.simulated,
+        gpus,
+        name,
+    }
+}
+
+fn read_gpu(gpu: &Gpu, offered: u32, known: &BTreeSet<(&str, &str)>) -> GpuState {
+    // A pod that the API no longer knows, but the kubelet still does, is ending: its units are not free yet.
+    let holders = gpu
+        .allocations
+        .iter()
+        .filter(|allocation| !known.contains(&(allocation.namespace.as_str(), allocation.pod.as_str())))
+        .map(|allocation| Holder {
+            who: Who::Pod(allocation.namespace.clone(), allocation.pod.clone()),
+            units: allocation.units,
+            state: HolderState::Leaving,
+        })
+        .collect();
+    GpuState {
+        index: gpu.index,
+        uuid: gpu.uuid.clone(),
+        product: gpu.product.clone(),
+        units: gpu.units,
+        offered,
+        temperature: gpu.temperature,
+        memory_free: gpu.memory.free,
+        closed: closed(gpu),
+        holders,
+    }
+}
+
+fn closed(gpu: &Gpu) -> Option<Closed> {
+    if let Some(withheld) = &gpu.withheld {
+        let cause = match withheld.reason {
+            WithheldReason::Overheated => Cause::Overheated,
+            WithheldReason::Xid | WithheldReason::Lost | WithheldReason::Ecc => Cause::Unhealthy,
+            WithheldReason::ForeignProcess | WithheldReason::Unreadable => Cause::Other,
+        };
+        let message = if withheld.message.is_empty() {
+            format!("is withheld ({:?})", withheld.reason)
+        } else {
+            format!("is withheld ({:?}: {})", withheld.reason, withheld.message.trim_end_matches('.'))
+        };
+        return Some(Closed { cause, message });
+    }
+    match (gpu.health, gpu.view) {
+        (Health::Lost, _) => Some(Closed { cause: Cause::Unhealthy, message: "is lost".to_owned() }),
+        (Health::Unhealthy, _) => {
+            Some(Closed { cause: Cause::Unhealthy, message: "is unhealthy".to_owned() })
+        }
+        (Health::Healthy, GpuView::Generic) => Some(Closed {
+            cause: Cause::Other,
+            message: "is in the generic pool principium.ai/gpu".to_owned(),
+        }),
+        (Health::Healthy, GpuView::Exact) => None,
+    }
+}
+
+fn clock(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}

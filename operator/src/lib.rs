@@ -1,0 +1,39 @@
+//! The operator of principium: turns DataFactory, Reranker and OllamaPool into pods with exact GPUs.
+//!
+//! One pass looks at the whole cluster: `observe` gathers plain data from caches, `plan` decides as a pure function (with
+//! `placement` as the one allocator of GPUs), `apply` writes. Everything else serves one of the three.
+
+mod actions;
+mod apply;
+mod args;
+mod caches;
+mod conditions;
+mod data_factory;
+mod desired;
+mod embedder;
+mod events;
+mod finish;
+mod inventory;
+mod leader;
+mod lifecycle;
+mod metrics;
+mod observe;
+mod observed;
+mod ollama_pool;
+mod placement;
+mod plan;
+mod pod_parts;
+mod pods;
+mod probe;
+mod reranker;
+mod resource;
+mod run;
+mod server;
+mod services;
+mod summary;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use args::Args;
+pub use run::run;

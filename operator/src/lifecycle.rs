@@ -1,0 +1,578 @@
+//! The life of a pod in its slot: make it, keep it, replace it, move it. Pure, and the same for every kind.
+//!
+//! A pass looks at each slot ([`look`]), asks placement for what the slot needs ([`request`]), and settles it with what
+//! placement answered ([`settle`]).
+
+use crate::actions::{Action, Plan, Severity, Write};
+use crate::desired::{Desired, Slot};
+use crate::finish::{Finish, finish};
+use crate::inventory::{Cause, Inventory};
+use crate::observed::Observed;
+use crate::placement::{Need, Outcome, Placement, Request, Round, SlotId, accepts};
+use crate::pods::{Phase, PodView};
+use crate::resource::Role;
+use jiff::{SignedDuration, Timestamp};
+use principium_api::gpu::{OnOverheat, OnUnhealthy};
+use principium_api::status::{AssignedGpu, Assignment};
+
+/// A pod that moved stays at least this long, so that pods don't chase the heat around.
+const MOVE_COOL_DOWN: SignedDuration = SignedDuration::from_mins(5);
+/// A pod that lived this long before it failed begins a new count of failures.
+const LONG_LIFE: SignedDuration = SignedDuration::from_mins(10);
+/// Wait before the first replacement of a failed pod; doubled with each failure in a row.
+const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// Longest wait before a failed pod is replaced.
+const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(5);
+
+/// How a slot is found.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// Nothing there.
+    Missing,
+    /// Only pods that are ending.
+    Leaving(&'a PodView),
+    /// A pod as it is wanted, and older ones that it replaces.
+    Current { pod: &'a PodView, older: Vec<&'a PodView>, off: Option<MoveOff> },
+    /// Pods made from an older spec, the newest first.
+    Outdated { pods: Vec<&'a PodView>, why: Vec<String> },
+    /// A pod that ended though it should run.
+    Failed { pod: &'a PodView, retry_at: Timestamp },
+}
+
+/// Why a pod should leave its GPU, if it can have another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveOff {
+    pub event: &'static str,
+    pub why: String,
+    /// Whether it does no work where it is, so that nothing is lost by stopping it first.
+    pub idle: bool,
+}
+
+/// What became of a slot.
+#[derive(Debug)]
+pub struct Report<'a> {
+    pub role: Role,
+    pub ordinal: u32,
+    /// The pod that serves, or is to serve.
+    pub pod: Option<&'a PodView>,
+    /// GPUs chosen or kept for a pod that is not there yet.
+    pub ahead: Option<Assignment>,
+    pub revision: u32,
+    pub state: State,
+}
+
+/// How far a slot is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Ready,
+    Starting(String),
+    Updating(String),
+    WaitingForGpu(String),
+    /// Waiting for models in a shared store.
+    WaitingForStore(String),
+    Failed(String),
+    Impossible(&'static str, String),
+}
+
+/// The pods of a slot, newest first.
+pub fn pods_of<'a>(desired: &Desired<'_>, pods: &[&'a PodView], slot: &Slot) -> Vec<&'a PodView> {
+    let mut found: Vec<&PodView> = pods
+        .iter()
+        .copied()
+        .filter(|pod| {
+            pod.owner.as_deref() == Some(&desired.id.uid)
+                && pod.role == slot.role
+                && pod.ordinal == slot.ordinal
+        })
+        .collect();
+    found.sort_by_key(|pod| std::cmp::Reverse(pod.revision));
+    found
+}
+
+/// Looks at a slot.
+pub fn look<'a>(
+    desired: &Desired<'_>,
+    slot: &Slot,
+    pods: &[&'a PodView],
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Found<'a> {
+    let pods = pods_of(desired, pods, slot);
+    let alive: Vec<&PodView> = pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended()).collect();
+    let Some(newest) = alive.first().copied() else {
+        if let Some(pod) = pods.iter().find(|pod| pod.leaving && !pod.ended()) {
+            return Found::Leaving(pod);
+        }
+        return match pods.iter().find(|pod| !pod.leaving) {
+            Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
+            None => Found::Missing,
+        };
+    };
+    let why = differences(desired, slot, newest, inventory);
+    if why.is_empty() {
+        let older = alive.into_iter().skip(1).collect();
+        Found::Current { pod: newest, older, off: move_off(desired, slot, newest, inventory, now) }
+    } else {
+        Found::Outdated { pods: alive, why }
+    }
+}
+
+/// When a pod that ended may be replaced.
+pub fn retry_at(pod: &PodView) -> Timestamp {
+    let failures = i32::try_from(failures_in_a_row(pod).saturating_sub(1)).unwrap_or(i32::MAX).min(16);
+    let wait = FIRST_RETRY.checked_mul(1 << failures).unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY);
+    pod.ended.checked_add(wait).unwrap_or(pod.ended)
+}
+
+/// Failures in a row, this pod's included.
+pub fn failures_in_a_row(pod: &PodView) -> u32 {
+    if pod.ended.duration_since(pod.created) > LONG_LIFE { 1 } else { pod.failures.saturating_add(1) }
+}
+
+/// What differs between a pod and what is wanted, in words.
+fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &Inventory) -> Vec<String> {
+    let mut found = slot.template.differences(pod.template.as_deref());
+    let labels = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)).map(|node| &node.labels);
+    if let Some(labels) = labels {
+        let selector = desired.settings.node_selector.iter().flatten();
+        let selected = selector.clone().all(|(key, value)| labels.get(key) == Some(value));
+        // A new selector that this node matches too moves nothing.
+        found.retain(|difference| !(selected && difference.starts_with("nodeSelector")));
+    }
+    if let Some(node) = &pod.node
+        && !accepts(inventory, &slot.need, node, &held(pod, inventory))
+    {
+        found.push(format!("spec.gpu asks for other GPUs than {}", in_words(&held(pod, inventory))));
+    }
+    for assigned in &pod.assigned {
+        let now = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)?.gpus.get(&assigned.index));
+        if let Some(gpu) = now
+            && gpu.uuid != assigned.uuid
+        {
+            found.push(format!(
+                "GPU {} is another card now ({} instead of {})",
+                gpu.index, gpu.uuid, assigned.uuid
+            ));
+        }
+    }
+    found
+}
+
+/// The GPUs that a pod asks for: its own requests count, the inventory only adds the UUIDs.
+pub fn held(pod: &PodView, inventory: &Inventory) -> Vec<AssignedGpu> {
+    pod.units
+        .iter()
+        .map(|(index, units)| {
+            let assigned = pod.assigned.iter().find(|gpu| gpu.index == *index).map(|gpu| gpu.uuid.clone());
+            let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.clone());
+            AssignedGpu { index: *index, uuid: assigned.or_else(known).unwrap_or_default(), units: *units }
+        })
+        .collect()
+}
+
+fn in_words(gpus: &[AssignedGpu]) -> String {
+    let parts: Vec<String> =
+        gpus.iter().map(|gpu| format!("GPU {} ({} GiB)", gpu.index, gpu.units)).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn move_off(
+    desired: &Desired<'_>,
+    slot: &Slot,
+    pod: &PodView,
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Option<MoveOff> {
+    if !matches!(slot.need, Need::Count(_)) {
+        return None;
+    }
+    let node = inventory.nodes.get(pod.node.as_ref()?)?;
+    pod.units.keys().find_map(|index| {
+        let gpu = node.gpus.get(index)?;
+        let closed = gpu.closed.as_ref()?;
+        let why = format!("GPU {index} on node {} {}", node.name, closed.message);
+        if !pod.scheduled {
+            return Some(MoveOff { event: "Replanned", why, idle: true });
+        }
+        let settled = now.duration_since(pod.created) >= MOVE_COOL_DOWN;
+        match closed.cause {
+            Cause::Overheated if desired.on_overheat() == OnOverheat::Migrate && settled => {
+                Some(MoveOff { event: "Migrating", why, idle: false })
+            }
+            Cause::Unhealthy if desired.on_unhealthy() == OnUnhealthy::Replace => {
+                Some(MoveOff { event: "Replacing", why, idle: !pod.ready })
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Which of a resource's slots may be replaced or moved in this pass: every one whose pod is not ready, because nothing is
+/// lost, and else the first, when all others are ready.
+pub fn may_change(found: &[(&Slot, Found<'_>)], ready: impl Fn(&PodView) -> bool, at: usize) -> bool {
+    let pod_of = |found: &Found<'_>| match found {
+        Found::Current { pod, .. } => Some(ready(pod)),
+        Found::Outdated { pods, .. } => Some(pods.iter().any(|pod| ready(pod))),
+        Found::Missing | Found::Leaving(_) | Found::Failed { .. } => None,
+    };
+    let wants =
+        |found: &Found<'_>| matches!(found, Found::Outdated { .. } | Found::Current { off: Some(_), .. });
+    let Some((slot, this)) = found.get(at) else { return false };
+    if pod_of(this) == Some(false) {
+        return true;
+    }
+    let peers = || found.iter().filter(|(other, _)| other.role == slot.role);
+    let settled = peers().all(|(_, found)| match found {
+        Found::Current { older, .. } => older.is_empty() && pod_of(found) == Some(true),
+        Found::Outdated { .. } => pod_of(found) == Some(true),
+        _ => false,
+    });
+    let first = peers().find(|(_, found)| wants(found)).map(|(slot, _)| slot.ordinal);
+    settled && first == Some(slot.ordinal)
+}
+
+/// What a slot asks of placement, if anything.
+pub fn request(
+    desired: &Desired<'_>,
+    slot: &Slot,
+    found: &Found<'_>,
+    may_change: bool,
+    inventory: &Inventory,
+) -> Option<Request> {
+    if slot.need == Need::Nothing {
+        return None;
+    }
+    let placement = |pod: &PodView| {
+        Some(Placement {
+            node: pod.node.clone()?,
+            gpus: held(pod, inventory),
+            reason: pod.placement_reason.clone(),
+        })
+    };
+    let (round, previous) = match found {
+        Found::Missing => match remembered(desired, slot) {
+            Some(previous) => (Round::Return, Some(previous)),
+            None => (Round::Fresh, None),
+        },
+        Found::Failed { pod, .. } => (Round::Return, placement(pod)),
+        Found::Outdated { pods, .. } if may_change && slot.surge => {
+            (Round::Beside, pods.first().and_then(|pod| placement(pod)))
+        }
+        Found::Current { off: Some(_), .. } if may_change => (Round::Beside, None),
+        Found::Leaving(_) | Found::Outdated { .. } | Found::Current { .. } => return None,
+    };
+    Some(Request {
+        slot: SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal },
+        order: desired.id.order.clone(),
+        round,
+        need: slot.need.clone(),
+        node_selector: desired.settings.node_selector.clone().unwrap_or_default(),
+        tolerations: desired.settings.tolerations.clone().unwrap_or_default(),
+        previous,
+    })
+}
+
+/// The GPUs that the status remembers for a worker: its pod is gone, and it comes back to them.
+fn remembered(desired: &Desired<'_>, slot: &Slot) -> Option<Placement> {
+    let prefix = format!("{}-{}-", desired.id.key.name, slot.ordinal);
+    let assignment = desired.assignments.iter().find(|assignment| {
+        assignment.pod.strip_prefix(&prefix).is_some_and(|rest| rest.parse::<u32>().is_ok())
+    })?;
+    Some(Placement {
+        node: assignment.node.clone(),
+        gpus: assignment.gpus.clone(),
+        reason: assignment.reason.clone(),
+    })
+}
+
+/// What settling a slot needs to know besides the slot.
+pub struct Settling<'a, 'd> {
+    pub observed: &'a Observed,
+    pub inventory: &'a Inventory,
+    pub desired: &'a Desired<'d>,
+    /// All pods that carry the labels of the resource, also those of a former resource of its name.
+    pub pods: &'a [&'a PodView],
+    pub now: Timestamp,
+    /// Whether a pod serves.
+    pub ready: &'a dyn Fn(&PodView) -> bool,
+    /// Why no pod may start on this node yet, where a shared model store is not filled.
+    pub gate: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// Decides what is done about a slot.
+pub fn settle<'a>(
+    with: &Settling<'a, '_>,
+    slot: &Slot,
+    found: &Found<'a>,
+    may_change: bool,
+    outcome: Option<&Outcome>,
+    plan: &mut Plan,
+) -> Report<'a> {
+    let mut report = Report {
+        role: slot.role,
+        ordinal: slot.ordinal,
+        pod: None,
+        ahead: None,
+        revision: latest_revision(with, slot),
+        state: State::Starting(String::new()),
+    };
+    remove_ended(with, slot, found, plan);
+    match found {
+        Found::Missing => enter(with, slot, None, outcome, &mut report, plan),
+        Found::Failed { pod, retry_at } => {
+            enter(with, slot, Some((pod, *retry_at)), outcome, &mut report, plan);
+        }
+        Found::Leaving(pod) => {
+            report.pod = Some(pod);
+            report.state = State::Starting(format!("Pod {} is ending; its successor starts then", pod.name));
+        }
+        Found::Current { pod, older, off } => {
+            report.pod = Some(pod);
+            let ready = (with.ready)(pod);
+            report.state = match closed_under(pod, with.inventory) {
+                _ if ready => State::Ready,
+                Some(why) => State::WaitingForGpu(why),
+                None => State::Starting(unready(pod)),
+            };
+            if ready || !older.iter().any(|pod| (with.ready)(pod)) {
+                for former in older {
+                    delete(with, former, plan);
+                }
+            }
+            if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome) {
+                let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
+                plan.note(&with.desired.id, Severity::Warning, off.event, text);
+                if slot.surge && !off.idle {
+                    create(with, slot, Some(placement), 0, &mut report, plan);
+                } else {
+                    delete(with, pod, plan);
+                }
+            }
+        }
+        Found::Outdated { pods, why } => {
+            report.pod = pods.first().copied();
+            let why = why.join("; ");
+            report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
+            if may_change {
+                replace(with, slot, pods, &why, outcome, &mut report, plan);
+            }
+        }
+    }
+    report
+}
+
+/// Pods that ended and are not needed to remember their GPUs.
+fn remove_ended(with: &Settling<'_, '_>, slot: &Slot, found: &Found<'_>, plan: &mut Plan) {
+    let kept = match found {
+        Found::Failed { pod, .. } => Some(pod.uid.as_str()),
+        _ => None,
+    };
+    for pod in pods_of(with.desired, with.pods, slot) {
+        if pod.ended() && !pod.leaving && kept != Some(pod.uid.as_str()) {
+            delete(with, pod, plan);
+        }
+    }
+}
+
+fn replace(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    pods: &[&PodView],
+    why: &str,
+    outcome: Option<&Outcome>,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    let placement = match outcome {
+        Some(Outcome::Granted(placement)) => Some(placement),
+        _ => None,
+    };
+    let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
+    let id = &with.desired.id;
+    let beside = slot.surge && (slot.need == Need::Nothing || placement.is_some());
+    if beside && placement.is_none_or(|placement| (with.gate)(&placement.node).is_none()) {
+        plan.note(id, Severity::Normal, "Replacing", format!("Pod {name} gets a successor beside it: {why}"));
+        create(with, slot, placement, 0, report, plan);
+    } else if !beside {
+        plan.note(
+            id,
+            Severity::Normal,
+            "Restarting",
+            format!("Pod {name} is stopped for its successor: {why}"),
+        );
+        for pod in pods {
+            delete(with, pod, plan);
+        }
+    }
+}
+
+/// A slot without a living pod.
+fn enter<'a>(
+    with: &Settling<'a, '_>,
+    slot: &Slot,
+    failed: Option<(&'a PodView, Timestamp)>,
+    outcome: Option<&Outcome>,
+    report: &mut Report<'a>,
+    plan: &mut Plan,
+) {
+    let placement = match outcome {
+        Some(Outcome::Granted(placement)) => Some(placement),
+        Some(Outcome::Waiting { message, kept }) => {
+            report.state = State::WaitingForGpu(message.clone());
+            // Only a pod that had these GPUs before comes back to them; a new one has no claim to remember.
+            let had = failed.is_some() || remembered(with.desired, slot).is_some();
+            report.ahead = kept.as_ref().filter(|_| had).map(|kept| ahead(with, slot, report.revision, kept));
+            report.pod = failed.map(|(pod, _)| pod);
+            return;
+        }
+        Some(Outcome::Impossible { reason, message }) => {
+            report.state = State::Impossible(reason, message.clone());
+            return;
+        }
+        None if slot.need == Need::Nothing => None,
+        None => return,
+    };
+    report.ahead = placement.map(|placement| ahead(with, slot, report.revision, placement));
+    if let Some((pod, retry_at)) = failed {
+        let trouble = pod.trouble.clone().unwrap_or_else(|| "it ended".to_owned());
+        report.pod = Some(pod);
+        report.state = State::Failed(format!("Pod {} failed and is replaced: {trouble}", pod.name));
+        if with.now < retry_at {
+            plan.requeue(retry_at.duration_since(with.now));
+            return;
+        }
+    }
+    if let Some(why) = &with.desired.hold {
+        report.state = State::Starting(why.clone());
+        plan.requeue(SignedDuration::from_secs(1));
+        return;
+    }
+    if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
+        report.state = State::WaitingForStore(why);
+        return;
+    }
+    let failures = failed.map_or(0, |(pod, _)| failures_in_a_row(pod));
+    if let Some((pod, _)) = failed {
+        let trouble = pod.trouble.as_deref().unwrap_or("it ended");
+        let text = format!("Pod {} is replaced: {trouble}", pod.name);
+        plan.note(&with.desired.id, Severity::Warning, "ReplacingFailed", text);
+        delete(with, pod, plan);
+    } else {
+        report.state = State::Starting(format!("ordinal {}: its pod is being made", slot.ordinal));
+    }
+    create(with, slot, placement, failures, report, plan);
+}
+
+/// Why the GPU of a pod that the scheduler has not bound takes no pod any more.
+fn closed_under(pod: &PodView, inventory: &Inventory) -> Option<String> {
+    let node = inventory.nodes.get(pod.node.as_ref()?).filter(|_| !pod.scheduled)?;
+    let closed = |index| Some((index, node.gpus.get(index)?.closed.as_ref()?));
+    let (index, closed) = pod.units.keys().find_map(closed)?;
+    Some(format!(
+        "GPU {index} on node {} {}; Pod {} starts when it is offered again",
+        node.name, closed.message, pod.name
+    ))
+}
+
+fn ahead(with: &Settling<'_, '_>, slot: &Slot, revision: u32, placement: &Placement) -> Assignment {
+    Assignment {
+        pod: pod_name(with.desired, slot, revision.saturating_add(1)),
+        node: placement.node.clone(),
+        gpus: placement.gpus.clone(),
+        reason: placement.reason.clone(),
+    }
+}
+
+fn unready(pod: &PodView) -> String {
+    if let Some(trouble) = &pod.trouble {
+        return format!("Pod {}: {trouble}", pod.name);
+    }
+    match pod.phase {
+        Phase::Pending if !pod.scheduled => format!("Pod {} is being scheduled", pod.name),
+        Phase::Pending => format!("Pod {} is starting", pod.name),
+        _ => format!("Pod {} runs and is not ready yet", pod.name),
+    }
+}
+
+fn latest_revision(with: &Settling<'_, '_>, slot: &Slot) -> u32 {
+    let used = with
+        .pods
+        .iter()
+        .filter(|pod| pod.role == slot.role && pod.ordinal == slot.ordinal)
+        .map(|pod| pod.revision)
+        .max()
+        .unwrap_or_default();
+    let counted = match slot.role {
+        Role::Worker => {
+            usize::try_from(slot.ordinal).ok().and_then(|at| with.desired.revisions.get(at)).copied()
+        }
+        Role::Analyzer | Role::Puller => None,
+    };
+    used.max(counted.unwrap_or_default())
+}
+
+/// The name of a slot's pod; a stale cache that would make it twice meets AlreadyExists.
+pub fn pod_name(desired: &Desired<'_>, slot: &Slot, revision: u32) -> String {
+    let name = &desired.id.key.name;
+    match slot.role {
+        Role::Worker => format!("{name}-{}-{revision}", slot.ordinal),
+        role => format!("{name}-{}-{revision}", role.label()),
+    }
+}
+
+fn create(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    placement: Option<&Placement>,
+    failures: u32,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    report.revision = report.revision.saturating_add(1);
+    let name = pod_name(with.desired, slot, report.revision);
+    let node = placement.and_then(|placement| with.inventory.nodes.get(&placement.node));
+    let mut pod = with.desired.build_pod(with.observed, slot);
+    finish(
+        &mut pod,
+        &Finish {
+            id: &with.desired.id,
+            name: &name,
+            role: slot.role,
+            ordinal: slot.ordinal,
+            template: &slot.template,
+            failures,
+            placement,
+            injection: node.map(|node| node.injection).unwrap_or_default(),
+        },
+    );
+    let text = match placement {
+        Some(placement) => {
+            let gpus = in_words(&placement.gpus);
+            format!("Pod {name} gets {gpus} on node {}: {}", placement.node, placement.reason)
+        }
+        None => format!("Pod {name} needs no GPU"),
+    };
+    plan.note(&with.desired.id, Severity::Normal, "Placed", text);
+    if let Some(placement) = placement {
+        report.ahead = Some(Assignment {
+            pod: name,
+            node: placement.node.clone(),
+            gpus: placement.gpus.clone(),
+            reason: placement.reason.clone(),
+        });
+    }
+    plan.actions
+        .push(Action { resource: with.desired.id.key.clone(), write: Write::CreatePod(Box::new(pod)) });
+}
+
+fn delete(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {
+    plan.actions.push(delete_action(with.desired, pod));
+}
+
+/// Deletes a pod of this resource.
+pub fn delete_action(desired: &Desired<'_>, pod: &PodView) -> Action {
+    Action {
+        resource: desired.id.key.clone(),
+        write: Write::DeletePod { name: pod.name.clone(), uid: pod.uid.clone() },
+    }
+}

@@ -1,0 +1,178 @@
+//! Everything that a plan is made from, as plain data. It is gathered by `observe`, and by tests directly.
+
+use crate::pods::{PodView, units};
+use crate::resource::{Kind, Order, ResourceKey};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Service, Taint};
+use kube::Resource;
+use principium_api::names::gpu_index;
+use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A snapshot of the cluster. Lists are sorted by namespace and name.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub settings: Arc<Settings>,
+    pub data_factories: Vec<Arc<DataFactory>>,
+    pub rerankers: Vec<Arc<Reranker>>,
+    pub ollama_pools: Vec<Arc<OllamaPool>>,
+    pub gpu_nodes: Vec<Arc<GPUNode>>,
+    pub nodes: BTreeMap<String, NodeView>,
+    /// The operator's pods, and all others that ask for GPUs.
+    pub pods: Vec<PodView>,
+    /// The operator's Services.
+    pub services: Vec<Arc<Service>>,
+    /// Until when each node's device plugin is taken to be alive.
+    pub lease_expiry: BTreeMap<String, Timestamp>,
+    pub priorities: Priorities,
+    /// What pods answered, by their UID.
+    pub answers: Answers,
+    /// What could not be written for a resource the last time.
+    pub failures: BTreeMap<ResourceKey, String>,
+}
+
+/// How the operator was installed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    pub embedder_image: String,
+    pub ollama_image: String,
+    pub require_acceleration: bool,
+}
+
+/// A node as the plan needs it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub unschedulable: bool,
+    pub ready: bool,
+    pub leaving: bool,
+    /// Units that it offers, by index of the GPU.
+    pub allocatable: BTreeMap<u32, u32>,
+    pub address: Option<String>,
+}
+
+impl NodeView {
+    pub fn read(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let status = node.status.as_ref();
+        Self {
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+            unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or_default(),
+            ready: status.and_then(|status| status.conditions.as_ref()).is_some_and(|found| {
+                found.iter().any(|found| found.type_ == "Ready" && found.status == "True")
+            }),
+            leaving: node.metadata.deletion_timestamp.is_some(),
+            allocatable: status
+                .and_then(|status| status.allocatable.as_ref())
+                .into_iter()
+                .flatten()
+                .filter_map(|(name, quantity)| Some((gpu_index(name)?, units(quantity))))
+                .collect(),
+            address: status.and_then(|status| status.addresses.as_ref()).and_then(|addresses| {
+                addresses.iter().find(|found| found.type_ == "InternalIP").map(|found| found.address.clone())
+            }),
+        }
+    }
+}
+
+/// The PriorityClasses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Priorities {
+    pub by_name: BTreeMap<String, i32>,
+    /// Of pods that name no class.
+    pub default: i32,
+}
+
+impl Priorities {
+    pub fn of(&self, class: Option<&str>) -> i32 {
+        class.and_then(|class| self.by_name.get(class)).copied().unwrap_or(self.default)
+    }
+}
+
+/// What pods answered over HTTP, by UID.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answers {
+    pub workers: BTreeMap<String, WorkerInfo>,
+    pub instances: BTreeMap<String, Vec<ModelAnswer>>,
+}
+
+/// What a worker of the embedder says about itself at `/info`. Everything else that it says is left aside.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct WorkerInfo {
+    #[serde(default)]
+    pub model_id: String,
+    #[serde(default)]
+    pub model_sha: Option<String>,
+    #[serde(default)]
+    pub model_dtype: Option<String>,
+    #[serde(default)]
+    pub dimension: Option<u32>,
+    #[serde(default)]
+    pub kernel: Option<String>,
+    #[serde(default)]
+    pub device: Option<String>,
+    #[serde(default)]
+    pub accelerated: bool,
+}
+
+/// What an Ollama instance answered about one model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelAnswer {
+    pub name: String,
+    pub step: ModelStep,
+    pub digest: Option<String>,
+    /// In bytes.
+    pub size: Option<u64>,
+    /// In bytes of GPU memory; 0: it runs on the CPU.
+    pub size_vram: Option<u64>,
+    pub message: Option<String>,
+}
+
+/// How far the verification of a model is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelStep {
+    /// The instance doesn't list it.
+    #[default]
+    Missing,
+    /// It is listed, and being loaded.
+    Loading,
+    /// It answered.
+    Ready,
+    /// It was asked and failed.
+    Failed,
+}
+
+/// Identity and age of a resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    pub key: ResourceKey,
+    pub uid: String,
+    pub generation: Option<i64>,
+    pub created: Timestamp,
+    pub leaving: bool,
+    pub order: Order,
+}
+
+impl Identity {
+    pub fn of<K: Resource>(kind: Kind, resource: &K, priority: i32) -> Self {
+        let meta = resource.meta();
+        let key = ResourceKey {
+            kind,
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        };
+        let created = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        Self {
+            order: Order::new(priority, created, &key),
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation,
+            leaving: meta.deletion_timestamp.is_some(),
+            created,
+            key,
+        }
+    }
+}

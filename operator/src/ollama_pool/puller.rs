@@ -1,0 +1,203 @@
+//! Filling a shared model store: one puller pod for each, and one writer at a time, whichever pool it belongs to.
+
+use super::build::{build_puller, puller_template};
+use super::store::Store;
+use crate::actions::{Action, Plan, Severity, Write};
+use crate::desired::Desired;
+use crate::finish::{Finish, finish, only_on};
+use crate::lifecycle::{delete_action, failures_in_a_row, retry_at};
+use crate::observed::Observed;
+use crate::pods::{Phase, PodView};
+use crate::resource::Role;
+use crate::template::Template;
+use jiff::Timestamp;
+use principium_api::OllamaPool;
+use principium_api::gpu_node::Injection;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The UIDs of the resources whose puller writes to each place now.
+pub type Writers = BTreeMap<String, String>;
+
+/// How far a store is on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pulled<'a> {
+    /// All models are there.
+    Done,
+    /// Not yet, and why; with the puller, where there is one.
+    Waiting(String, Option<&'a PodView>),
+}
+
+/// The pullers at work, by the places that they write to.
+pub fn writers(pods: &[PodView]) -> Writers {
+    pods.iter()
+        .filter(|pod| !pod.ended())
+        .filter_map(|pod| Some((pod.store.clone()?, pod.owner.clone().unwrap_or_default())))
+        .collect()
+}
+
+/// What a pull works with.
+pub struct Pull<'a, 's> {
+    pub observed: &'s Observed,
+    pub desired: &'s Desired<'s>,
+    pub resource: &'s OllamaPool,
+    /// The pods of the resource.
+    pub pods: &'s [&'a PodView],
+    /// The nodes that have, or get, instances.
+    pub nodes: &'s BTreeSet<String>,
+    pub now: Timestamp,
+}
+
+/// Makes the pullers that are missing, removes those that are not needed, and says how far each node's store is. Empty
+/// for pools whose instances bring their own models.
+pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> BTreeMap<String, Pulled<'a>> {
+    let store = Store::of(with.resource);
+    let namespace = &with.desired.id.key.namespace;
+    let mut places: BTreeMap<String, &String> = BTreeMap::new();
+    for node in with.nodes {
+        if let Some(place) = store.place(namespace, node) {
+            places.entry(place).or_insert(node);
+        }
+    }
+    let template = puller_template(with.observed, with.resource);
+    let mine =
+        |pod: &&PodView| pod.role == Role::Puller && pod.owner.as_deref() == Some(&with.desired.id.uid);
+    let mut states: BTreeMap<&str, Pulled<'a>> = BTreeMap::new();
+    for (place, node) in &places {
+        let mut pods: Vec<&PodView> = with
+            .pods
+            .iter()
+            .copied()
+            .filter(mine)
+            .filter(|pod| pod.store.as_deref() == Some(place))
+            .collect();
+        pods.sort_by_key(|pod| std::cmp::Reverse(pod.revision));
+        states.insert(place, at_place(with, place, node, &pods, &template, writers, plan));
+    }
+    for pod in with.pods.iter().copied().filter(mine) {
+        if !pod.leaving && !pod.store.as_ref().is_some_and(|place| places.contains_key(place)) {
+            plan.actions.push(delete_action(with.desired, pod));
+        }
+    }
+    with.nodes
+        .iter()
+        .filter_map(|node| {
+            let place = store.place(namespace, node)?;
+            Some((node.clone(), states.get(place.as_str())?.clone()))
+        })
+        .collect()
+}
+
+fn at_place<'a>(
+    with: &Pull<'a, '_>,
+    place: &str,
+    node: &str,
+    pods: &[&'a PodView],
+    template: &Template,
+    writers: &mut Writers,
+    plan: &mut Plan,
+) -> Pulled<'a> {
+    let waiting = |message: String, pod| Pulled::Waiting(message, pod);
+    let Some((newest, older)) = pods.split_first() else {
+        return start(with, place, node, 0, template, writers, plan);
+    };
+    for pod in older.iter().filter(|pod| !pod.leaving) {
+        plan.actions.push(delete_action(with.desired, pod));
+    }
+    if newest.leaving {
+        return waiting(format!("Pod {} is ending before the models are pulled anew", newest.name), None);
+    }
+    let differences = template.differences(newest.template.as_deref());
+    if !differences.is_empty() {
+        let text = format!("Pod {} is stopped for its successor: {}", newest.name, differences.join("; "));
+        plan.note(&with.desired.id, Severity::Normal, "PullingAgain", text);
+        plan.actions.push(delete_action(with.desired, newest));
+        return waiting(format!("models are pulled anew on node {node}"), None);
+    }
+    match newest.phase {
+        Phase::Succeeded => Pulled::Done,
+        Phase::Failed => {
+            let trouble = newest.trouble.clone().unwrap_or_default();
+            let retry_at = retry_at(newest);
+            if with.now < retry_at {
+                plan.requeue(retry_at.duration_since(with.now));
+                return waiting(
+                    format!("Pod {} failed and is tried again: {trouble}", newest.name),
+                    Some(newest),
+                );
+            }
+            plan.actions.push(delete_action(with.desired, newest));
+            start(with, place, node, failures_in_a_row(newest), template, writers, plan)
+        }
+        Phase::Pending | Phase::Running => {
+            let message = match &newest.trouble {
+                Some(trouble) => format!("Pod {} can't pull the models: {trouble}", newest.name),
+                None => format!("Pod {} pulls the models on node {node}", newest.name),
+            };
+            waiting(message, Some(newest))
+        }
+    }
+}
+
+/// Makes a puller, unless another pool's writes there. `failures`: pullers before it that failed one after another.
+fn start<'a>(
+    with: &Pull<'_, '_>,
+    place: &str,
+    node: &str,
+    failures: u32,
+    template: &Template,
+    writers: &mut Writers,
+    plan: &mut Plan,
+) -> Pulled<'a> {
+    let id = &with.desired.id;
+    match writers.get(place) {
+        Some(other) if *other != id.uid => {
+            let message =
+                format!("another pool fills the model store on node {node}; it is this one's turn then");
+            return Pulled::Waiting(message, None);
+        }
+        _ => {}
+    }
+    writers.insert(place.to_owned(), id.uid.clone());
+    // Also those of a former pool of this name count, whose pods are still ending.
+    let former = with.pods.iter().filter(|pod| pod.store.as_deref() == Some(place)).map(|pod| pod.revision);
+    let revision = former.max().unwrap_or_default().saturating_add(1);
+    let name = format!("{}-puller-{:08x}-{}", id.key.name, fnv1a(place), revision);
+    let mut pod = build_puller(with.observed, with.resource, place);
+    finish(
+        &mut pod,
+        &Finish {
+            id,
+            name: &name,
+            role: Role::Puller,
+            ordinal: 0,
+            template,
+            failures,
+            placement: None,
+            injection: Injection::Cdi,
+        },
+    );
+    if let Some(spec) = &mut pod.spec {
+        spec.affinity = Some(only_on(node));
+    }
+    let text = format!("Pod {name} pulls the models on node {node}");
+    plan.note(id, Severity::Normal, "Pulling", text.clone());
+    plan.actions.push(Action { resource: id.key.clone(), write: Write::CreatePod(Box::new(pod)) });
+    Pulled::Waiting(text, None)
+}
+
+/// FNV-1a with 32 bits: short, and the same in every version of the operator.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_in_a_name_is_fnv_1a() {
+        assert_eq!(fnv1a(""), 0x811c_9dc5);
+        assert_eq!(fnv1a("a"), 0xe40c_292c);
+        assert_eq!(fnv1a("foobar"), 0xbf9c_f968);
+    }
+}

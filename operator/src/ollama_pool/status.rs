@@ -1,0 +1,334 @@
+//! The status of an OllamaPool: instances, and each model on each of them. Also decides which instances take requests.
+
+use super::build::model_container;
+use super::puller::Pulled;
+use super::store::Store;
+use super::{instances, need};
+use crate::actions::{Action, Plan, Question, Status, StatusUpdate, Target, Write, target};
+use crate::conditions::{Progress, reason};
+use crate::inventory::{Cause, Inventory};
+use crate::lifecycle::Report;
+use crate::observed::{ModelAnswer, ModelStep, Observed};
+use crate::placement::Need;
+use crate::pods::{ContainerState, ContainerView, PodView};
+use crate::resource::Role;
+use crate::summary::{self, Reporting};
+use principium_api::names::OLLAMA_PORT;
+use principium_api::ollama_pool::{OllamaModelState, OllamaModelStatus};
+use principium_api::status::Endpoint;
+use principium_api::{OllamaPool, OllamaPoolStatus};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
+pub fn serves(observed: &Observed, inventory: &Inventory, resource: &OllamaPool, pod: &PodView) -> bool {
+    pod.ready || (pod.containers_ready && verified(observed, resource, pod) && is_hot(inventory, pod))
+}
+
+/// Whether every model of the pool answered on this instance.
+fn verified(observed: &Observed, resource: &OllamaPool, pod: &PodView) -> bool {
+    let answers = answers(observed, resource, pod);
+    resource.spec.models.iter().all(|model| {
+        answers.iter().any(|answer| answer.name == model.name && answer.step == ModelStep::Ready)
+    })
+}
+
+/// What an instance answered. An operator that has just started has asked nobody: then what the status says of an
+/// instance holds that was let take requests and runs since.
+fn answers<'a>(observed: &'a Observed, resource: &OllamaPool, pod: &PodView) -> Cow<'a, [ModelAnswer]> {
+    if let Some(answers) = observed.answers.instances.get(&pod.uid) {
+        return Cow::Borrowed(answers);
+    }
+    let known = resource.status.iter().filter(|_| pod.gate_is_current).flat_map(|status| &status.models);
+    let ready = known.filter(|model| model.instance == pod.ordinal && model.state == OllamaModelState::Ready);
+    ready
+        .map(|model| ModelAnswer {
+            name: model.name.clone(),
+            step: ModelStep::Ready,
+            digest: model.digest.clone(),
+            size: model.size,
+            size_vram: model.size_vram,
+            message: None,
+        })
+        .collect()
+}
+
+fn is_hot(inventory: &Inventory, pod: &PodView) -> bool {
+    let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
+    pod.units.keys().any(|index| {
+        node.and_then(|node| node.gpus.get(index)?.closed.as_ref())
+            .is_some_and(|closed| closed.cause == Cause::Overheated)
+    })
+}
+
+/// Writes the status into the plan where it differs, the instances to ask, and which of them take requests.
+pub fn report(
+    with: &Reporting<'_, '_>,
+    resource: &OllamaPool,
+    pulled: &BTreeMap<String, Pulled<'_>>,
+    plan: &mut Plan,
+) {
+    let Reporting { observed, inventory, desired, pods, reports, now } = *with;
+    let key = &desired.id.key;
+    let own: Vec<&PodView> = pods
+        .iter()
+        .copied()
+        .filter(|pod| {
+            pod.owner.as_deref() == Some(&desired.id.uid)
+                && pod.role == Role::Worker
+                && !pod.leaving
+                && !pod.ended()
+        })
+        .collect();
+    ask(observed, resource, &own, plan);
+    open_gates(with, resource, &own, plan);
+    let assignments = summary::assignments(desired, pods, reports, inventory);
+    let models = models(with, resource, pulled);
+    let serving: Vec<&PodView> =
+        own.iter().copied().filter(|pod| verified(observed, resource, pod)).collect();
+    let says: Vec<Option<bool>> = serving.iter().map(|pod| in_gpu_memory(observed, resource, pod)).collect();
+    let acceleration = summary::acceleration(
+        (0..instances(resource)).any(|ordinal| need(resource, ordinal) != Need::Nothing),
+        &says,
+        summary::simulated(inventory, &assignments),
+        resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
+    );
+    let progress = match summary::progress(desired, reports, observed.failures.get(key)) {
+        Some(progress) => refined(progress, &models),
+        None if instances(resource) == 0 => {
+            Progress::Ready { reason: reason::SCALED_TO_ZERO, message: "no instance is wanted".to_owned() }
+        }
+        None if !acceleration.allows_ready && !resource.spec.models.is_empty() => {
+            summary::not_accelerated(&acceleration)
+        }
+        None => {
+            let message = match summary::withheld(&own, inventory) {
+                Some(withheld) => format!("all instances answer; {withheld}"),
+                None => "all instances answer".to_owned(),
+            };
+            Progress::Ready { reason: reason::READY, message }
+        }
+    };
+    let status = OllamaPoolStatus {
+        observed_generation: desired.id.generation,
+        conditions: summary::conditions(desired, &progress, &[acceleration.verdict], now, plan),
+        instances: u32::try_from(own.len()).unwrap_or(u32::MAX),
+        selector: summary::selector(key),
+        ready_instances: summary::ready_line(reports),
+        gpus: summary::gpus_line(&assignments),
+        model_names: resource
+            .spec
+            .models
+            .iter()
+            .map(|model| model.name.as_str())
+            .collect::<Vec<_>>()
+            .join(","),
+        endpoints: endpoints(with, resource),
+        assignments,
+        models,
+        revisions: summary::revisions(desired.revisions, reports),
+    };
+    if resource.status.as_ref() != Some(&status) {
+        let status = Status::OllamaPool(Box::new(status));
+        plan.statuses.push(StatusUpdate { key: key.clone(), uid: desired.id.uid.clone(), status });
+    }
+}
+
+/// Instances whose server runs are asked about their models.
+fn ask(observed: &Observed, resource: &OllamaPool, own: &[&PodView], plan: &mut Plan) {
+    if resource.spec.models.is_empty() {
+        return;
+    }
+    let names: Vec<String> = resource.spec.models.iter().map(|model| model.name.clone()).collect();
+    for pod in own.iter().filter(|pod| pod.containers_ready) {
+        let Some(target) = target(pod, OLLAMA_PORT, Question::Models(names.clone())) else { continue };
+        let known = match observed.answers.instances.get(&pod.uid) {
+            Some(_) => Vec::new(),
+            None => answers(observed, resource, pod).into_owned(),
+        };
+        plan.targets.push(Target { known, ..target });
+    }
+}
+
+/// An instance takes requests when its models answer. One on a hot GPU rests, as long as another one takes them.
+fn open_gates(with: &Reporting<'_, '_>, resource: &OllamaPool, own: &[&PodView], plan: &mut Plan) {
+    let able = |pod: &&&PodView| pod.containers_ready && verified(with.observed, resource, pod);
+    let some_cool = own.iter().filter(able).any(|pod| !is_hot(with.inventory, pod));
+    for pod in own {
+        let verified = verified(with.observed, resource, pod);
+        let rests = some_cool && is_hot(with.inventory, pod);
+        let open = verified && !rests;
+        if pod.gate.unwrap_or(false) == open {
+            continue;
+        }
+        let message = if open {
+            "the models answer"
+        } else if verified {
+            "its GPU is overheated; other instances take the requests"
+        } else {
+            "the models don't answer yet"
+        };
+        plan.actions.push(Action {
+            resource: with.desired.id.key.clone(),
+            write: Write::SetGate {
+                name: pod.name.clone(),
+                uid: pod.uid.clone(),
+                open,
+                message: message.to_owned(),
+            },
+        });
+    }
+}
+
+/// Whether all models of an instance were in GPU memory when they answered.
+fn in_gpu_memory(observed: &Observed, resource: &OllamaPool, pod: &PodView) -> Option<bool> {
+    if resource.spec.models.is_empty() {
+        return None;
+    }
+    let answers = answers(observed, resource, pod);
+    answers
+        .iter()
+        .map(|answer| answer.size_vram.map(|size| size > 0))
+        .try_fold(true, |all, one| Some(all && one?))
+}
+
+/// Says what a start is about, by its models.
+fn refined(progress: Progress, models: &[OllamaModelStatus]) -> Progress {
+    if progress.why().0 != reason::STARTING {
+        return progress;
+    }
+    let of = |state| models.iter().filter(move |model| model.state == state);
+    let told = |model: &OllamaModelStatus| {
+        let message = model.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+        format!("model {} on instance {}{message}", model.name, model.instance)
+    };
+    for (state, reason, verb) in [
+        (OllamaModelState::Failed, reason::MODEL_FAILED, "failed"),
+        (OllamaModelState::Pulling, reason::PULLING_MODELS, "being pulled"),
+        (OllamaModelState::Loading, reason::LOADING_MODELS, "being loaded"),
+    ] {
+        if let Some(model) = of(state).next() {
+            let more = of(state).count() - 1;
+            let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+            return Progress::Reconciling { reason, message: format!("{verb}: {}{more}", told(model)) };
+        }
+    }
+    progress
+}
+
+fn models(
+    with: &Reporting<'_, '_>,
+    resource: &OllamaPool,
+    pulled: &BTreeMap<String, Pulled<'_>>,
+) -> Vec<OllamaModelStatus> {
+    let instances = with.reports.iter().filter(|report| report.role == Role::Worker);
+    instances
+        .flat_map(|report| {
+            let models = resource.spec.models.iter().enumerate();
+            models.map(move |(position, model)| {
+                model_status(with, resource, pulled, report, position, &model.name)
+            })
+        })
+        .collect()
+}
+
+fn model_status(
+    with: &Reporting<'_, '_>,
+    resource: &OllamaPool,
+    pulled: &BTreeMap<String, Pulled<'_>>,
+    report: &Report<'_>,
+    position: usize,
+    name: &str,
+) -> OllamaModelStatus {
+    let status = |state, message: Option<String>| OllamaModelStatus {
+        name: name.to_owned(),
+        instance: report.ordinal,
+        state,
+        message,
+        ..OllamaModelStatus::default()
+    };
+    let pod = report.pod.filter(|pod| !pod.leaving && !pod.ended());
+    let answers = pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default();
+    let answer = answers.iter().find(|answer| answer.name == name);
+    if let Some(answer) = answer.filter(|answer| answer.step != ModelStep::Missing) {
+        return answered(report.ordinal, answer);
+    }
+    let node = report
+        .pod
+        .and_then(|pod| pod.node.as_ref())
+        .or_else(|| report.ahead.as_ref().map(|assignment| &assignment.node));
+    let brings = match Store::of(resource) {
+        Store::Ephemeral => report.pod,
+        Store::Claim(_) | Store::Folder(_) => match node.and_then(|node| pulled.get(node)) {
+            Some(Pulled::Waiting(message, None)) => {
+                return status(OllamaModelState::Pending, Some(message.clone()));
+            }
+            Some(Pulled::Waiting(_, Some(puller))) => Some(*puller),
+            Some(Pulled::Done) => {
+                return status(OllamaModelState::Loading, answer.and_then(|answer| answer.message.clone()));
+            }
+            None => None,
+        },
+    };
+    let Some(container) = brings.and_then(|pod| container(pod, position)) else {
+        return status(OllamaModelState::Pending, None);
+    };
+    match &container.state {
+        ContainerState::Running => status(OllamaModelState::Pulling, None),
+        ContainerState::Done => status(OllamaModelState::Loading, None),
+        ContainerState::Failed(why) => status(OllamaModelState::Failed, Some(why.clone())),
+        ContainerState::Waiting(why, message) if why == "CrashLoopBackOff" || container.restarts > 0 => {
+            let message = if message.is_empty() { why.clone() } else { message.clone() };
+            status(OllamaModelState::Failed, Some(message))
+        }
+        ContainerState::Waiting(..) => status(OllamaModelState::Pending, None),
+    }
+}
+
+fn container(pod: &PodView, position: usize) -> Option<&ContainerView> {
+    let name = model_container(position);
+    pod.containers.iter().find(|container| container.name == name)
+}
+
+fn answered(instance: u32, answer: &ModelAnswer) -> OllamaModelStatus {
+    OllamaModelStatus {
+        name: answer.name.clone(),
+        instance,
+        state: match answer.step {
+            ModelStep::Missing => OllamaModelState::Pending,
+            ModelStep::Loading => OllamaModelState::Loading,
+            ModelStep::Ready => OllamaModelState::Ready,
+            ModelStep::Failed => OllamaModelState::Failed,
+        },
+        digest: answer.digest.clone(),
+        size: answer.size,
+        size_vram: answer.size_vram,
+        message: answer.message.clone(),
+    }
+}
+
+fn endpoints(with: &Reporting<'_, '_>, resource: &OllamaPool) -> Vec<Endpoint> {
+    let key = &with.desired.id.key;
+    let (namespace, name) = (&key.namespace, &key.name);
+    let mut endpoints = vec![Endpoint {
+        name: "pool".to_owned(),
+        url: format!("http://{name}.{namespace}.svc:{OLLAMA_PORT}"),
+    }];
+    for report in with.reports.iter().filter(|report| report.role == Role::Worker) {
+        let ordinal = report.ordinal;
+        endpoints.push(Endpoint {
+            name: format!("instance-{ordinal}"),
+            url: format!("http://{name}-{ordinal}.{name}-instances.{namespace}.svc:{OLLAMA_PORT}"),
+        });
+        let node = report.pod.and_then(|pod| pod.node.as_ref());
+        let address = node.and_then(|node| with.observed.nodes.get(node)?.address.clone());
+        if let (Some(ports), Some(address)) = (&resource.spec.host_ports, address) {
+            let port = ports.start.saturating_add(ordinal);
+            endpoints.push(Endpoint {
+                name: format!("instance-{ordinal}-host"),
+                url: format!("http://{address}:{port}"),
+            });
+        }
+    }
+    endpoints
+}

@@ -1,0 +1,225 @@
+//! One pass over the whole cluster, as a pure function: from what is observed and the time to what is to be done.
+
+use crate::actions::{Action, Plan, Write};
+use crate::desired::{self, AnyResource, Desired, Slot};
+use crate::inventory::{self, Inventory};
+use crate::lifecycle::{self, Found, Report, Settling, may_change};
+use crate::observed::Observed;
+use crate::ollama_pool::{self, Pull, Pulled};
+use crate::placement::{self, Outcome, SlotId};
+use crate::pods::PodView;
+use crate::resource::{ResourceKey, Role};
+use crate::services::covers;
+use crate::summary::Reporting;
+use crate::{data_factory, reranker};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Service;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long after a Lease runs out the pass that notices it comes.
+const AFTER_EXPIRY: SignedDuration = SignedDuration::from_secs(1);
+/// How often to look again while a node's plugin is silent: its return changes nothing that is watched for.
+const SILENT_PLUGIN: SignedDuration = SignedDuration::from_secs(5);
+
+/// Plans everything.
+pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let mut inventory = inventory::read(observed, now);
+    let pods = by_resource(&observed.pods);
+    let desired = desired::all(observed, now);
+    let looked: Vec<Looked<'_, '_>> = desired
+        .iter()
+        .map(|desired| {
+            let pods = pods.get(&desired.id.key).cloned().unwrap_or_default();
+            look(observed, &inventory, desired, pods, now)
+        })
+        .collect();
+    let requests = looked.iter().flat_map(|looked| looked.requests(&inventory)).collect();
+    let outcomes = placement::allocate(&mut inventory, requests);
+    let mut writers = ollama_pool::writers(&observed.pods);
+    for looked in &looked {
+        settle(observed, &inventory, looked, &outcomes, &mut writers, now, &mut plan);
+    }
+    wake(observed, now, &mut plan);
+    plan
+}
+
+/// A resource, its pods, and how its slots were found.
+struct Looked<'a, 'd> {
+    desired: &'d Desired<'a>,
+    pods: Vec<&'a PodView>,
+    slots: Vec<(&'d Slot, Found<'a>)>,
+    may_change: Vec<bool>,
+}
+
+impl Looked<'_, '_> {
+    fn requests(&self, inventory: &Inventory) -> Vec<placement::Request> {
+        if self.desired.problem.is_some() {
+            return Vec::new();
+        }
+        let slots = self.slots.iter().zip(&self.may_change);
+        slots
+            .filter_map(|((slot, found), may)| lifecycle::request(self.desired, slot, found, *may, inventory))
+            .collect()
+    }
+}
+
+/// The pods of each resource by their labels. Whose they are is told by their owner, later.
+fn by_resource(pods: &[PodView]) -> BTreeMap<ResourceKey, Vec<&PodView>> {
+    let mut found: BTreeMap<ResourceKey, Vec<&PodView>> = BTreeMap::new();
+    for pod in pods {
+        if let Some(key) = &pod.resource {
+            found.entry(key.clone()).or_default().push(pod);
+        }
+    }
+    found
+}
+
+fn look<'a, 'd>(
+    observed: &Observed,
+    inventory: &Inventory,
+    desired: &'d Desired<'a>,
+    pods: Vec<&'a PodView>,
+    now: Timestamp,
+) -> Looked<'a, 'd> {
+    let slots: Vec<(&Slot, Found<'_>)> = desired
+        .slots
+        .iter()
+        .map(|slot| (slot, lifecycle::look(desired, slot, &pods, inventory, now)))
+        .collect();
+    let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
+    let may_change = (0..slots.len()).map(|at| may_change(&slots, ready, at)).collect();
+    Looked { desired, pods, slots, may_change }
+}
+
+fn serves(observed: &Observed, inventory: &Inventory, desired: &Desired<'_>, pod: &PodView) -> bool {
+    match desired.resource {
+        AnyResource::OllamaPool(resource) if pod.role == Role::Worker => {
+            ollama_pool::serves(observed, inventory, resource, pod)
+        }
+        _ => pod.ready,
+    }
+}
+
+fn settle(
+    observed: &Observed,
+    inventory: &Inventory,
+    looked: &Looked<'_, '_>,
+    outcomes: &BTreeMap<SlotId, Outcome>,
+    writers: &mut ollama_pool::Writers,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let Looked { desired, pods, slots, may_change } = looked;
+    if desired.problem.is_none() {
+        settle_services(observed, desired, plan);
+    }
+    remove_surplus(desired, pods, plan);
+    let outcome = |slot: &Slot| {
+        let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
+        (slot.role == Role::Worker).then(|| outcomes.get(&id)).flatten()
+    };
+    let mut pulled: BTreeMap<String, Pulled<'_>> = BTreeMap::new();
+    if let (AnyResource::OllamaPool(resource), None) = (desired.resource, &desired.problem) {
+        let nodes = nodes(desired, pods, slots, outcome);
+        let with = Pull { observed, desired, resource, pods, nodes: &nodes, now };
+        pulled = ollama_pool::pull(&with, writers, plan);
+    }
+    let gate = |node: &str| match pulled.get(node) {
+        Some(Pulled::Waiting(why, _)) => Some(why.clone()),
+        Some(Pulled::Done) | None => None,
+    };
+    let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
+    let with = Settling { observed, inventory, desired, pods, now, ready: &ready, gate: &gate };
+    let reports: Vec<Report<'_>> = if desired.problem.is_some() {
+        Vec::new()
+    } else {
+        let slots = slots.iter().zip(may_change);
+        slots
+            .map(|((slot, found), may)| lifecycle::settle(&with, slot, found, *may, outcome(slot), plan))
+            .collect()
+    };
+    let with = Reporting { observed, inventory, desired, pods, reports: &reports, now };
+    match desired.resource {
+        AnyResource::DataFactory(resource) => data_factory::report(&with, resource, plan),
+        AnyResource::Reranker(resource) => reranker::report(&with, resource, plan),
+        AnyResource::OllamaPool(resource) => ollama_pool::report(&with, resource, &pulled, plan),
+    }
+}
+
+/// The nodes that have instances of a pool, or get one.
+fn nodes<'o>(
+    desired: &Desired<'_>,
+    pods: &[&PodView],
+    slots: &[(&Slot, Found<'_>)],
+    outcome: impl Fn(&Slot) -> Option<&'o Outcome>,
+) -> BTreeSet<String> {
+    let living = pods
+        .iter()
+        .filter(|pod| {
+            pod.owner.as_deref() == Some(&desired.id.uid) && pod.role == Role::Worker && !pod.ended()
+        })
+        .filter_map(|pod| pod.node.clone());
+    let coming = slots.iter().filter_map(|(slot, _)| match outcome(slot) {
+        Some(Outcome::Granted(placement)) => Some(placement.node.clone()),
+        _ => None,
+    });
+    living.chain(coming).collect()
+}
+
+/// Pods that no slot wants: the resource was scaled down, lost its analyzer, or is being deleted.
+fn remove_surplus(desired: &Desired<'_>, pods: &[&PodView], plan: &mut Plan) {
+    if desired.problem.is_some() && !desired.id.leaving {
+        // What runs is not stopped for a spec that can't be understood.
+        return;
+    }
+    for pod in pods.iter().filter(|pod| pod.owner.as_deref() == Some(&desired.id.uid) && !pod.leaving) {
+        let wanted = desired.slots.iter().any(|slot| slot.role == pod.role && slot.ordinal == pod.ordinal);
+        // Pullers are looked after by the pool, unless it goes.
+        let cared_for = pod.role == Role::Puller && !desired.id.leaving;
+        if !wanted && !cared_for {
+            if !desired.id.leaving {
+                let text = format!("Pod {} is no longer wanted", pod.name);
+                plan.note(&desired.id, crate::actions::Severity::Normal, "ScalingDown", text);
+            }
+            plan.actions.push(lifecycle::delete_action(desired, pod));
+        }
+    }
+}
+
+fn settle_services(observed: &Observed, desired: &Desired<'_>, plan: &mut Plan) {
+    let of_resource = |service: &&Service| {
+        let owners = service.metadata.owner_references.iter().flatten();
+        owners.clone().any(|owner| owner.uid == desired.id.uid)
+            && service.metadata.namespace.as_deref() == Some(&desired.id.key.namespace)
+            && service.metadata.deletion_timestamp.is_none()
+    };
+    let mine: Vec<&Service> = observed.services.iter().map(AsRef::as_ref).filter(of_resource).collect();
+    let mut act = |write| plan.actions.push(Action { resource: desired.id.key.clone(), write });
+    for wanted in &desired.services {
+        let existing = mine.iter().find(|service| service.metadata.name == wanted.metadata.name);
+        if !existing.is_some_and(|existing| covers(existing, wanted)) {
+            act(Write::ApplyService { service: Box::new(wanted.clone()), ours: existing.is_some() });
+        }
+    }
+    for service in mine {
+        let wanted = desired.services.iter().any(|wanted| wanted.metadata.name == service.metadata.name);
+        if !wanted && !desired.id.leaving {
+            act(Write::DeleteService {
+                name: service.metadata.name.clone().unwrap_or_default(),
+                uid: service.metadata.uid.clone().unwrap_or_default(),
+            });
+        }
+    }
+}
+
+/// Plans again when the next Lease runs out; Leases themselves don't start a pass.
+fn wake(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    for gpu_node in &observed.gpu_nodes {
+        let name = gpu_node.metadata.name.as_deref().unwrap_or_default();
+        match observed.lease_expiry.get(name) {
+            Some(expiry) if *expiry >= now => plan.requeue(expiry.duration_since(now) + AFTER_EXPIRY),
+            _ => plan.requeue(SILENT_PLUGIN),
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! A pod as the plan needs it: who owns it, what it holds, how far it is. Made from the API's pod, knows no client.
+
+use crate::resource::{Kind, ResourceKey, Role};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use principium_api::names::{
+    GENERIC_GPU_RESOURCE, LABEL_KIND, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ORDINAL, LABEL_ROLE, MANAGED_BY,
+    gpu_index,
+};
+use principium_api::status::AssignedGpu;
+use std::collections::BTreeMap;
+
+/// Annotation of a pod: the GPUs that it was given, as JSON.
+pub const GPUS_ANNOTATION: &str = "principium.ai/gpus";
+/// Annotation of a pod: why these GPUs were chosen.
+pub const REASON_ANNOTATION: &str = "principium.ai/placement-reason";
+/// Annotation of a pod: how many pods before it failed one after another.
+pub const FAILURES_ANNOTATION: &str = "principium.ai/failures";
+/// Annotation of a puller: the model store that it fills. One puller writes to a store at a time.
+pub const STORE_ANNOTATION: &str = "principium.ai/store";
+/// Readiness gate of Ollama instances, set by the operator when the models answer.
+pub const MODELS_READY_GATE: &str = "principium.ai/models-ready";
+
+/// How far a pod is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+/// How far a container is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Not started; the reason and message of the kubelet.
+    Waiting(String, String),
+    Running,
+    /// Ended well.
+    Done,
+    /// Ended badly; what the kubelet says.
+    Failed(String),
+}
+
+/// A container, init containers too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerView {
+    pub name: String,
+    pub state: ContainerState,
+    pub restarts: i32,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodView {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The resource that its labels name; `None` for pods that are not the operator's.
+    pub resource: Option<ResourceKey>,
+    /// UID of its controller.
+    pub owner: Option<String>,
+    pub role: Role,
+    pub ordinal: u32,
+    pub revision: u32,
+    /// The node that it runs on, or is meant for.
+    pub node: Option<String>,
+    /// Whether the scheduler has bound it.
+    pub scheduled: bool,
+    /// Units that it asks for, by index of the GPU.
+    pub units: BTreeMap<u32, u32>,
+    /// Whole GPUs of the generic pool that it asks for.
+    pub generic: u32,
+    /// GPUs that the operator gave it.
+    pub assigned: Vec<AssignedGpu>,
+    pub placement_reason: String,
+    pub phase: Phase,
+    pub ready: bool,
+    /// Whether all its containers are ready, whatever its readiness gates say.
+    pub containers_ready: bool,
+    /// Whether it is being deleted.
+    pub leaving: bool,
+    pub created: Timestamp,
+    /// When it ended, or was created where nothing tells.
+    pub ended: Timestamp,
+    pub ip: Option<String>,
+    pub template: Option<String>,
+    /// The model store that it fills, for a puller.
+    pub store: Option<String>,
+    /// Pods before it that failed one after another.
+    pub failures: u32,
+    /// The state of [`MODELS_READY_GATE`]; `None` where it was never set.
+    pub gate: Option<bool>,
+    /// Whether the gate was opened after the containers that run now were started.
+    pub gate_is_current: bool,
+    pub containers: Vec<ContainerView>,
+    /// What the kubelet or the scheduler says keeps it from running.
+    pub trouble: Option<String>,
+}
+
+impl PodView {
+    /// A pod that ended, well or badly: it holds nothing any more.
+    pub fn ended(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// Starts of its containers after the first, summed up: tells one life of a container from the next.
+    pub fn restarts(&self) -> i32 {
+        self.containers.iter().map(|container| container.restarts).sum()
+    }
+
+    pub fn read(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let labels = meta.labels.as_ref();
+        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
+        let annotation = |name: &str| meta.annotations.as_ref().and_then(|found| found.get(name)).cloned();
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let name = meta.name.clone().unwrap_or_default();
+        let ours = label(LABEL_MANAGED_BY) == Some(MANAGED_BY);
+        let resource = ours
+            .then(|| {
+                let kind = Kind::from_label(label(LABEL_KIND)?)?;
+                Some(ResourceKey { kind, namespace: namespace.clone(), name: label(LABEL_NAME)?.to_owned() })
+            })
+            .flatten();
+        let created = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        let status = pod.status.as_ref();
+        let condition = |type_: &str| {
+            status
+                .and_then(|status| status.conditions.as_ref())
+                .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == type_))
+        };
+        let phase = match status.and_then(|status| status.phase.as_deref()) {
+            Some("Running") => Phase::Running,
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            _ => Phase::Pending,
+        };
+        let containers = containers(pod);
+        Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource,
+            owner: meta
+                .owner_references
+                .as_ref()
+                .and_then(|owners| owners.iter().find(|owner| owner.controller == Some(true)))
+                .map(|owner| owner.uid.clone()),
+            role: label(LABEL_ROLE).and_then(Role::from_label).unwrap_or(Role::Worker),
+            ordinal: label(LABEL_ORDINAL).and_then(|ordinal| ordinal.parse().ok()).unwrap_or_default(),
+            revision: revision(&name),
+            node: node(pod),
+            scheduled: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
+            units: requested(pod, gpu_index),
+            generic: requested(pod, |name| (name == GENERIC_GPU_RESOURCE).then_some(()))
+                .get(&())
+                .copied()
+                .unwrap_or_default(),
+            assigned: annotation(GPUS_ANNOTATION)
+                .and_then(|text| serde_json::from_str(&text).ok())
+                .unwrap_or_default(),
+            placement_reason: annotation(REASON_ANNOTATION).unwrap_or_default(),
+            ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
+            containers_ready: condition("ContainersReady")
+                .is_some_and(|condition| condition.status == "True"),
+            leaving: meta.deletion_timestamp.is_some(),
+            created,
+            ended: ended(pod).unwrap_or(created),
+            ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
+            template: annotation(crate::template::ANNOTATION),
+            store: annotation(STORE_ANNOTATION),
+            failures: annotation(FAILURES_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
+            gate: condition(MODELS_READY_GATE).map(|condition| condition.status == "True"),
+            gate_is_current: condition(MODELS_READY_GATE)
+                .filter(|condition| condition.status == "True")
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .is_some_and(|opened| started(pod).is_some_and(|started| opened.0 >= started)),
+            trouble: trouble(pod, phase, &containers),
+            phase,
+            containers,
+            namespace,
+            name,
+        }
+    }
+}
+
+/// Whether the operator must know this pod: its own pods, and every pod that asks for a GPU.
+pub fn relevant(pod: &Pod) -> bool {
+    let ours = pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(LABEL_MANAGED_BY))
+        .is_some_and(|value| value == MANAGED_BY);
+    ours || !requested(pod, |name| name.starts_with(GENERIC_GPU_RESOURCE).then_some(())).is_empty()
+}
+
+/// The revision at the end of a name `<resource>-<ordinal>-<revision>`; 0 where there is none.
+fn revision(name: &str) -> u32 {
+    name.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or_default()
+}
+
+fn node(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    spec.node_name.clone().or_else(|| {
+        let required = spec
+            .affinity
+            .as_ref()?
+            .node_affinity
+            .as_ref()?
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()?;
+        let fields = required.node_selector_terms.first()?.match_fields.as_ref()?;
+        fields.iter().find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
+    })
+}
+
+/// What the scheduler counts for a pod: containers and sidecars together, or the largest init container.
+fn requested<K: Ord>(pod: &Pod, select: impl Fn(&str) -> Option<K>) -> BTreeMap<K, u32> {
+    let Some(spec) = &pod.spec else { return BTreeMap::new() };
+    let mut sum: BTreeMap<K, u32> = BTreeMap::new();
+    let mut largest: BTreeMap<K, u32> = BTreeMap::new();
+    for container in &spec.containers {
+        for (key, units) in of_container(container, &select) {
+            let entry = sum.entry(key).or_default();
+            *entry = entry.saturating_add(units);
+        }
+    }
+    for container in spec.init_containers.iter().flatten() {
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        for (key, units) in of_container(container, &select) {
+            if sidecar {
+                let entry = sum.entry(key).or_default();
+                *entry = entry.saturating_add(units);
+            } else {
+                let entry = largest.entry(key).or_default();
+                *entry = (*entry).max(units);
+            }
+        }
+    }
+    for (key, units) in largest {
+        let entry = sum.entry(key).or_default();
+        *entry = (*entry).max(units);
+    }
+    sum
+}
+
+fn of_container<K: Ord>(container: &Container, select: impl Fn(&str) -> Option<K>) -> BTreeMap<K, u32> {
+    let quantities = |resources: &ResourceRequirements| {
+        let requests = resources.requests.clone().unwrap_or_default();
+        let limits = resources.limits.clone().unwrap_or_default();
+        // Extended resources are never overcommitted: a limit is a request.
+        requests.into_iter().chain(limits).collect::<BTreeMap<String, Quantity>>()
+    };
+    container
+        .resources
+        .as_ref()
+        .map(quantities)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(name, quantity)| Some((select(&name)?, units(&quantity))))
+        .filter(|(_, units)| *units > 0)
+        .collect()
+}
+
+/// The whole number in a quantity of an extended resource. The API server normalizes large ones (`2k`).
+pub fn units(quantity: &Quantity) -> u32 {
+    let text = quantity.0.trim();
+    let (number, factor) = match text.strip_suffix('k') {
+        Some(thousands) => (thousands, 1000),
+        None => (text, 1),
+    };
+    number.parse::<u32>().map(|number| number.saturating_mul(factor)).unwrap_or_default()
+}
+
+fn containers(pod: &Pod) -> Vec<ContainerView> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let view = |container: &ContainerStatus| {
+        let state = container.state.as_ref();
+        let state = if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
+            ContainerState::Waiting(
+                waiting.reason.clone().unwrap_or_default(),
+                waiting.message.clone().unwrap_or_default(),
+            )
+        } else if let Some(ended) = state.and_then(|state| state.terminated.as_ref()) {
+            if ended.exit_code == 0 {
+                ContainerState::Done
+            } else {
+                let reason = ended.reason.as_deref().unwrap_or("Error");
+                ContainerState::Failed(format!("{reason}, exit code {}", ended.exit_code))
+            }
+        } else if state.is_some_and(|state| state.running.is_some()) {
+            ContainerState::Running
+        } else {
+            ContainerState::Waiting(String::new(), String::new())
+        };
+        ContainerView { name: container.name.clone(), state, restarts: container.restart_count }
+    };
+    let init = status.init_container_statuses.iter().flatten();
+    init.chain(status.container_statuses.iter().flatten()).map(view).collect()
+}
+
+/// When the last of the containers was started.
+fn started(pod: &Pod) -> Option<Timestamp> {
+    let containers = pod.status.as_ref()?.container_statuses.iter().flatten();
+    containers.filter_map(|found| Some(found.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)).max()
+}
+
+fn ended(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten();
+    let of_containers = init
+        .chain(status.container_statuses.iter().flatten())
+        .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
+        .map(|time| time.0)
+        .max();
+    let of_conditions = status
+        .conditions
+        .iter()
+        .flatten()
+        .filter_map(|found| found.last_transition_time.as_ref())
+        .map(|time| time.0);
+    of_containers.or_else(|| of_conditions.max()).or_else(|| status.start_time.as_ref().map(|time| time.0))
+}
+
+fn trouble(pod: &Pod, phase: Phase, containers: &[ContainerView]) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    if phase == Phase::Failed {
+        let reason = status.reason.as_deref().unwrap_or("Failed");
+        let of_container = containers.iter().find_map(|container| match &container.state {
+            ContainerState::Failed(why) => Some(format!("container {}: {why}", container.name)),
+            _ => None,
+        });
+        let message = status.message.clone().or(of_container).unwrap_or_default();
+        return Some(if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") });
+    }
+    let unscheduled = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled" && condition.status == "False" && condition.message.is_some()
+    });
+    if let Some(condition) = unscheduled {
+        return Some(format!("not scheduled: {}", condition.message.as_deref().unwrap_or_default()));
+    }
+    containers.iter().find_map(|container| match &container.state {
+        ContainerState::Waiting(reason, message)
+            if !matches!(reason.as_str(), "" | "ContainerCreating" | "PodInitializing") =>
+        {
+            let message = if message.is_empty() { String::new() } else { format!(": {message}") };
+            Some(format!("container {}: {reason}{message}", container.name))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_holds_what_the_scheduler_counts() {
+        let pod = pod(json!({
+            "metadata": {"name": "x", "namespace": "n"},
+            "spec": {
+                "nodeName": "a",
+                "initContainers": [
+                    {"name": "side", "restartPolicy": "Always", "resources": {"limits": {"principium.ai/gpu-1": "1"}}},
+                    {"name": "once", "resources": {"limits": {"principium.ai/gpu-2": "9"}}}],
+                "containers": [
+                    {"name": "c", "resources": {"limits": {"principium.ai/gpu-1": "2", "cpu": "1"},
+                                                "requests": {"principium.ai/gpu-1": "2"}}},
+                    {"name": "d", "resources": {"limits": {"principium.ai/gpu-2": "3", "principium.ai/gpu": "1"}}}]
+            }
+        }));
+        let view = PodView::read(&pod);
+        assert_eq!(view.units, BTreeMap::from([(1, 3), (2, 9)]));
+        assert_eq!((view.generic, view.node.as_deref(), view.resource.clone()), (1, Some("a"), None));
+        assert!(relevant(&pod));
+    }
+
+    #[test]
+    fn a_pod_without_gpus_that_is_not_ours_does_not_matter() {
+        let pod = pod(json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c"}]}}));
+        assert!(!relevant(&pod));
+    }
+
+    #[test]
+    fn the_chosen_node_counts_before_the_scheduler_has_bound_the_pod() {
+        let pod = pod(json!({
+            "metadata": {"name": "rr-0-3", "namespace": "demo", "labels": {
+                "app.kubernetes.io/managed-by": "principium-operator", "principium.ai/kind": "reranker",
+                "principium.ai/name": "rr", "principium.ai/role": "worker", "principium.ai/ordinal": "0"}},
+            "spec": {
+                "containers": [{"name": "c"}],
+                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchFields": [
+                        {"key": "metadata.name", "operator": "In", "values": ["b"]}]}]}}}
+            }
+        }));
+        let view = PodView::read(&pod);
+        assert_eq!((view.node.as_deref(), view.scheduled, view.revision), (Some("b"), false, 3));
+        assert_eq!(view.resource.unwrap().to_string(), "Reranker demo/rr");
+    }
+
+    #[test]
+    fn what_keeps_a_pod_from_running_is_told() {
+        let failed = pod(json!({
+            "metadata": {"name": "x"}, "spec": {"containers": []},
+            "status": {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed"}
+        }));
+        let view = PodView::read(&failed);
+        assert_eq!(view.trouble.as_deref(), Some("UnexpectedAdmissionError: Allocate failed"));
+        let pulling = pod(json!({
+            "metadata": {"name": "x"}, "spec": {"containers": []},
+            "status": {"phase": "Pending", "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}
+        }));
+        let view = PodView::read(&pulling);
+        assert_eq!(view.trouble.as_deref(), Some("container c: ImagePullBackOff: no such image"));
+    }
+}

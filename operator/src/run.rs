@@ -1,0 +1,209 @@
+//! The loop: waits for a change, observes, plans, applies.
+
+use crate::apply::Writer;
+use crate::args::Args;
+use crate::caches::{Caches, Guarded, Watching, unreadable};
+use crate::events::Recorder;
+use crate::leader::{Candidate, Term};
+use crate::metrics::Metrics;
+use crate::observe::{Assumed, observe};
+use crate::observed::Settings;
+use crate::plan::plan;
+use crate::probe::Prober;
+use crate::server::{Health, serve};
+use anyhow::Context;
+use jiff::Timestamp;
+use kube::{Client, Resource};
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// Changes come in bursts: one pass for all that come within this time.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// Runs the operator until it is told to stop, or no longer leads.
+pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
+    let Args {
+        embedder_image,
+        ollama_image,
+        require_acceleration,
+        watch_namespace,
+        listen,
+        leader_election,
+        namespace,
+        name,
+        log: _,
+        log_json: _,
+    } = args;
+    let settings = Arc::new(Settings { embedder_image, ollama_image, require_acceleration });
+    let metrics = Arc::new(Metrics::default());
+    let ready = Arc::new(AtomicBool::new(false));
+    let changed = Arc::new(Notify::new());
+    let health = Health { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) };
+    // It answers until the work is done, also while the operator stops.
+    let served = CancellationToken::new();
+    let _served = served.clone().drop_guard();
+    let server = tokio::spawn(serve(listen, health, served));
+    let caches = Caches::start(&Watching {
+        client: client.clone(),
+        namespace: watch_namespace,
+        lease_namespace: namespace.clone(),
+        changed: Arc::clone(&changed),
+        metrics: Arc::clone(&metrics),
+    });
+    let work = async {
+        tokio::select! {
+            filled = caches.ready() => filled.context("filling the caches")?,
+            () = stop.cancelled() => return Ok(()),
+        }
+        ready.store(true, Ordering::Release);
+        tracing::info!("the caches are filled");
+        let mut operator = Operator {
+            writer: Writer::new(
+                client.clone(),
+                Arc::clone(&metrics),
+                Recorder::new(client.clone(), name.clone()),
+            ),
+            prober: Prober::new(Arc::clone(&changed)).context("making the HTTP client")?,
+            assumed: Assumed::default(),
+            told: HashSet::new(),
+            caches: &caches,
+            settings,
+            metrics: Arc::clone(&metrics),
+            changed: &changed,
+        };
+        if leader_election {
+            return lead(&mut operator, client, &namespace, name, &metrics, &stop).await;
+        }
+        metrics.leads(true);
+        let term = Term::unlimited();
+        tokio::select! {
+            () = operator.work(&term) => {}
+            () = stop.cancelled() => {}
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = work => result,
+        result = server => {
+            result.context("the HTTP server")?.with_context(|| format!("listening on {listen}; is the port taken?"))
+        }
+    }
+}
+
+async fn lead(
+    operator: &mut Operator<'_>,
+    client: Client,
+    namespace: &str,
+    name: String,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut candidate = Candidate::new(client, namespace, name);
+    let term = tokio::select! {
+        term = candidate.elected() => term,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tracing::info!("this operator leads");
+    metrics.leads(true);
+    tokio::select! {
+        () = operator.work(&term) => {}
+        () = candidate.keep(&term) => {}
+        () = stop.cancelled() => {}
+    }
+    metrics.leads(false);
+    if stop.is_cancelled() {
+        candidate.release().await;
+        return Ok(());
+    }
+    // Starting anew is the simplest way to know nothing that is out of date.
+    anyhow::bail!("this operator no longer leads")
+}
+
+struct Operator<'a> {
+    caches: &'a Caches,
+    settings: Arc<Settings>,
+    metrics: Arc<Metrics>,
+    changed: &'a Notify,
+    writer: Writer,
+    prober: Prober,
+    assumed: Assumed,
+    /// Unreadable resources that were told of: UID and generation.
+    told: HashSet<(String, i64)>,
+}
+
+impl Operator<'_> {
+    async fn work(&mut self, term: &Term) {
+        loop {
+            let again = Instant::now() + self.pass(term).await;
+            tokio::select! {
+                () = self.changed.notified() => sleep(DEBOUNCE).await,
+                () = sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// One pass. Returns when the next is due though nothing changes.
+    async fn pass(&mut self, term: &Term) -> Duration {
+        const IDLE: Duration = Duration::from_secs(300);
+        let now = Timestamp::now();
+        self.assumed.forget_seen(&self.caches.pods, now);
+        self.tell_unreadable();
+        let failures = self.writer.failures();
+        let answers = self.prober.answers();
+        let observed = observe(self.caches, Arc::clone(&self.settings), answers, failures, &self.assumed);
+        let started = std::time::Instant::now();
+        let plan = plan(&observed, now);
+        self.metrics.planned(started.elapsed());
+        self.metrics.count(&observed, &plan);
+        tracing::debug!(
+            actions = plan.actions.len(),
+            statuses = plan.statuses.len(),
+            took = ?started.elapsed(),
+            "planned"
+        );
+        self.prober.follow(plan.targets.clone());
+        let planned = plan.requeue_after.and_then(|after| Duration::try_from(after).ok());
+        let applied = self.writer.apply(plan, term).await;
+        for pod in &applied.made {
+            self.assumed.made(pod, Timestamp::now());
+        }
+        [planned, applied.retry_after, Some(IDLE)].into_iter().flatten().min().unwrap_or(IDLE).max(DEBOUNCE)
+    }
+
+    /// A resource that can't be read is left as it is; its pods keep what they hold.
+    fn tell_unreadable(&mut self) {
+        let mut found = HashSet::new();
+        self.tell("DataFactory", &self.caches.data_factories, &mut found);
+        self.tell("Reranker", &self.caches.rerankers, &mut found);
+        self.tell("OllamaPool", &self.caches.ollama_pools, &mut found);
+        self.tell("GPUNode", &self.caches.gpu_nodes, &mut found);
+        self.told = found;
+    }
+
+    fn tell<K>(&self, kind: &str, cache: &Guarded<K>, found: &mut HashSet<(String, i64)>)
+    where
+        K: Resource + Clone + 'static,
+        K::DynamicType: Eq + Hash + Clone,
+    {
+        for invalid in unreadable(cache) {
+            let meta = &invalid.metadata;
+            let key = (meta.uid.clone().unwrap_or_default(), meta.generation.unwrap_or_default());
+            if !self.told.contains(&key) {
+                tracing::error!(
+                    kind,
+                    namespace = meta.namespace.as_deref().unwrap_or_default(),
+                    name = meta.name.as_deref().unwrap_or_default(),
+                    error = %invalid.error,
+                    "this resource can't be read and is left as it is: change it, or upgrade the operator to the version of its CRD"
+                );
+            }
+            found.insert(key);
+        }
+    }
+}

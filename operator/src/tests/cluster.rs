@@ -1,0 +1,478 @@
+//! A cluster of plain data: it applies plans, runs pods as the scheduler and the kubelet would, and answers for them.
+
+use crate::actions::{Plan, Question, Status, Target, Write};
+use crate::observed::{ModelAnswer, ModelStep, NodeView, Observed, Settings, WorkerInfo};
+use crate::plan::plan;
+use crate::pods::{MODELS_READY_GATE, PodView};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use principium_api::gpu_node::{Gpu, GpuMemoryStatus, GpuNodeStatus, Withheld, WithheldReason};
+use principium_api::status::{Assignment, Condition};
+use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Units of every GPU.
+pub const UNITS: u32 = 8;
+
+pub struct Cluster {
+    pub observed: Observed,
+    pub now: Timestamp,
+    pub pods: BTreeMap<(String, String), Pod>,
+    pub nodes: BTreeMap<String, Vec<Gpu>>,
+    /// Whether workers say that they compute on GPUs.
+    pub accelerated: bool,
+    pub simulated: bool,
+    /// All Events so far: reason and text.
+    pub notes: Vec<(&'static str, String)>,
+    targets: Vec<Target>,
+    count: u32,
+}
+
+impl Cluster {
+    /// Nodes `n0`, `n1`, … with these numbers of GPUs.
+    pub fn new(gpus: &[u32]) -> Self {
+        let settings = Settings {
+            embedder_image: "embedder:1".to_owned(),
+            ollama_image: "ollama:1".to_owned(),
+            require_acceleration: true,
+        };
+        let nodes =
+            gpus.iter().enumerate().map(|(at, count)| (format!("n{at}"), (0..*count).map(gpu).collect()));
+        Self {
+            observed: Observed { settings: Arc::new(settings), ..Observed::default() },
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            pods: BTreeMap::new(),
+            nodes: nodes.collect(),
+            accelerated: true,
+            simulated: false,
+            notes: Vec::new(),
+            targets: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// Applies a manifest: kind, name and spec. A later one of the same name changes the spec.
+    pub fn apply(&mut self, kind: &str, name: &str, spec: Value) {
+        self.count += 1;
+        self.now += SignedDuration::from_secs(10);
+        let mut object = json!({
+            "apiVersion": "principium.ai/v1alpha1", "kind": kind,
+            "metadata": {"name": name, "namespace": "demo", "uid": format!("uid-{kind}-{name}-{}", self.count),
+                "generation": 1, "creationTimestamp": self.now.to_string()},
+        });
+        object["spec"] = spec;
+        let mut keep = |meta: &kube::core::ObjectMeta, status: Value| {
+            object["metadata"] = json!(meta);
+            object["metadata"]["generation"] = json!(meta.generation.unwrap() + 1);
+            object["status"] = status;
+        };
+        match kind {
+            "DataFactory" => {
+                if let Some(old) = take(&mut self.observed.data_factories, name) {
+                    keep(&old.metadata, json!(old.status.clone().unwrap_or_default()));
+                }
+                self.observed.data_factories.push(Arc::new(serde_json::from_value(object).unwrap()));
+            }
+            "Reranker" => {
+                if let Some(old) = take(&mut self.observed.rerankers, name) {
+                    keep(&old.metadata, json!(old.status.clone().unwrap_or_default()));
+                }
+                self.observed.rerankers.push(Arc::new(serde_json::from_value(object).unwrap()));
+            }
+            _ => {
+                if let Some(old) = take(&mut self.observed.ollama_pools, name) {
+                    keep(&old.metadata, json!(old.status.clone().unwrap_or_default()));
+                }
+                self.observed.ollama_pools.push(Arc::new(serde_json::from_value(object).unwrap()));
+            }
+        }
+    }
+
+    /// A Reranker on one exact GPU.
+    pub fn reranker_on(&mut self, name: &str, index: u32) {
+        self.apply("Reranker", name, reranker(json!({"devices": [{"index": index}]})));
+    }
+
+    /// Deletes a resource; the garbage collector deletes its pods.
+    pub fn delete(&mut self, name: &str) {
+        let uid = take(&mut self.observed.data_factories, name)
+            .and_then(|found| found.metadata.uid.clone())
+            .or_else(|| take(&mut self.observed.rerankers, name).and_then(|found| found.metadata.uid.clone()))
+            .or_else(|| {
+                take(&mut self.observed.ollama_pools, name).and_then(|found| found.metadata.uid.clone())
+            })
+            .unwrap();
+        for pod in self.pods.values_mut() {
+            if pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid) {
+                pod.metadata.deletion_timestamp = Some(Time(self.now));
+            }
+        }
+    }
+
+    /// A pod of someone else, running on a node with units of GPUs.
+    pub fn foreign_pod(&mut self, name: &str, node: &str, gpus: &[(u32, u32)]) {
+        let limits: BTreeMap<String, String> = gpus
+            .iter()
+            .map(|(index, units)| (format!("principium.ai/gpu-{index}"), units.to_string()))
+            .collect();
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "other", "uid": format!("uid-{name}"),
+                "creationTimestamp": self.now.to_string()},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "resources": {"limits": limits}}]},
+            "status": {"phase": "Running"},
+        }));
+        self.pods.insert(("other".to_owned(), name.to_owned()), pod.unwrap());
+    }
+
+    /// Plans once, and does what the plan says.
+    pub fn pass(&mut self) -> Plan {
+        self.look();
+        let plan = plan(&self.observed, self.now);
+        assert_eq!(plan, crate::plan::plan(&self.observed, self.now), "the same input gives the same plan");
+        self.perform(&plan);
+        self.check();
+        plan
+    }
+
+    /// Plans and runs pods until nothing changes.
+    pub fn settle(&mut self) {
+        for _ in 0..40 {
+            let plan = self.pass();
+            let later = plan.requeue_after.is_none_or(|after| after > SignedDuration::from_secs(20));
+            let idle = plan.actions.is_empty() && plan.statuses.is_empty() && later;
+            if !self.run_pods() && idle {
+                return;
+            }
+            self.now += SignedDuration::from_secs(1);
+        }
+        panic!("no rest after 40 passes; pods: {:?}", self.pod_names());
+    }
+
+    /// What the caches would show.
+    fn look(&mut self) {
+        let expiry = self.now + SignedDuration::from_secs(30);
+        self.observed.pods = self.pods.values().map(PodView::read).collect();
+        self.observed.gpu_nodes.clear();
+        for (name, gpus) in &self.nodes {
+            let mut gpu_node = GPUNode::new(name, principium_api::gpu_node::GpuNodeSpec {});
+            gpu_node.status = Some(GpuNodeStatus {
+                gpus: gpus.clone(),
+                simulated: self.simulated,
+                ..GpuNodeStatus::default()
+            });
+            self.observed.gpu_nodes.push(Arc::new(gpu_node));
+            self.observed.lease_expiry.insert(name.clone(), expiry);
+            let node = self.observed.nodes.entry(name.clone()).or_insert_with(|| NodeView {
+                labels: BTreeMap::from([("host".to_owned(), name.clone())]),
+                ready: true,
+                address: Some("192.0.2.7".to_owned()),
+                ..NodeView::default()
+            });
+            node.allocatable = gpus
+                .iter()
+                .map(|gpu| {
+                    let used = self
+                        .observed
+                        .pods
+                        .iter()
+                        .filter(|pod| pod.scheduled && pod.node.as_ref() == Some(name));
+                    let used: u32 =
+                        used.filter(|pod| !pod.ended()).filter_map(|pod| pod.units.get(&gpu.index)).sum();
+                    (gpu.index, if gpu.withheld.is_some() { used } else { gpu.units })
+                })
+                .collect();
+        }
+    }
+
+    fn perform(&mut self, plan: &Plan) {
+        self.targets.clone_from(&plan.targets);
+        self.notes.extend(plan.notes.iter().map(|note| (note.reason, note.text.clone())));
+        for action in &plan.actions {
+            let namespace = &action.resource.namespace;
+            match &action.write {
+                Write::CreatePod(pod) => {
+                    let mut pod = (**pod).clone();
+                    let name = pod.metadata.name.clone().unwrap();
+                    self.count += 1;
+                    pod.metadata.uid = Some(format!("pod-{}", self.count));
+                    pod.metadata.creation_timestamp = Some(Time(self.now));
+                    let before = self.pods.insert((namespace.clone(), name.clone()), pod);
+                    assert!(before.is_none(), "{name} was made twice");
+                }
+                Write::DeletePod { name, uid } => {
+                    let key = (namespace.clone(), name.clone());
+                    let pod = self.pods.get_mut(&key).unwrap();
+                    assert_eq!(pod.metadata.uid.as_ref(), Some(uid));
+                    if PodView::read(pod).ended() {
+                        self.pods.remove(&key);
+                    } else {
+                        pod.metadata.deletion_timestamp = Some(Time(self.now));
+                    }
+                }
+                Write::ApplyService { service, .. } => {
+                    self.observed.services.retain(|found| found.metadata.name != service.metadata.name);
+                    self.observed.services.push(Arc::new((**service).clone()));
+                }
+                Write::DeleteService { name, .. } => {
+                    self.observed.services.retain(|found| found.metadata.name.as_ref() != Some(name));
+                }
+                Write::SetGate { name, open, .. } => {
+                    let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
+                    set_condition(pod, MODELS_READY_GATE, *open);
+                    let conditions = pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
+                    conditions.last_mut().unwrap().last_transition_time = Some(Time(self.now));
+                }
+            }
+        }
+        for update in &plan.statuses {
+            match &update.status {
+                Status::DataFactory(status) => {
+                    let found =
+                        self.observed.data_factories.iter_mut().find(|found| named(found, &update.key.name));
+                    Arc::make_mut(found.unwrap()).status = Some((**status).clone());
+                }
+                Status::Reranker(status) => {
+                    let found =
+                        self.observed.rerankers.iter_mut().find(|found| named(found, &update.key.name));
+                    Arc::make_mut(found.unwrap()).status = Some((**status).clone());
+                }
+                Status::OllamaPool(status) => {
+                    let found =
+                        self.observed.ollama_pools.iter_mut().find(|found| named(found, &update.key.name));
+                    Arc::make_mut(found.unwrap()).status = Some((**status).clone());
+                }
+            }
+        }
+    }
+
+    /// Ends what is being deleted, starts what fits, and answers what is asked. Returns whether anything changed.
+    pub fn run_pods(&mut self) -> bool {
+        let before = (self.pods.clone(), self.observed.answers.clone());
+        self.pods.retain(|_, pod| pod.metadata.deletion_timestamp.is_none());
+        let keys: Vec<_> = self.pods.keys().cloned().collect();
+        for key in keys {
+            self.start(&key);
+        }
+        self.answer();
+        before != (self.pods.clone(), self.observed.answers.clone())
+    }
+
+    fn start(&mut self, key: &(String, String)) {
+        let view = PodView::read(&self.pods[key]);
+        if view.ended() {
+            return;
+        }
+        let node = view.node.clone().unwrap_or_else(|| "n0".to_owned());
+        let fits = view.scheduled
+            || view.units.iter().all(|(index, units)| {
+                let others = self.pods.values().map(PodView::read).filter(|pod| {
+                    pod.scheduled && pod.node.as_ref() == Some(&node) && !pod.ended() && pod.uid != view.uid
+                });
+                let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
+                let gpu = self.nodes[&node].iter().find(|gpu| gpu.index == *index).unwrap();
+                gpu.withheld.is_none() && taken + units <= gpu.units
+            });
+        let pod = self.pods.get_mut(key).unwrap();
+        if !fits {
+            return;
+        }
+        let spec = pod.spec.as_mut().unwrap();
+        spec.node_name = Some(node);
+        let gated = spec.readiness_gates.is_some();
+        let once = spec.restart_policy.as_deref() == Some("OnFailure");
+        let status = pod.status.get_or_insert_with(PodStatus::default);
+        status.phase = Some(if once { "Succeeded" } else { "Running" }.to_owned());
+        status.pod_ip = Some("10.0.0.1".to_owned());
+        if !view.scheduled {
+            let running = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": self.now.to_string()}}}]);
+            status.container_statuses = serde_json::from_value(running).unwrap();
+        }
+        set_condition(pod, "ContainersReady", true);
+        let ready = !gated || PodView::read(pod).gate == Some(true);
+        set_condition(pod, "Ready", ready);
+    }
+
+    fn answer(&mut self) {
+        for target in &self.targets {
+            let answers = &mut self.observed.answers;
+            match &target.question {
+                Question::Worker => {
+                    let info = WorkerInfo {
+                        model_id: "mini".to_owned(),
+                        accelerated: self.accelerated,
+                        ..WorkerInfo::default()
+                    };
+                    answers.workers.insert(target.uid.clone(), info);
+                }
+                Question::Models(models) => {
+                    let answer = |name: &String| ModelAnswer {
+                        name: name.clone(),
+                        step: ModelStep::Ready,
+                        size_vram: Some(u64::from(self.accelerated)),
+                        ..ModelAnswer::default()
+                    };
+                    answers.instances.insert(target.uid.clone(), models.iter().map(answer).collect());
+                }
+            }
+        }
+    }
+
+    /// What must hold after every pass: nothing is granted twice.
+    pub fn check(&self) {
+        let mut granted: BTreeMap<(String, u32), u32> = BTreeMap::new();
+        for pod in self.pods.values().map(PodView::read).filter(|pod| !pod.ended()) {
+            for (index, units) in &pod.units {
+                *granted.entry((pod.node.clone().unwrap(), *index)).or_default() += units;
+            }
+        }
+        for ((node, index), units) in granted {
+            assert!(
+                units <= UNITS,
+                "{units} units of GPU {index} on {node} are granted: {:?}",
+                self.pod_names()
+            );
+        }
+    }
+
+    pub fn heat(&mut self, node: &str, index: u32, temperature: u32) {
+        let gpu = self.nodes.get_mut(node).unwrap().iter_mut().find(|gpu| gpu.index == index).unwrap();
+        gpu.temperature = Some(temperature);
+        gpu.withheld = (temperature >= 85).then(|| Withheld {
+            reason: WithheldReason::Overheated,
+            message: "92 °C, the limit is 85 °C".to_owned(),
+            since: String::new(),
+        });
+    }
+
+    pub fn pod_names(&self) -> Vec<String> {
+        self.pods.keys().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Lets a pod fail as the kubelet does.
+    pub fn fail(&mut self, name: &str, reason: &str) {
+        let pod = self.pods.get_mut(&("demo".to_owned(), name.to_owned())).unwrap();
+        let status = pod.status.get_or_insert_with(PodStatus::default);
+        status.phase = Some("Failed".to_owned());
+        status.reason = Some(reason.to_owned());
+        let at = Time(self.now);
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_transition_time = Some(at.clone());
+        }
+    }
+
+    /// Status, reason and message of `Ready`.
+    pub fn ready(&self, name: &str) -> (String, String, String) {
+        let condition = self.condition(name, "Ready");
+        (condition.status, condition.reason, condition.message)
+    }
+
+    pub fn condition(&self, name: &str, type_: &str) -> Condition {
+        self.conditions(name).into_iter().find(|found| found.type_ == type_).unwrap()
+    }
+
+    pub fn conditions(&self, name: &str) -> Vec<Condition> {
+        if let Some(found) = self.observed.data_factories.iter().find(|found| named(found, name)) {
+            return found.status.clone().unwrap_or_default().conditions;
+        }
+        if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
+            return found.status.clone().unwrap_or_default().conditions;
+        }
+        let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
+        found.status.clone().unwrap_or_default().conditions
+    }
+
+    pub fn assignments(&self, name: &str) -> Vec<Assignment> {
+        if let Some(found) = self.observed.data_factories.iter().find(|found| named(found, name)) {
+            return found.status.clone().unwrap_or_default().assignments;
+        }
+        if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
+            return found.status.clone().unwrap_or_default().assignments;
+        }
+        let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
+        found.status.clone().unwrap_or_default().assignments
+    }
+
+    /// Pods with their nodes, GPUs and units, in short: `rr-0-1 n0 1:8`.
+    pub fn held(&self) -> Vec<String> {
+        let pods = self.pods.values().map(PodView::read).filter(|pod| !pod.units.is_empty());
+        pods.map(|pod| {
+            let gpus: Vec<String> =
+                pod.units.iter().map(|(index, units)| format!("{index}:{units}")).collect();
+            format!("{} {} {}", pod.name, pod.node.unwrap_or_default(), gpus.join(","))
+        })
+        .collect()
+    }
+
+    pub fn noted(&self, reason: &str) -> Vec<&str> {
+        self.notes.iter().filter(|(found, _)| *found == reason).map(|(_, text)| text.as_str()).collect()
+    }
+
+    /// The names of all resources.
+    pub fn names(&self) -> Vec<String> {
+        let factories = self.observed.data_factories.iter().map(|found| found.metadata.name.clone());
+        let rerankers = self.observed.rerankers.iter().map(|found| found.metadata.name.clone());
+        let pools = self.observed.ollama_pools.iter().map(|found| found.metadata.name.clone());
+        factories.chain(rerankers).chain(pools).flatten().collect()
+    }
+
+    pub fn pool(&self, name: &str) -> &OllamaPool {
+        self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap()
+    }
+
+    pub fn factory(&self, name: &str) -> &DataFactory {
+        self.observed.data_factories.iter().find(|found| named(found, name)).unwrap()
+    }
+
+    pub fn reranker(&self, name: &str) -> &Reranker {
+        self.observed.rerankers.iter().find(|found| named(found, name)).unwrap()
+    }
+}
+
+/// The spec of a Reranker with these GPUs.
+pub fn reranker(gpu: Value) -> Value {
+    let mut spec = json!({"model": {"hub": {"name": "a/cross"}}});
+    spec["gpu"] = gpu;
+    spec
+}
+
+/// The spec of a DataFactory with these GPUs.
+pub fn factory(gpu: Value) -> Value {
+    let mut spec = json!({"model": {"hub": {"name": "a/mini"}}});
+    spec["gpu"] = gpu;
+    spec
+}
+
+fn gpu(index: u32) -> Gpu {
+    Gpu {
+        index,
+        uuid: format!("GPU-{index}"),
+        product: "NVIDIA GeForce RTX 3060 Ti".to_owned(),
+        units: UNITS,
+        memory: GpuMemoryStatus { total: 8192, used: 300, free: 7892 },
+        temperature: Some(40),
+        ..Gpu::default()
+    }
+}
+
+fn named<K: kube::Resource>(object: &Arc<K>, name: &str) -> bool {
+    object.meta().name.as_deref() == Some(name)
+}
+
+fn take<K: kube::Resource>(objects: &mut Vec<Arc<K>>, name: &str) -> Option<Arc<K>> {
+    let at = objects.iter().position(|object| named(object, name))?;
+    Some(objects.remove(at))
+}
+
+fn set_condition(pod: &mut Pod, type_: &str, status: bool) {
+    let conditions = pod.status.get_or_insert_with(PodStatus::default).conditions.get_or_insert_default();
+    conditions.retain(|condition| condition.type_ != type_);
+    conditions.push(PodCondition {
+        type_: type_.to_owned(),
+        status: if status { "True" } else { "False" }.to_owned(),
+        ..PodCondition::default()
+    });
+}

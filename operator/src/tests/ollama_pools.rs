@@ -1,0 +1,178 @@
+//! Pools: stores, readiness by models, heat, host ports.
+
+use super::cluster::Cluster;
+use crate::pods::PodView;
+use principium_api::ollama_pool::OllamaModelState;
+use serde_json::json;
+
+fn shared(instances: u32) -> serde_json::Value {
+    json!({"instances": instances, "models": [{"name": "tiny"}], "store": {"hostPath": {"path": "/srv/models"}}})
+}
+
+#[test]
+fn instances_start_after_the_one_puller_of_their_node_is_done() {
+    let mut cluster = Cluster::new(&[4]);
+    cluster.apply("OllamaPool", "pool", shared(3));
+    cluster.pass();
+    let names = cluster.pod_names();
+    assert!(names.len() == 1 && names[0].starts_with("pool-puller-"), "{names:?}");
+    cluster.pass();
+    assert_eq!(cluster.pod_names(), names, "one writer");
+    assert_eq!(cluster.ready("pool").1, "PullingModels");
+    assert_eq!(cluster.assignments("pool").len(), 3, "the GPUs are chosen already");
+    cluster.settle();
+    assert_eq!(cluster.pod_names().len(), 4);
+    assert_eq!(cluster.ready("pool").0, "True");
+    let status = cluster.pool("pool").status.clone().unwrap();
+    assert_eq!((status.ready_instances.as_str(), status.model_names.as_str()), ("3/3", "tiny"));
+    assert!(status.models.iter().all(|model| model.state == OllamaModelState::Ready));
+}
+
+#[test]
+fn another_model_in_a_shared_store_is_pulled_beneath_running_instances() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", shared(1));
+    cluster.settle();
+    let mut spec = shared(1);
+    spec["models"] = json!([{"name": "tiny"}, {"name": "large"}]);
+    cluster.apply("OllamaPool", "pool", spec);
+    cluster.settle();
+    let names = cluster.pod_names();
+    assert!(names.contains(&"pool-0-1".to_owned()), "{names:?}");
+    assert_eq!(cluster.noted("PullingAgain").len(), 1);
+    assert_eq!(cluster.pool("pool").status.as_ref().unwrap().models.len(), 2);
+}
+
+#[test]
+fn two_pools_with_one_store_take_turns_in_filling_it() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.apply("OllamaPool", "a", shared(1));
+    cluster.apply("OllamaPool", "b", shared(1));
+    cluster.pass();
+    assert_eq!(cluster.pod_names().len(), 1);
+    assert!(
+        cluster.ready("b").2.contains("another pool fills the model store on node n0"),
+        "{:?}",
+        cluster.ready("b")
+    );
+    cluster.settle();
+    assert_eq!((cluster.ready("a").0, cluster.ready("b").0), ("True".to_owned(), "True".to_owned()));
+}
+
+#[test]
+fn a_puller_is_removed_with_the_last_instance_of_its_node() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", shared(1));
+    cluster.settle();
+    cluster.apply("OllamaPool", "pool", shared(0));
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), [""; 0]);
+    assert_eq!(cluster.ready("pool").1, "ScaledToZero");
+}
+
+#[test]
+fn an_instance_takes_requests_only_when_its_models_answered() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}]}));
+    cluster.pass();
+    cluster.run_pods();
+    cluster.pass();
+    let pod = |cluster: &Cluster| PodView::read(&cluster.pods[&("demo".to_owned(), "pool-0-1".to_owned())]);
+    assert!(pod(&cluster).containers_ready && !pod(&cluster).ready, "the model has not answered yet");
+    assert_eq!(cluster.ready("pool").0, "False");
+    cluster.settle();
+    assert!(pod(&cluster).ready);
+    assert_eq!(cluster.ready("pool").0, "True");
+}
+
+#[test]
+fn a_hot_instance_rests_while_another_serves_and_the_pool_stays_ready() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.apply("OllamaPool", "pool", json!({"instances": 2, "models": [{"name": "tiny"}]}));
+    cluster.settle();
+    let open = |cluster: &Cluster| -> Vec<bool> {
+        cluster.pods.values().map(|pod| PodView::read(pod).gate == Some(true)).collect()
+    };
+    assert_eq!(open(&cluster), [true, true]);
+    cluster.heat("n0", 0, 92);
+    cluster.settle();
+    assert_eq!(open(&cluster), [false, true]);
+    assert_eq!(cluster.ready("pool").0, "True");
+    cluster.heat("n0", 1, 92);
+    cluster.settle();
+    assert_eq!(open(&cluster), [true, true], "with every instance hot somebody must serve");
+    cluster.heat("n0", 0, 50);
+    cluster.heat("n0", 1, 50);
+    cluster.settle();
+    assert_eq!(open(&cluster), [true, true]);
+}
+
+#[test]
+fn models_on_the_cpu_are_not_ready_where_acceleration_is_required() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.accelerated = false;
+    cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}]}));
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").1, "NotAccelerated");
+    cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}], "requireAcceleration": false}));
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
+    assert_eq!(cluster.condition("pool", "Accelerated").reason, "ComputesOnCPU");
+}
+
+#[test]
+fn with_host_ports_an_instance_stops_before_its_successor_starts() {
+    let mut cluster = Cluster::new(&[4]);
+    let spec = json!({"instances": 2, "hostPorts": {"start": 11434}});
+    cluster.apply("OllamaPool", "pool", spec.clone());
+    cluster.settle();
+    let urls: Vec<_> = cluster
+        .pool("pool")
+        .status
+        .as_ref()
+        .unwrap()
+        .endpoints
+        .iter()
+        .map(|found| found.url.clone())
+        .collect();
+    assert_eq!(
+        urls,
+        [
+            "http://pool.demo.svc:11434",
+            "http://pool-0.pool-instances.demo.svc:11434",
+            "http://192.0.2.7:11434",
+            "http://pool-1.pool-instances.demo.svc:11434",
+            "http://192.0.2.7:11435",
+        ]
+    );
+    let mut changed = spec;
+    changed["settings"] = json!({"contextLength": 8192});
+    cluster.apply("OllamaPool", "pool", changed);
+    cluster.pass();
+    assert_eq!(cluster.pod_names(), ["pool-0-1", "pool-1-1"]);
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["pool-0-2", "pool-1-2"]);
+    assert!(cluster.noted("Restarting")[0].ends_with("settings.contextLength set to 8192"));
+}
+
+#[test]
+fn two_instances_share_a_gpu_by_exact_devices() {
+    let mut cluster = Cluster::new(&[1]);
+    let devices = json!([{"index": 0, "memory": "4Gi"}, {"index": 0, "memory": "4Gi"}]);
+    cluster.apply("OllamaPool", "pool", json!({"instances": 2, "gpu": {"devices": devices}}));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["pool-0-1 n0 0:4", "pool-1-1 n0 0:4"]);
+}
+
+#[test]
+fn a_gpu_changes_hands_between_a_pool_and_a_data_factory() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.apply("OllamaPool", "pool", json!({"instances": 2, "gpu": {"count": 1}}));
+    cluster.settle();
+    cluster.apply("DataFactory", "df", super::cluster::factory(json!({"devices": [{"index": 1}]})));
+    cluster.settle();
+    assert_eq!(cluster.ready("df").1, "WaitingForGPU");
+    cluster.apply("OllamaPool", "pool", json!({"instances": 1, "gpu": {"count": 1}}));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["df-0-1 n0 1:8", "pool-0-1 n0 0:8"]);
+}

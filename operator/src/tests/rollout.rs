@@ -1,0 +1,300 @@
+//! Changes of running resources: what restarts, in which order, and what is said.
+
+use super::cluster::{Cluster, factory, reranker};
+use jiff::SignedDuration;
+use serde_json::json;
+use std::sync::Arc;
+
+fn image(mut spec: serde_json::Value, image: &str) -> serde_json::Value {
+    spec["image"] = json!(image);
+    spec
+}
+
+#[test]
+fn a_data_factory_stops_before_its_successor_starts_and_the_difference_is_named() {
+    let mut cluster = Cluster::new(&[2]);
+    let spec = factory(json!({"count": 1}));
+    cluster.apply("DataFactory", "df", spec.clone());
+    cluster.settle();
+    cluster.apply("DataFactory", "df", image(spec, "embedder:2"));
+    cluster.pass();
+    assert_eq!(cluster.pod_names(), ["df-0-1"], "nothing is made before the old pod is gone");
+    let expected = "Pod df-0-1 is stopped for its successor: image changed from embedder:1 to embedder:2";
+    assert_eq!(cluster.noted("Restarting"), [expected]);
+    assert_eq!(cluster.ready("df").1, "Updating");
+    cluster.settle();
+    assert_eq!(cluster.held(), ["df-0-2 n0 0:8"], "on the same GPU");
+    assert_eq!(cluster.ready("df").0, "True");
+    assert_eq!(cluster.factory("df").status.as_ref().unwrap().revisions, [2]);
+}
+
+#[test]
+fn a_reranker_starts_its_successor_first_where_a_gpu_is_free() {
+    let mut cluster = Cluster::new(&[2]);
+    let spec = reranker(json!({"count": 1}));
+    cluster.apply("Reranker", "rr", spec.clone());
+    cluster.settle();
+    cluster.apply("Reranker", "rr", image(spec, "embedder:2"));
+    cluster.pass();
+    assert_eq!(cluster.held(), ["rr-0-1 n0 0:8", "rr-0-2 n0 1:8"]);
+    cluster.settle();
+    assert_eq!(cluster.held(), ["rr-0-2 n0 1:8"]);
+}
+
+#[test]
+fn with_every_gpu_taken_the_old_pod_goes_first_and_its_gpu_is_kept_for_it() {
+    let mut cluster = Cluster::new(&[1]);
+    let spec = reranker(json!({"count": 1}));
+    cluster.apply("Reranker", "rr", spec.clone());
+    cluster.settle();
+    cluster.apply("Reranker", "thief", reranker(json!({"count": 1})));
+    cluster.apply("Reranker", "rr", image(spec, "embedder:2"));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["rr-0-2 n0 0:8"]);
+    assert_eq!(cluster.ready("thief").1, "WaitingForGPU");
+}
+
+#[test]
+fn pods_are_replaced_one_at_a_time() {
+    let mut cluster = Cluster::new(&[4]);
+    let spec = json!({"instances": 3, "models": [{"name": "tiny"}]});
+    cluster.apply("OllamaPool", "pool", spec.clone());
+    cluster.settle();
+    cluster.apply("OllamaPool", "pool", image(spec, "ollama:2"));
+    let mut least = 3;
+    for _ in 0..30 {
+        cluster.pass();
+        let pods = cluster.pods.values().map(crate::pods::PodView::read);
+        least = least.min(pods.filter(|pod| pod.ready && !pod.leaving).count());
+        cluster.run_pods();
+        cluster.now += SignedDuration::from_secs(1);
+    }
+    assert_eq!(cluster.pod_names(), ["pool-0-2", "pool-1-2", "pool-2-2"]);
+    assert_eq!(least, 3, "a successor serves before an instance stops");
+}
+
+#[test]
+fn an_operator_with_other_defaults_restarts_nothing_but_what_uses_its_image() {
+    let mut cluster = Cluster::new(&[4]);
+    cluster.apply("Reranker", "own", image(reranker(json!({"count": 1})), "mine:1"));
+    cluster.apply("Reranker", "default", reranker(json!({"count": 1})));
+    cluster.settle();
+    let settings = Arc::make_mut(&mut cluster.observed.settings);
+    settings.require_acceleration = false;
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["default-0-1", "own-0-1"]);
+    Arc::make_mut(&mut cluster.observed.settings).embedder_image = "embedder:2".to_owned();
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["default-0-2", "own-0-1"]);
+}
+
+#[test]
+fn changes_that_a_running_pod_can_take_on_restart_nothing() {
+    let mut cluster = Cluster::new(&[4]);
+    let spec = reranker(json!({"devices": [{"index": 2}]}));
+    cluster.apply("Reranker", "rr", spec.clone());
+    cluster.settle();
+    let mut same = spec;
+    same["gpu"] = json!({"devices": [{"uuid": "GPU-2", "memory": "8Gi"}]});
+    same["port"] = json!(9300);
+    same["nodeSelector"] = json!({"host": "n0"});
+    cluster.apply("Reranker", "rr", same);
+    cluster.settle();
+    assert_eq!(cluster.held(), ["rr-0-1 n0 2:8"]);
+    assert_eq!(cluster.observed.services[0].spec.as_ref().unwrap().ports.as_ref().unwrap()[0].port, 9300);
+    assert_eq!(cluster.ready("rr").0, "True");
+}
+
+#[test]
+fn other_devices_move_the_pod() {
+    let mut cluster = Cluster::new(&[4]);
+    cluster.reranker_on("rr", 2);
+    cluster.settle();
+    cluster.reranker_on("rr", 3);
+    cluster.settle();
+    assert_eq!(cluster.held(), ["rr-0-2 n0 3:8"]);
+}
+
+#[test]
+fn scaling_down_takes_the_last_and_scaling_up_never_uses_a_revision_twice() {
+    let mut cluster = Cluster::new(&[4]);
+    let spec = |replicas: u32| {
+        let mut spec = reranker(json!({"count": 1}));
+        spec["replicas"] = json!(replicas);
+        spec
+    };
+    cluster.apply("Reranker", "rr", spec(3));
+    cluster.settle();
+    assert_eq!(cluster.reranker("rr").status.as_ref().unwrap().ready_replicas, "3/3");
+    cluster.apply("Reranker", "rr", spec(1));
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["rr-0-1"]);
+    cluster.apply("Reranker", "rr", spec(2));
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["rr-0-1", "rr-1-2"]);
+    assert_eq!(cluster.reranker("rr").status.as_ref().unwrap().revisions, [1, 2, 1]);
+}
+
+#[test]
+fn a_failed_pod_is_replaced_on_the_same_gpu_and_ever_slower() {
+    let mut cluster = Cluster::new(&[4]);
+    cluster.apply("Reranker", "rr", reranker(json!({"count": 1})));
+    cluster.settle();
+    let gpu = cluster.held()[0].split(' ').next_back().unwrap().to_owned();
+    let mut waits = Vec::new();
+    for revision in 1..5 {
+        cluster.fail(&format!("rr-0-{revision}"), "UnexpectedAdmissionError");
+        let failed = cluster.now;
+        let next = format!("rr-0-{}", revision + 1);
+        while !cluster.pod_names().contains(&next) {
+            let plan = cluster.pass();
+            cluster.now += plan.requeue_after.unwrap();
+        }
+        waits.push(cluster.now.duration_since(failed).as_secs());
+        assert!(cluster.held()[0].ends_with(&gpu), "{:?}", cluster.held());
+        assert_eq!(cluster.ready("rr").1, "PodFailed");
+        cluster.run_pods();
+    }
+    assert!(waits.is_sorted() && waits[0] < waits[3], "{waits:?}");
+    let text = "Pod rr-0-1 is replaced: UnexpectedAdmissionError";
+    assert_eq!(cluster.noted("ReplacingFailed")[0], text);
+}
+
+#[test]
+fn after_a_reboot_every_pod_comes_back_to_its_gpu_also_when_the_plugin_is_late() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.reranker_on("b", 1);
+    cluster.apply("Reranker", "a", reranker(json!({"count": 1})));
+    cluster.settle();
+    let before = cluster.held();
+    for name in ["a-0-1", "b-0-1"] {
+        cluster.fail(name, "UnexpectedAdmissionError");
+    }
+    cluster.observed.nodes.get_mut("n0").unwrap().ready = false;
+    cluster.apply("Reranker", "newcomer", reranker(json!({"count": 1})));
+    for _ in 0..5 {
+        cluster.pass();
+        cluster.now += SignedDuration::from_secs(20);
+    }
+    assert_eq!(cluster.held(), before, "nothing is made on a node that is not ready");
+    cluster.observed.nodes.get_mut("n0").unwrap().ready = true;
+    cluster.settle();
+    let after: Vec<String> = before.iter().map(|held| held.replace("-0-1 ", "-0-2 ")).collect();
+    assert_eq!(cluster.held(), after);
+    assert_eq!(cluster.ready("newcomer").1, "WaitingForGPU");
+}
+
+#[test]
+fn a_resource_made_anew_waits_for_the_pods_of_the_former_one() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.reranker_on("rr", 0);
+    cluster.settle();
+    cluster.delete("rr");
+    cluster.reranker_on("rr", 0);
+    cluster.pass();
+    assert_eq!(cluster.pod_names(), ["rr-0-1"]);
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["rr-0-2"], "the name of the former pod is not used again");
+}
+
+#[test]
+fn a_resource_that_is_being_deleted_frees_its_gpus_and_restarts_nothing() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.reranker_on("rr", 0);
+    cluster.settle();
+    let now = cluster.now;
+    let found = &mut cluster.observed.rerankers[0];
+    Arc::make_mut(found).metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), [""; 0]);
+    assert_eq!(cluster.ready("rr").1, "Deleting");
+}
+
+#[test]
+fn the_analyzer_comes_and_goes_without_a_gpu() {
+    let mut cluster = Cluster::new(&[1]);
+    let spec = factory(json!({"count": 1}));
+    let mut with = spec.clone();
+    with["docAnalyzer"] = json!({"port": 9555});
+    cluster.apply("DataFactory", "df", with);
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["df-0-1", "df-analyzer-1"]);
+    assert_eq!(cluster.held().len(), 1);
+    cluster.apply("DataFactory", "df", spec);
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["df-0-2"]);
+    assert_eq!(cluster.observed.services.len(), 1);
+}
+
+#[test]
+fn a_data_factory_runs_without_its_pool_and_says_that_enrichment_waits() {
+    let mut cluster = Cluster::new(&[2]);
+    let mut spec = factory(json!({"devices": [{"index": 0}]}));
+    spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}, "model": "tiny"});
+    cluster.apply("DataFactory", "df", spec);
+    cluster.pass();
+    assert_eq!(cluster.pod_names(), [""; 0], "the pool usually comes a moment later");
+    cluster.settle();
+    let (status, _, message) = cluster.ready("df");
+    assert_eq!(
+        (status.as_str(), cluster.condition("df", "EnrichmentReady").reason.as_str()),
+        ("True", "PoolMissing")
+    );
+    assert_eq!(
+        message,
+        "it takes documents; enrichment waits for OllamaPool demo/pool, which does not exist"
+    );
+    cluster.apply(
+        "OllamaPool",
+        "pool",
+        json!({"models": [{"name": "tiny"}], "gpu": {"devices": [{"index": 1}]}}),
+    );
+    cluster.settle();
+    assert_eq!(cluster.condition("df", "EnrichmentReady").status, "True");
+    assert_eq!(cluster.pod_names(), ["df-0-1", "pool-0-1"], "its named model needs no restart");
+}
+
+#[test]
+fn an_operator_that_has_just_started_changes_nothing() {
+    let mut cluster = Cluster::new(&[3]);
+    cluster.apply(
+        "OllamaPool",
+        "pool",
+        json!({"models": [{"name": "tiny"}], "gpu": {"devices": [{"index": 0}]}}),
+    );
+    cluster.reranker_on("rr", 1);
+    cluster.apply("DataFactory", "df", factory(json!({"devices": [{"index": 2}]})));
+    cluster.settle();
+    cluster.observed.answers = crate::observed::Answers::default();
+    cluster.now += SignedDuration::from_mins(1);
+    let plan = cluster.pass();
+    assert_eq!((plan.actions, plan.statuses, plan.notes), (Vec::new(), Vec::new(), Vec::new()));
+    assert_eq!(plan.targets.len(), 3, "everyone is asked again");
+    assert_eq!(
+        plan.targets.iter().map(|target| target.known.len()).sum::<usize>(),
+        1,
+        "a model that answered is known"
+    );
+}
+
+#[test]
+fn a_pool_that_goes_restarts_nobody_and_another_first_model_does() {
+    let mut cluster = Cluster::new(&[2]);
+    let pool = |model: &str| json!({"models": [{"name": model}], "gpu": {"devices": [{"index": 1}]}});
+    cluster.apply("OllamaPool", "pool", pool("tiny"));
+    let mut spec = factory(json!({"devices": [{"index": 0}]}));
+    spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}});
+    cluster.apply("DataFactory", "df", spec);
+    cluster.settle();
+    cluster.delete("pool");
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["df-0-1"]);
+    cluster.apply("OllamaPool", "pool", pool("tiny"));
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["df-0-1", "pool-0-1"]);
+    cluster.apply("OllamaPool", "pool", pool("other"));
+    cluster.settle();
+    let expected = "Pod df-0-1 is stopped for its successor: enrichment.model changed from tiny to other";
+    assert!(cluster.noted("Restarting").contains(&expected), "{:?}", cluster.noted("Restarting"));
+}
