@@ -1,0 +1,88 @@
+{{/* Name of every object: the release's name where it already contains the chart's. */}}
+{{- define "principium.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "principium.operator.name" -}}{{ include "principium.fullname" . }}-operator{{- end -}}
+{{- define "principium.devicePlugin.name" -}}{{ include "principium.fullname" . }}-device-plugin{{- end -}}
+
+{{- define "principium.operator.serviceAccount" -}}
+{{- .Values.operator.serviceAccount.name | default (include "principium.operator.name" .) -}}
+{{- end -}}
+{{- define "principium.devicePlugin.serviceAccount" -}}
+{{- .Values.devicePlugin.serviceAccount.name | default (include "principium.devicePlugin.name" .) -}}
+{{- end -}}
+
+{{/* Labels that never change, for selectors. Called with (dict "root" $ "component" "operator"). */}}
+{{- define "principium.selectorLabels" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* Labels of a pod: no versions, so that a new chart alone restarts nothing. Called like principium.selectorLabels. */}}
+{{- define "principium.podLabels" -}}
+{{ include "principium.selectorLabels" . }}
+app.kubernetes.io/part-of: principium
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* All labels of an object of a component. Called like principium.selectorLabels. */}}
+{{- define "principium.labels" -}}
+{{ include "principium.selectorLabels" . }}
+app.kubernetes.io/part-of: principium
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Image reference. Called with (dict "root" $ "image" .Values.operator.image). */}}
+{{- define "principium.image" -}}
+{{- $registry := .image.registry | default .root.Values.image.registry -}}
+{{- $repository := .image.repository -}}
+{{- if $registry -}}{{- $repository = printf "%s/%s" $registry $repository -}}{{- end -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (.image.tag | default .root.Values.image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a workload must compute on its GPUs to be Ready: as set, else false with simulated hardware. */}}
+{{- define "principium.requireAcceleration" -}}
+{{- if kindIs "bool" .Values.operator.requireAcceleration -}}
+{{- .Values.operator.requireAcceleration -}}
+{{- else -}}
+{{- not .Values.simulation.enabled -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Default image of OllamaPools. */}}
+{{- define "principium.ollamaImage" -}}
+{{- $image := .Values.ollama.image -}}
+{{- if $image.repository -}}
+{{- include "principium.image" (dict "root" . "image" $image) -}}
+{{- else if .Values.simulation.enabled -}}
+{{- include "principium.image" (dict "root" . "image" (merge (dict "repository" "principium-ollama") $image)) -}}
+{{- else -}}
+{{- printf "%s/ollama/ollama%s" ($image.registry | default "docker.io") (ternary (printf "@%s" $image.digest) (printf ":%s" ($image.tag | default "0.17.4")) (not (empty $image.digest))) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Annotations of a component's pods. Called with (dict "root" $ "own" .Values.operator.podAnnotations). */}}
+{{- define "principium.podAnnotations" -}}
+{{- with merge (dict) .own .root.Values.podAnnotations }}
+{{- toYaml . }}
+{{- end }}
+{{- end -}}
