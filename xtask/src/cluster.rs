@@ -68,7 +68,12 @@ fn build_images(cache: &Cache, tools: &Tools) -> Result<Vec<images::Image>> {
     fetch_models()?;
     let repository = crate::root();
     let models = models::fetch(cache.root(), &repository, |_| {})?;
-    let inputs = images::Inputs { repository, models, ollama: tools.path("ollama")?, cache: cache.root().to_path_buf() };
+    let inputs = images::Inputs {
+        repository,
+        models,
+        ollama: tools.path("ollama")?,
+        cache: cache.root().to_path_buf(),
+    };
     step("the images", || images::all(&inputs))
 }
 

@@ -55,7 +55,9 @@ impl Demo {
 
         step(3, "Who has which GPU");
         print!("{}", tables::gpus(&view.gpu_nodes()?));
-        println!("    The two that share GPU 7 hold parts that add up; the scheduler itself refuses one unit more.");
+        println!(
+            "    The two that share GPU 7 hold parts that add up; the scheduler itself refuses one unit more."
+        );
 
         step(4, "Documents in, chunks in context and vectors out");
         let factory = view.url(&resources, "DataFactory", 9000)?;
@@ -84,19 +86,31 @@ fn heat(view: &ClusterView) -> Result<()> {
     println!("    {} after {}: {withheld}", style("withheld").red().bold(), seconds(after));
     let during = view.pods_on_gpu(HEATED_GPU)?;
     if before != during {
-        bail!("the pods on GPU {HEATED_GPU} changed from {before:?} to {during:?}: heat must not touch a running pod");
+        bail!(
+            "the pods on GPU {HEATED_GPU} changed from {before:?} to {during:?}: heat must not touch a running pod"
+        );
     }
-    println!("    {} keeps running: only free units are withheld, so no new pod comes to a hot GPU", before.join(", "));
+    println!(
+        "    {} keeps running: only free units are withheld, so no new pod comes to a hot GPU",
+        before.join(", ")
+    );
     set_temperature(view, COOL)?;
     println!("    $ cargo xtask gpu set {HEATED_GPU} --temperature {COOL}");
     let (_, after) = view.wait_for_withheld(HEATED_GPU, false, Duration::from_secs(60))?;
-    println!("    {} after {} (it must stay cool for the dwell time first)", style("returned").green().bold(), seconds(after));
+    println!(
+        "    {} after {} (it must stay cool for the dwell time first)",
+        style("returned").green().bold(),
+        seconds(after)
+    );
     Ok(())
 }
 
 fn set_temperature(view: &ClusterView, celsius: u32) -> Result<()> {
     crate::gpu::set_temperature(HEATED_GPU, celsius).with_context(|| {
-        format!("setting the simulated temperature of GPU {HEATED_GPU}; the cluster's kubeconfig is {}", view.kubeconfig())
+        format!(
+            "setting the simulated temperature of GPU {HEATED_GPU}; the cluster's kubeconfig is {}",
+            view.kubeconfig()
+        )
     })
 }
 

@@ -16,6 +16,7 @@ pub fn set_temperature(index: u32, celsius: u32) -> Result<()> {
         #[command(subcommand)]
         command: GpuCommand,
     }
-    let line = Line::try_parse_from(["gpu", "set", &index.to_string(), "--temperature", &celsius.to_string()])?;
+    let line =
+        Line::try_parse_from(["gpu", "set", &index.to_string(), "--temperature", &celsius.to_string()])?;
     run(&line.command).context("cargo xtask gpu set")
 }

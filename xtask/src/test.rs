@@ -42,7 +42,16 @@ impl Test {
             })?;
             phase("end-to-end tests", &mut || {
                 let mut cargo = crate::cargo();
-                cargo.args(["test", "--release", "--package", "principium-e2e", "--features", "cluster", "--test", "cluster"]);
+                cargo.args([
+                    "test",
+                    "--release",
+                    "--package",
+                    "principium-e2e",
+                    "--features",
+                    "cluster",
+                    "--test",
+                    "cluster",
+                ]);
                 // One at a time: they heat and lose the same eight GPUs.
                 cargo.args(["--", "--test-threads=1"]).args(&self.filter);
                 if let Some(access) = &access {

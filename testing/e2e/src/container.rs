@@ -30,9 +30,17 @@ impl Container {
     /// # Errors
     /// When the pod runs no such container on this machine.
     pub fn of(pod: &Pod, name: &str) -> Result<Self> {
-        let status = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref()).into_iter().flatten().find(|c| c.name == name);
-        let id = status.and_then(|c| c.container_id.as_deref()).and_then(|id| id.strip_prefix("containerd://"));
-        let id = id.with_context(|| format!("pod {:?} has no running container {name}", pod.metadata.name))?;
+        let status = pod
+            .status
+            .as_ref()
+            .and_then(|s| s.container_statuses.as_ref())
+            .into_iter()
+            .flatten()
+            .find(|c| c.name == name);
+        let id =
+            status.and_then(|c| c.container_id.as_deref()).and_then(|id| id.strip_prefix("containerd://"));
+        let id =
+            id.with_context(|| format!("pod {:?} has no running container {name}", pod.metadata.name))?;
         for entry in std::fs::read_dir("/proc")? {
             let entry = entry?;
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -51,7 +59,9 @@ impl Container {
         let raw = std::fs::read(self.proc("environ"))?;
         Ok(raw
             .split(|byte| *byte == 0)
-            .filter_map(|pair| String::from_utf8_lossy(pair).split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())))
+            .filter_map(|pair| {
+                String::from_utf8_lossy(pair).split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))
+            })
             .collect())
     }
 
@@ -80,10 +90,15 @@ impl Container {
         std::fs::create_dir_all(&folder)?;
         let node = folder.join(format!("gpu{index}"));
         let _ = std::fs::remove_file(&node);
-        let made = Command::new("mknod").arg(&node).args(["c", &MAJOR.to_string(), &index.to_string()]).status()?;
+        let made =
+            Command::new("mknod").arg(&node).args(["c", &MAJOR.to_string(), &index.to_string()]).status()?;
         anyhow::ensure!(made.success(), "mknod {}", node.display());
         // The shell joins the container's cgroup for as long as it lives and opens the node from there.
-        let script = format!("echo $$ > {}/cgroup.procs && exec < {}", self.device_cgroup()?.display(), node.display());
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec < {}",
+            self.device_cgroup()?.display(),
+            node.display()
+        );
         let output = Command::new("sh").args(["-c", &script]).env("LC_ALL", "C").output()?;
         std::fs::remove_dir_all(&folder)?;
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -100,7 +115,9 @@ impl Container {
     fn device_cgroup(&self) -> Result<PathBuf> {
         let text = std::fs::read_to_string(self.proc("cgroup"))?;
         let path = |line: &str| line.splitn(3, ':').nth(2).map(|p| p.trim_start_matches('/').to_owned());
-        let v1 = text.lines().find(|line| line.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == "devices")));
+        let v1 = text
+            .lines()
+            .find(|line| line.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == "devices")));
         if let Some(path) = v1.and_then(path) {
             return Ok(Path::new("/sys/fs/cgroup/devices").join(path));
         }

@@ -56,7 +56,9 @@ impl World {
     pub async fn gpu(&self, index: u32) -> Result<Gpu> {
         let node = self.gpu_node().await?;
         let gpus = node.status.unwrap_or_default().gpus;
-        gpus.into_iter().find(|gpu| gpu.index == index).with_context(|| format!("GPUNode lists no GPU {index}"))
+        gpus.into_iter()
+            .find(|gpu| gpu.index == index)
+            .with_context(|| format!("GPUNode lists no GPU {index}"))
     }
 
     /// Units of a GPU that the kubelet reports as allocatable: in use, or free and offered.

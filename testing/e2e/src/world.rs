@@ -92,7 +92,8 @@ impl World {
         K::DynamicType: Default,
     {
         let value: serde_json::Value = serde_yaml::from_str(yaml)?;
-        let name = value.pointer("/metadata/name").and_then(|n| n.as_str()).context("metadata.name is missing")?;
+        let name =
+            value.pointer("/metadata/name").and_then(|n| n.as_str()).context("metadata.name is missing")?;
         let applied = self
             .api::<K>()
             .patch(name, &PatchParams::apply("principium-e2e").force(), &Patch::Apply(&value))
@@ -113,7 +114,10 @@ impl World {
         if api.get_opt(name).await?.is_some() {
             api.delete(name, &DeleteParams::default()).await?;
         }
-        self.eventually(&format!("{name} is gone"), || async { Ok(api.get_opt(name).await?.is_none().then_some(())) }).await
+        self.eventually(&format!("{name} is gone"), || async {
+            Ok(api.get_opt(name).await?.is_none().then_some(()))
+        })
+        .await
     }
 
     /// The pods of one of our resources, oldest first.
@@ -131,7 +135,11 @@ impl World {
     ///
     /// # Errors
     /// When it never does, or `look` fails.
-    pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(&self, what: &str, look: impl Fn() -> F) -> Result<T> {
+    pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(
+        &self,
+        what: &str,
+        look: impl Fn() -> F,
+    ) -> Result<T> {
         eventually(what, PATIENCE, look).await
     }
 
@@ -139,7 +147,12 @@ impl World {
     ///
     /// # Errors
     /// As soon as it doesn't.
-    pub async fn stays<F: Future<Output = Result<bool>>>(&self, what: &str, time: Duration, look: impl Fn() -> F) -> Result<()> {
+    pub async fn stays<F: Future<Output = Result<bool>>>(
+        &self,
+        what: &str,
+        time: Duration,
+        look: impl Fn() -> F,
+    ) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end {
             if !look().await? {

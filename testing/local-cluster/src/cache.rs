@@ -23,7 +23,8 @@ impl Cache {
                 Path::new(&home).join(".cache/principium")
             }
         };
-        let root = std::path::absolute(&root).with_context(|| format!("the cache folder {}", root.display()))?;
+        let root =
+            std::path::absolute(&root).with_context(|| format!("the cache folder {}", root.display()))?;
         Ok(Self { root })
     }
 
@@ -50,7 +51,8 @@ impl Cache {
     /// # Errors
     /// When the lock file can't be made.
     pub fn lock(&self) -> Result<File> {
-        std::fs::create_dir_all(&self.root).with_context(|| format!("making the cache folder {}", self.root.display()))?;
+        std::fs::create_dir_all(&self.root)
+            .with_context(|| format!("making the cache folder {}", self.root.display()))?;
         let path = self.root.join("lock");
         let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
         file.lock().with_context(|| format!("locking {}", path.display()))?;

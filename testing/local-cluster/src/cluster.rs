@@ -70,7 +70,15 @@ pub fn down(cache: &Cache) -> Result<()> {
     let paths = Paths::new(cache);
     step("stopping the components", || {
         // The kubelet first, so that it starts nothing again; containerd last, so that containers can still be ended.
-        for component in ["kubelet", "coredns", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"] {
+        for component in [
+            "kubelet",
+            "coredns",
+            "kube-proxy",
+            "kube-scheduler",
+            "kube-controller-manager",
+            "kube-apiserver",
+            "etcd",
+        ] {
             if let Some(process) = Process::of(&paths, component) {
                 process.stop(Duration::from_secs(10)).with_context(|| format!("stopping {component}"))?;
             }
@@ -97,13 +105,19 @@ pub fn status(cache: &Cache) -> Result<()> {
     for component in components::ALL {
         let state = match Process::of(&paths, component) {
             None => "down".to_owned(),
-            Some(process) if components::answers(component, &tools, &paths) => format!("up, process {}", process.pid()),
+            Some(process) if components::answers(component, &tools, &paths) => {
+                format!("up, process {}", process.pid())
+            }
             Some(process) => format!("not answering, process {}", process.pid()),
         };
         println!("{component:<24} {state:<30} {}", paths.log(component).display());
     }
     if paths.kubeconfig().is_file() {
-        println!("\nexport KUBECONFIG={}\nexport PATH={}:$PATH", paths.kubeconfig().display(), tools.path("kubectl")?.with_file_name("").display());
+        println!(
+            "\nexport KUBECONFIG={}\nexport PATH={}:$PATH",
+            paths.kubeconfig().display(),
+            tools.path("kubectl")?.with_file_name("").display()
+        );
     }
     Ok(())
 }
@@ -156,7 +170,11 @@ impl Cluster {
                 if !process.alive() || Instant::now() > deadline {
                     let why = if process.alive() { "does not answer" } else { "ended" };
                     let log = self.paths.log(component);
-                    bail!("{component} {why}; the end of {}:\n{}", log.display(), tail(&fs::read_to_string(&log).unwrap_or_default()));
+                    bail!(
+                        "{component} {why}; the end of {}:\n{}",
+                        log.display(),
+                        tail(&fs::read_to_string(&log).unwrap_or_default())
+                    );
                 }
                 std::thread::sleep(Duration::from_millis(200));
             }

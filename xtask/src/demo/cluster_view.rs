@@ -52,7 +52,8 @@ impl ClusterView {
 
     fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.kubectl(&[arguments, &["-o", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("reading what kubectl {} printed", arguments.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("reading what kubectl {} printed", arguments.join(" ")))
     }
 
     /// Applies a manifest of the repository and returns the resources of ours in it.
@@ -60,7 +61,9 @@ impl ClusterView {
         let path = crate::root().join(manifest).display().to_string();
         let applied = self.json(&["apply", "--server-side", "-f", &path])?;
         let objects = applied["items"].as_array().cloned().unwrap_or_else(|| vec![applied]);
-        let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |object: &Value, pointer: &str| {
+            object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
         for object in &objects {
             println!("    {} {}", text(object, "/kind"), text(object, "/metadata/name"));
         }
@@ -96,10 +99,12 @@ impl ClusterView {
                 if bar.is_finished() {
                     continue;
                 }
-                let object = self.json(&["get", &resource.kind, "-n", &resource.namespace, &resource.name])?;
+                let object =
+                    self.json(&["get", &resource.kind, "-n", &resource.namespace, &resource.name])?;
                 let ready = condition(&object, "Ready");
                 let message = ready["message"].as_str().unwrap_or("not seen by the operator yet").to_owned();
-                let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+                let current =
+                    object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
                 if current && ready["status"] == "True" {
                     bar.set_style(done.clone());
                     bar.finish_with_message(message);
@@ -128,9 +133,13 @@ impl ClusterView {
     fn gpu(&self, index: u32) -> Result<Value> {
         self.gpu_nodes()?
             .iter()
-            .flat_map(|node| node.pointer("/status/gpus").and_then(Value::as_array).cloned().unwrap_or_default())
+            .flat_map(|node| {
+                node.pointer("/status/gpus").and_then(Value::as_array).cloned().unwrap_or_default()
+            })
             .find(|gpu| gpu["index"] == index)
-            .with_context(|| format!("no GPUNode has a GPU {index}; `kubectl get gpunodes` shows what there is"))
+            .with_context(|| {
+                format!("no GPUNode has a GPU {index}; `kubectl get gpunodes` shows what there is")
+            })
     }
 
     /// The pods that hold a GPU, sorted.
@@ -166,8 +175,10 @@ impl ClusterView {
 
     /// The address of the first resource of a kind, reachable from this machine because it is the node.
     pub fn url(&self, resources: &[Resource], kind: &str, port: u16) -> Result<String> {
-        let resource =
-            resources.iter().find(|r| r.kind == kind).with_context(|| format!("the sample declares no {kind}"))?;
+        let resource = resources
+            .iter()
+            .find(|r| r.kind == kind)
+            .with_context(|| format!("the sample declares no {kind}"))?;
         let service = self.json(&["get", "service", "-n", &resource.namespace, &resource.name])?;
         let address = service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default();
         if address.is_empty() || address == "None" {

@@ -28,17 +28,24 @@ pub fn process(factory: &str, folder: &Path) -> Result<Vec<Chunk>> {
     let documents = read(folder)?;
     for document in &documents {
         let text = document["text"].as_str().unwrap_or_default();
-        println!("    {:<22} {} words", document["id"].as_str().unwrap_or_default(), text.split_whitespace().count());
+        println!(
+            "    {:<22} {} words",
+            document["id"].as_str().unwrap_or_default(),
+            text.split_whitespace().count()
+        );
     }
     let url = format!("{factory}/v1/process");
-    let mut response = ureq::post(&url).send_json(json!({ "documents": documents })).with_context(|| format!("POST {url}"))?;
+    let mut response = ureq::post(&url)
+        .send_json(json!({ "documents": documents }))
+        .with_context(|| format!("POST {url}"))?;
     let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template("    {spinner:.cyan} {msg}")?);
     bar.enable_steady_tick(std::time::Duration::from_millis(120));
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut summary = None;
     for line in BufReader::new(response.body_mut().as_reader()).lines() {
         let line = line.with_context(|| format!("reading the stream of {url}"))?;
-        let value: Value = serde_json::from_str(&line).with_context(|| format!("reading {line:?} from {url}"))?;
+        let value: Value =
+            serde_json::from_str(&line).with_context(|| format!("reading {line:?} from {url}"))?;
         match value["type"].as_str() {
             Some("chunk") => {
                 chunks.push(serde_json::from_value(value).context("reading a chunk")?);
@@ -53,17 +60,32 @@ pub fn process(factory: &str, folder: &Path) -> Result<Vec<Chunk>> {
     }
     bar.finish_and_clear();
     let summary = summary.with_context(|| format!("the stream of {url} ended without a summary"))?;
-    let Some(example) = chunks.iter().find(|chunk| chunk.context.as_ref().is_some_and(|c| !c.is_empty())) else {
+    let Some(example) = chunks.iter().find(|chunk| chunk.context.as_ref().is_some_and(|c| !c.is_empty()))
+    else {
         bail!("none of the {} chunks was put in context: is the OllamaPool ready?", chunks.len());
     };
     println!("\n    one of {} chunks, from {}:", chunks.len(), example.document_id);
     println!("      {} {}", style("chunk  ").dim(), shorten(&example.text, 150));
-    println!("      {} {}", style("context").dim(), shorten(example.context.as_deref().unwrap_or_default(), 150));
-    println!("      {} {} numbers, {:.3?} …", style("vector ").dim(), example.vector.len(), &example.vector[..3.min(example.vector.len())]);
+    println!(
+        "      {} {}",
+        style("context").dim(),
+        shorten(example.context.as_deref().unwrap_or_default(), 150)
+    );
+    println!(
+        "      {} {} numbers, {:.3?} …",
+        style("vector ").dim(),
+        example.vector.len(),
+        &example.vector[..3.min(example.vector.len())]
+    );
     let number = |key: &str| summary[key].as_f64().unwrap_or_default();
     println!(
         "\n    {} documents, {} chunks, {} tokens in {:.1} s: {:.1} chunks/s, {:.0} tokens/s",
-        number("documents"), number("chunks"), number("tokens"), number("seconds"), number("chunks_per_second"), number("tokens_per_second")
+        number("documents"),
+        number("chunks"),
+        number("tokens"),
+        number("seconds"),
+        number("chunks_per_second"),
+        number("tokens_per_second")
     );
     Ok(chunks)
 }
@@ -90,7 +112,8 @@ pub fn ask(factory: &str, reranker: &str, corpus: &[Chunk], question: &str) -> R
     println!("    {}\n", style(question).italic());
     let vectors: Vec<Vec<f32>> = post(&format!("{factory}/embed"), &json!({ "inputs": question }))?;
     let query = vectors.into_iter().next().context("the DataFactory returned no vector for the question")?;
-    let mut nearest: Vec<(f32, &Chunk)> = corpus.iter().map(|chunk| (dot(&query, &chunk.vector), chunk)).collect();
+    let mut nearest: Vec<(f32, &Chunk)> =
+        corpus.iter().map(|chunk| (dot(&query, &chunk.vector), chunk)).collect();
     nearest.sort_by(|a, b| b.0.total_cmp(&a.0));
     nearest.truncate(CANDIDATES);
     let texts: Vec<&str> = nearest.iter().map(|(_, chunk)| chunk.text.as_str()).collect();
@@ -100,15 +123,22 @@ pub fn ask(factory: &str, reranker: &str, corpus: &[Chunk], question: &str) -> R
         index: usize,
         score: f32,
     }
-    let ranks: Vec<Rank> = post(&format!("{reranker}/rerank"), &json!({ "query": question, "texts": texts }))?;
+    let ranks: Vec<Rank> =
+        post(&format!("{reranker}/rerank"), &json!({ "query": question, "texts": texts }))?;
     let rows: Vec<_> = ranks
         .iter()
         .filter_map(|rank| nearest.get(rank.index).map(|(cosine, chunk)| (rank, cosine, chunk)))
         .take(SHOWN)
-        .map(|(rank, cosine, chunk)| (chunk.document_id.clone(), *cosine, rank.score, shorten(&chunk.text, 220)))
+        .map(|(rank, cosine, chunk)| {
+            (chunk.document_id.clone(), *cosine, rank.score, shorten(&chunk.text, 220))
+        })
         .collect();
     print!("{}", tables::passages(&rows));
-    println!("    {} chunks searched by their vectors, the best {} reordered by the cross-encoder", corpus.len(), nearest.len());
+    println!(
+        "    {} chunks searched by their vectors, the best {} reordered by the cross-encoder",
+        corpus.len(),
+        nearest.len()
+    );
     Ok(())
 }
 

@@ -6,7 +6,10 @@ use serde_json::Value;
 /// Who has which GPU, with temperature and memory.
 pub fn gpus(nodes: &[Value]) -> String {
     let mut table = table(&["GPU", "product", "°C", "W", "GiB held", "held by"]);
-    for gpu in nodes.iter().flat_map(|node| node.pointer("/status/gpus").and_then(Value::as_array).into_iter().flatten()) {
+    for gpu in nodes
+        .iter()
+        .flat_map(|node| node.pointer("/status/gpus").and_then(Value::as_array).into_iter().flatten())
+    {
         let allocations = gpu["allocations"].as_array().map(Vec::as_slice).unwrap_or_default();
         let held: u64 = allocations.iter().filter_map(|a| a["units"].as_u64()).sum();
         let holders: Vec<String> = allocations

@@ -14,7 +14,10 @@ fn one_of_two_claims_runs_the_other_says_why_and_starts_when_the_first_goes() ->
         let before = identity(&world.pods_of("first").await?[0]);
         world.apply::<DataFactory>(&data_factory("second", "{devices: [{index: 1}]}")).await?;
         let message = world.reason::<DataFactory>("second", READY, "WaitingForGPU").await?;
-        assert!(message.contains("GPU 1") && message.contains("first"), "names the GPU and its holder: {message}");
+        assert!(
+            message.contains("GPU 1") && message.contains("first"),
+            "names the GPU and its holder: {message}"
+        );
         assert!(world.pods_of("second").await?.is_empty());
         assert_eq!(identity(&world.pods_of("first").await?[0]), before, "the holder is left alone");
 

@@ -25,13 +25,19 @@ fn a_hot_gpu_gets_no_new_pod_keeps_its_running_one_and_comes_back_below_the_lowe
         let message = world.reason::<Reranker>("asks", READY, "WaitingForGPU").await?;
         assert!(message.contains("GPU 2") && message.contains("92"), "says that the GPU is hot: {message}");
         let api = world.api::<Pod>();
-        world.stays("the new pod waits", Duration::from_secs(4), || async { Ok(phase(&api.get("comes").await?) == "Pending") }).await?;
+        world
+            .stays("the new pod waits", Duration::from_secs(4), || async {
+                Ok(phase(&api.get("comes").await?) == "Pending")
+            })
+            .await?;
         assert_eq!(identity(&api.get("runs").await?), before, "the running pod is untouched");
 
         // Between the limits nothing changes; below the lower one it comes back.
         gpus::set(2, &["--temperature", "80"])?;
         world
-            .stays("withheld between the limits", Duration::from_secs(12), || async { Ok(world.gpu(2).await?.withheld.is_some()) })
+            .stays("withheld between the limits", Duration::from_secs(12), || async {
+                Ok(world.gpu(2).await?.withheld.is_some())
+            })
             .await?;
         gpus::set(2, &["--temperature", "50"])?;
         world.wait_for_withheld(2, false).await?;
@@ -51,9 +57,15 @@ fn a_chosen_gpu_is_never_a_hot_one() -> Result<()> {
         for index in 0..7 {
             world.wait_for_withheld(index, true).await?;
         }
-        world.apply::<Reranker>(&reranker("ranker", "{count: 1, memory: 2Gi, prefer: {indices: [0, 1]}}")).await?;
+        world
+            .apply::<Reranker>(&reranker("ranker", "{count: 1, memory: 2Gi, prefer: {indices: [0, 1]}}"))
+            .await?;
         let status = world.ready::<Reranker>("ranker").await?.status.unwrap_or_default();
-        assert_eq!(status.assignments[0].gpus[0].index, 7, "the only cool one: {}", status.assignments[0].reason);
+        assert_eq!(
+            status.assignments[0].gpus[0].index, 7,
+            "the only cool one: {}",
+            status.assignments[0].reason
+        );
         Ok(())
     })
 }

@@ -11,8 +11,11 @@ use std::collections::BTreeSet;
 /// Holds a container against the GPUs that it should have.
 async fn sees_exactly(world: &World, container: &Container, gpus: &[u32]) -> Result<()> {
     let wanted: BTreeSet<String> = gpus.iter().map(|index| format!("nvidia{index}")).collect();
-    let nodes: BTreeSet<String> =
-        container.nvidia_nodes()?.into_iter().filter(|name| name.trim_start_matches("nvidia").parse::<u32>().is_ok()).collect();
+    let nodes: BTreeSet<String> = container
+        .nvidia_nodes()?
+        .into_iter()
+        .filter(|name| name.trim_start_matches("nvidia").parse::<u32>().is_ok())
+        .collect();
     assert_eq!(nodes, wanted, "device nodes in /dev");
     for index in 0..8 {
         let expected = if gpus.contains(&index) { Open::Allowed } else { Open::Denied };
@@ -31,7 +34,12 @@ async fn sees_exactly(world: &World, container: &Container, gpus: &[u32]) -> Res
 #[test]
 fn each_pod_sees_exactly_its_gpus_and_no_others() -> Result<()> {
     run("isolation", |world| async move {
-        world.apply::<DataFactory>(&data_factory("factory", "{devices: [{index: 6}, {index: 7, memory: 5Gi}]}")).await?;
+        world
+            .apply::<DataFactory>(&data_factory(
+                "factory",
+                "{devices: [{index: 6}, {index: 7, memory: 5Gi}]}",
+            ))
+            .await?;
         world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 7, memory: 3Gi}]}")).await?;
         world.apply::<Pod>(&third_party("no-gpu", None)).await?;
         world.ready::<DataFactory>("factory").await?;
@@ -51,12 +59,22 @@ fn each_pod_sees_exactly_its_gpus_and_no_others() -> Result<()> {
 #[test]
 fn assignments_in_status_are_what_the_kubelet_gave() -> Result<()> {
     run("assignments", |world| async move {
-        world.apply::<DataFactory>(&data_factory("factory", "{count: 2, memory: 3Gi, prefer: {indices: [4, 2]}}")).await?;
+        world
+            .apply::<DataFactory>(&data_factory(
+                "factory",
+                "{count: 2, memory: 3Gi, prefer: {indices: [4, 2]}}",
+            ))
+            .await?;
         let factory = world.ready::<DataFactory>("factory").await?;
         let status = factory.status.unwrap_or_default();
         let assignment = &status.assignments[0];
         let chosen: BTreeSet<u32> = assignment.gpus.iter().map(|gpu| gpu.index).collect();
-        assert_eq!(chosen, BTreeSet::from([2, 4]), "preferred GPUs are free, so they are taken: {}", assignment.reason);
+        assert_eq!(
+            chosen,
+            BTreeSet::from([2, 4]),
+            "preferred GPUs are free, so they are taken: {}",
+            assignment.reason
+        );
         for gpu in &assignment.gpus {
             assert_eq!(gpu.units, 3);
             let pod = assignment.pod.clone();

@@ -16,7 +16,9 @@ async fn held(world: &World) -> Result<u32> {
     Ok(pods
         .iter()
         .filter(|pod| phase(pod) == "Running")
-        .filter_map(|pod| pod.spec.as_ref()?.containers[0].resources.as_ref()?.limits.as_ref()?.get("principium.ai/gpu-3"))
+        .filter_map(|pod| {
+            pod.spec.as_ref()?.containers[0].resources.as_ref()?.limits.as_ref()?.get("principium.ai/gpu-3")
+        })
         .filter_map(|quantity| quantity.0.parse::<u32>().ok())
         .sum())
 }
@@ -42,7 +44,11 @@ fn pods_of_others_can_not_overcommit_a_gpu_in_any_order() -> Result<()> {
             for units in &fitting {
                 running(&world, &format!("wants-{units}")).await?;
             }
-            world.stays("at most 8 units of GPU 3 are held", Duration::from_secs(3), || async { Ok(held(&world).await? <= 8) }).await?;
+            world
+                .stays("at most 8 units of GPU 3 are held", Duration::from_secs(3), || async {
+                    Ok(held(&world).await? <= 8)
+                })
+                .await?;
             assert_eq!(held(&world).await?, fitting.iter().sum::<u32>(), "order {order:?}");
             for units in order {
                 world.delete::<Pod>(&format!("wants-{units}")).await?;
@@ -61,7 +67,10 @@ fn the_operator_gives_no_memory_that_is_held_and_waits_for_it() -> Result<()> {
         world.ready::<Reranker>("fits").await?;
         world.apply::<Reranker>(&reranker("waits", "{devices: [{index: 3, memory: 2Gi}]}")).await?;
         let message = world.reason::<Reranker>("waits", READY, "WaitingForGPU").await?;
-        assert!(message.contains("GPU 3") && message.contains("stranger") && message.contains("fits"), "names the holders: {message}");
+        assert!(
+            message.contains("GPU 3") && message.contains("stranger") && message.contains("fits"),
+            "names the holders: {message}"
+        );
         assert!(world.pods_of("waits").await?.is_empty(), "no pod is made before its units are free");
         assert!(held(&world).await? <= 8);
 

@@ -12,7 +12,8 @@ pub fn image(name: &str) -> String {
 
 /// A pod of somebody else that asks for units of one GPU, or for none.
 pub fn third_party(name: &str, gpu: Option<(u32, u32)>) -> String {
-    let limits = gpu.map_or_else(String::new, |(index, units)| format!(r#"{{"principium.ai/gpu-{index}": "{units}"}}"#));
+    let limits = gpu
+        .map_or_else(String::new, |(index, units)| format!(r#"{{"principium.ai/gpu-{index}": "{units}"}}"#));
     let limits = if limits.is_empty() { "{}".to_owned() } else { limits };
     format!(
         r#"
@@ -65,7 +66,12 @@ spec:
 /// What must not change while a pod is left alone: its identity, its node and how often its containers started.
 pub fn identity(pod: &Pod) -> (String, Option<String>, i32) {
     let status = pod.status.as_ref();
-    let restarts = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten().map(|c| c.restart_count).sum();
+    let restarts = status
+        .and_then(|s| s.container_statuses.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|c| c.restart_count)
+        .sum();
     (pod.uid().unwrap_or_default(), pod.spec.as_ref().and_then(|s| s.node_name.clone()), restarts)
 }
 

@@ -13,7 +13,8 @@ use std::time::Duration;
 /// Who holds what, as the API, the node and the pods say it.
 async fn holdings(world: &World) -> Result<(Vec<Assignment>, Vec<(String, Option<String>, i32)>)> {
     let mut assignments = Vec::new();
-    assignments.extend(world.api::<DataFactory>().get("factory").await?.status.unwrap_or_default().assignments);
+    assignments
+        .extend(world.api::<DataFactory>().get("factory").await?.status.unwrap_or_default().assignments);
     assignments.extend(world.api::<Reranker>().get("ranker").await?.status.unwrap_or_default().assignments);
     let mut pods = Vec::new();
     for name in ["factory", "ranker"] {
@@ -45,7 +46,12 @@ async fn restart_part(world: &World, component: &str) -> Result<()> {
 #[test]
 fn restarts_of_kubelet_plugin_and_operator_change_no_running_assignment() -> Result<()> {
     run("restarts", |world| async move {
-        world.apply::<DataFactory>(&data_factory("factory", "{devices: [{index: 6}, {index: 7, memory: 5Gi}]}")).await?;
+        world
+            .apply::<DataFactory>(&data_factory(
+                "factory",
+                "{devices: [{index: 6}, {index: 7, memory: 5Gi}]}",
+            ))
+            .await?;
         world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 7, memory: 3Gi}]}")).await?;
         world.ready::<DataFactory>("factory").await?;
         world.ready::<Reranker>("ranker").await?;
@@ -68,9 +74,11 @@ fn restarts_of_kubelet_plugin_and_operator_change_no_running_assignment() -> Res
             running(&world, &name).await?;
             world.delete::<Pod>(&name).await?;
             world
-                .stays(&format!("the assignments after the restart of {part}"), Duration::from_secs(3), || async {
-                    Ok(holdings(&world).await? == before)
-                })
+                .stays(
+                    &format!("the assignments after the restart of {part}"),
+                    Duration::from_secs(3),
+                    || async { Ok(holdings(&world).await? == before) },
+                )
                 .await?;
         }
         world.ready::<DataFactory>("factory").await?;

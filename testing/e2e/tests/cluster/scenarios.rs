@@ -10,11 +10,17 @@ use principium_e2e::{World, run};
 use serde_json::{Value, json};
 
 /// Applies an example, waits until all of it is Ready, looks at it with `check`, deletes it and looks for what is left.
-async fn scenario<F: Future<Output = Result<()>>>(world: World, file: &str, check: impl FnOnce(World) -> F) -> Result<()> {
+async fn scenario<F: Future<Output = Result<()>>>(
+    world: World,
+    file: &str,
+    check: impl FnOnce(World) -> F,
+) -> Result<()> {
     let path = principium_local_cluster::repository().join("examples").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let objects = apply_manifest(&world.client, &text).await.with_context(|| format!("applying {}", path.display()))?;
-    let namespace = objects.iter().find_map(ResourceExt::namespace).context("an example without a namespace")?;
+    let objects =
+        apply_manifest(&world.client, &text).await.with_context(|| format!("applying {}", path.display()))?;
+    let namespace =
+        objects.iter().find_map(ResourceExt::namespace).context("an example without a namespace")?;
     let world = World { namespace: namespace.clone(), ..world };
     let outcome = async {
         for object in &objects {
@@ -40,16 +46,17 @@ async fn scenario<F: Future<Output = Result<()>>>(world: World, file: &str, chec
             _ => {}
         }
     }
-    let leftovers = eventually("no pod or service is left of the example, and every GPU is free", PATIENCE, || async {
-        let pods = world.api::<Pod>().list(&ListParams::default()).await?.items.len();
-        let services = world.api::<Service>().list(&ListParams::default()).await?.items.len();
-        let mut held = 0;
-        for index in 0..8 {
-            held += world.gpu(index).await?.allocations.len();
-        }
-        Ok((pods + services + held == 0).then_some(()))
-    })
-    .await;
+    let leftovers =
+        eventually("no pod or service is left of the example, and every GPU is free", PATIENCE, || async {
+            let pods = world.api::<Pod>().list(&ListParams::default()).await?.items.len();
+            let services = world.api::<Service>().list(&ListParams::default()).await?.items.len();
+            let mut held = 0;
+            for index in 0..8 {
+                held += world.gpu(index).await?.allocations.len();
+            }
+            Ok((pods + services + held == 0).then_some(()))
+        })
+        .await;
     if Api::<Namespace>::all(world.client.clone()).get_opt(&namespace).await?.is_some() {
         remove_namespace(&world.client, &namespace).await?;
     }
@@ -67,7 +74,12 @@ async fn indices(world: &World, name: &str) -> Result<Vec<u32>> {
     for pod in world.pods_of(name).await? {
         for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
             let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-            all.extend(limits.into_iter().flatten().filter_map(|(resource, _)| principium_api::names::gpu_index(resource)));
+            all.extend(
+                limits
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|(resource, _)| principium_api::names::gpu_index(resource)),
+            );
         }
     }
     all.sort_unstable();
@@ -77,16 +89,27 @@ async fn indices(world: &World, name: &str) -> Result<Vec<u32>> {
 /// The only resource of a kind in the namespace.
 async fn only<K>(world: &World) -> Result<K>
 where
-    K: kube::Resource<Scope = kube::core::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
     K::DynamicType: Default,
 {
-    world.api::<K>().list(&ListParams::default()).await?.items.into_iter().next().context("the example lacks a resource")
+    world
+        .api::<K>()
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        .next()
+        .context("the example lacks a resource")
 }
 
 /// Base URL of a Service, reachable from the test because the node is this machine.
 async fn url(world: &World, service: &str) -> Result<String> {
     let spec = world.api::<Service>().get(service).await?.spec.unwrap_or_default();
-    let port = spec.ports.unwrap_or_default().first().map(|port| port.port).context("a Service without a port")?;
+    let port =
+        spec.ports.unwrap_or_default().first().map(|port| port.port).context("a Service without a port")?;
     Ok(format!("http://{}:{port}", spec.cluster_ip.unwrap_or_default()))
 }
 
@@ -105,8 +128,14 @@ fn scenario_a_standard() -> Result<()> {
 fn scenario_b_enrichment_on_all_gpus() -> Result<()> {
     run("scenario-b", |world| {
         scenario(world, "scenario-b.yaml", |world| async move {
-            assert_eq!(indices(&world, &only::<OllamaPool>(&world).await?.name_any()).await?, [0, 1, 2, 3, 4, 5]);
-            assert_eq!(indices(&world, &only::<DataFactory>(&world).await?.name_any()).await?, [0, 1, 2, 3, 4, 5, 6, 7]);
+            assert_eq!(
+                indices(&world, &only::<OllamaPool>(&world).await?.name_any()).await?,
+                [0, 1, 2, 3, 4, 5]
+            );
+            assert_eq!(
+                indices(&world, &only::<DataFactory>(&world).await?.name_any()).await?,
+                [0, 1, 2, 3, 4, 5, 6, 7]
+            );
             Ok(())
         })
     })
@@ -133,16 +162,27 @@ async fn retrieval(factory: &str, ranker: &str) -> Result<()> {
     let folder = principium_local_cluster::repository().join("examples/documents");
     let mut documents = Vec::new();
     for name in ["vasa.md", "apollo-13.md"] {
-        documents.push(json!({"id": name, "format": "markdown", "text": std::fs::read_to_string(folder.join(name))?}));
+        documents.push(
+            json!({"id": name, "format": "markdown", "text": std::fs::read_to_string(folder.join(name))?}),
+        );
     }
-    let body = client.post(format!("{factory}/v1/process")).json(&json!({"documents": documents})).send().await?.error_for_status()?;
+    let body = client
+        .post(format!("{factory}/v1/process"))
+        .json(&json!({"documents": documents}))
+        .send()
+        .await?
+        .error_for_status()?;
     let lines: Vec<Value> = body.text().await?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let chunks: Vec<&Value> = lines.iter().filter(|line| line["type"] == "chunk").collect();
     assert!(chunks.len() >= 6, "only {} chunks", chunks.len());
     for chunk in &chunks {
         assert_eq!(chunk["vector"].as_array().map(Vec::len), Some(384), "{chunk}");
-        assert!(chunk["context"].as_str().is_some_and(|context| !context.is_empty()), "not put in context: {chunk}");
-        let document = documents.iter().find(|d| d["id"] == chunk["document_id"]).context("an unknown document")?;
+        assert!(
+            chunk["context"].as_str().is_some_and(|context| !context.is_empty()),
+            "not put in context: {chunk}"
+        );
+        let document =
+            documents.iter().find(|d| d["id"] == chunk["document_id"]).context("an unknown document")?;
         let range = |key: &str| chunk[key].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or_default();
         let original = document["text"].as_str().and_then(|text| text.get(range("start")..range("end")));
         assert_eq!(original, chunk["text"].as_str(), "offsets point at the chunk in the original");

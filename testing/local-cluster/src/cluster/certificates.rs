@@ -3,7 +3,8 @@
 use super::paths::{ADDRESS, API_PORT, DOMAIN, NODE, Paths, SERVICE_ADDRESS};
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -15,7 +16,15 @@ const LEAVES: [(&str, &str, Option<&str>, &[&str]); 9] = [
         "apiserver",
         "kube-apiserver",
         None,
-        &["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", ADDRESS, SERVICE_ADDRESS],
+        &[
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+            "127.0.0.1",
+            ADDRESS,
+            SERVICE_ADDRESS,
+        ],
     ),
     ("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"), &[]),
     ("kubelet-server", "principium", None, &[NODE, ADDRESS, "127.0.0.1"]),
@@ -43,7 +52,8 @@ pub fn ensure(paths: &Paths) -> Result<()> {
     let mut parameters = CertificateParams::new(Vec::new())?;
     parameters.distinguished_name = name("principium-local-cluster", None);
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
+    parameters.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
     let authority = parameters.self_signed(&key)?;
     secret(&paths.pki("ca.crt"), &authority.pem())?;
     secret(&paths.pki("ca.key"), &key.serialize_pem())?;
@@ -58,7 +68,8 @@ pub fn ensure(paths: &Paths) -> Result<()> {
         let mut parameters = CertificateParams::new(names)?;
         parameters.distinguished_name = name(user, group);
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        parameters.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         secret(&paths.pki(&format!("{file}.crt")), &parameters.signed_by(&key, &issuer)?.pem())?;
         secret(&paths.pki(&format!("{file}.key")), &key.serialize_pem())?;
     }

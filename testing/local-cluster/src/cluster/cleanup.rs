@@ -16,7 +16,8 @@ use std::time::Duration;
 const FOLDERS: [&str; 6] =
     [KUBELET, "/var/lib/cni", "/var/log/pods", "/var/log/containers", "/var/lib/principium", "/var/run/cdi"];
 /// nftables tables of kube-proxy and the network plugins.
-const TABLES: [&str; 4] = ["ip kube-proxy", "ip6 kube-proxy", "inet cni_hostport", "inet cni_plugins_masquerade"];
+const TABLES: [&str; 4] =
+    ["ip kube-proxy", "ip6 kube-proxy", "inet cni_hostport", "inet cni_plugins_masquerade"];
 
 /// What was there before the cluster.
 #[derive(Default, Deserialize, Serialize)]
@@ -33,11 +34,16 @@ pub fn remember_before(paths: &Paths) -> Result<()> {
         return Ok(());
     }
     let before = Before {
-        folders: FOLDERS.iter().filter(|folder| Path::new(folder).exists()).map(|folder| (*folder).to_owned()).collect(),
+        folders: FOLDERS
+            .iter()
+            .filter(|folder| Path::new(folder).exists())
+            .map(|folder| (*folder).to_owned())
+            .collect(),
         tables: tables(),
         forwarding: fs::read_to_string(network::FORWARDING).unwrap_or_default().trim().to_owned(),
     };
-    fs::write(&file, serde_json::to_string_pretty(&before)?).with_context(|| format!("writing {}", file.display()))
+    fs::write(&file, serde_json::to_string_pretty(&before)?)
+        .with_context(|| format!("writing {}", file.display()))
 }
 
 /// Ends every process of every pod, and containerd's shims.
@@ -55,7 +61,9 @@ pub fn end_containers() -> Result<()> {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-            if words.first().is_some_and(|program| program.contains("containerd-shim")) && words.iter().any(|word| *word == socket) {
+            if words.first().is_some_and(|program| program.contains("containerd-shim"))
+                && words.iter().any(|word| *word == socket)
+            {
                 found = true;
                 kill(pid);
             }
@@ -102,7 +110,9 @@ pub fn remove(paths: &Paths) -> Result<()> {
 
 fn remove_folder(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", folder.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -146,7 +156,13 @@ fn remove_cgroup(group: &Path) -> Result<()> {
 }
 
 fn folders(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// Unmounts all that is mounted below the folders, the deepest first.
@@ -155,7 +171,9 @@ fn unmount_below(folders: &[&str]) -> Result<()> {
     let mut mounts: Vec<&str> = text
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
-        .filter(|mount| folders.iter().any(|folder| mount.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))))
+        .filter(|mount| {
+            folders.iter().any(|folder| mount.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+        })
         .collect();
     mounts.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
     for mount in mounts {
@@ -172,5 +190,9 @@ fn tables() -> Vec<String> {
         return Vec::new();
     }
     let printed = run(Command::new("nft").args(["list", "tables"])).unwrap_or_default();
-    printed.lines().filter_map(|line| line.strip_prefix("table ")).map(|table| table.trim().to_owned()).collect()
+    printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("table "))
+        .map(|table| table.trim().to_owned())
+        .collect()
 }

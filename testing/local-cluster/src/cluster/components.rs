@@ -2,7 +2,8 @@
 //! that it works.
 
 use super::paths::{
-    ADDRESS, API_PORT, BRIDGE, DOMAIN, ETCD_PEER_PORT, ETCD_PORT, KUBELET, NODE, POD_CIDR, Paths, RUN, SERVICE_CIDR,
+    ADDRESS, API_PORT, BRIDGE, DOMAIN, ETCD_PEER_PORT, ETCD_PORT, KUBELET, NODE, POD_CIDR, Paths, RUN,
+    SERVICE_CIDR,
 };
 use crate::tools::Tools;
 use anyhow::{Context, Result};
@@ -44,12 +45,20 @@ pub fn command(component: &str, tools: &Tools, paths: &Paths) -> Result<Command>
             let peer = format!("http://127.0.0.1:{ETCD_PEER_PORT}");
             command.args(["--name=principium", "--unsafe-no-fsync", "--log-level=warn"]);
             command.arg(format!("--data-dir={data}"));
-            command.arg(format!("--listen-client-urls={client}")).arg(format!("--advertise-client-urls={client}"));
-            command.arg(format!("--listen-peer-urls={peer}")).arg(format!("--initial-advertise-peer-urls={peer}"));
+            command
+                .arg(format!("--listen-client-urls={client}"))
+                .arg(format!("--advertise-client-urls={client}"));
+            command
+                .arg(format!("--listen-peer-urls={peer}"))
+                .arg(format!("--initial-advertise-peer-urls={peer}"));
             command.arg(format!("--initial-cluster=principium={peer}"));
         }
         "kube-apiserver" => {
-            command.args(["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true"]);
+            command.args([
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged=true",
+            ]);
             command.args(["--kubelet-preferred-address-types=InternalIP", "--profiling=false"]);
             command.args(["--service-account-issuer=https://kubernetes.default.svc.cluster.local"]);
             for (flag, value) in [
@@ -71,7 +80,11 @@ pub fn command(component: &str, tools: &Tools, paths: &Paths) -> Result<Command>
             }
         }
         "kube-controller-manager" => {
-            command.args(["--leader-elect=false", "--bind-address=127.0.0.1", "--use-service-account-credentials=true"]);
+            command.args([
+                "--leader-elect=false",
+                "--bind-address=127.0.0.1",
+                "--use-service-account-credentials=true",
+            ]);
             command.arg(format!("--kubeconfig={kubeconfig}"));
             command.arg(format!("--authentication-kubeconfig={kubeconfig}"));
             command.arg(format!("--authorization-kubeconfig={kubeconfig}"));
@@ -120,11 +133,19 @@ pub fn command(component: &str, tools: &Tools, paths: &Paths) -> Result<Command>
 #[must_use]
 pub fn answers(component: &str, tools: &Tools, paths: &Paths) -> bool {
     let port = |address: &str, port: u16| {
-        address.parse().is_ok_and(|ip| TcpStream::connect_timeout(&std::net::SocketAddr::new(ip, port), Duration::from_millis(500)).is_ok())
+        address.parse().is_ok_and(|ip| {
+            TcpStream::connect_timeout(&std::net::SocketAddr::new(ip, port), Duration::from_millis(500))
+                .is_ok()
+        })
     };
     let api = |arguments: &[&str]| {
         let Ok(mut kubectl) = tools.command("kubectl") else { return None };
-        let output = kubectl.env("KUBECONFIG", paths.kubeconfig()).args(["--request-timeout=3s"]).args(arguments).output().ok()?;
+        let output = kubectl
+            .env("KUBECONFIG", paths.kubeconfig())
+            .args(["--request-timeout=3s"])
+            .args(arguments)
+            .output()
+            .ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     match component {
@@ -134,11 +155,16 @@ pub fn answers(component: &str, tools: &Tools, paths: &Paths) -> bool {
         "kube-controller-manager" => api(&["get", "serviceaccount", "default", "-n", "default"]).is_some(),
         "kube-scheduler" => port("127.0.0.1", 10259),
         "containerd" => tools.command("ctr").is_ok_and(|mut ctr| {
-            crate::command::succeeds(ctr.arg("-a").arg(Paths::containerd_socket()).args(["--connect-timeout", "2s", "version"]))
+            crate::command::succeeds(ctr.arg("-a").arg(Paths::containerd_socket()).args([
+                "--connect-timeout",
+                "2s",
+                "version",
+            ]))
         }),
         "kubelet" => {
             let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-            port("127.0.0.1", 10248) && api(&["get", "node", NODE, "-o", path]).is_some_and(|status| status == "True")
+            port("127.0.0.1", 10248)
+                && api(&["get", "node", NODE, "-o", path]).is_some_and(|status| status == "True")
         }
         "kube-proxy" => port("127.0.0.1", 10249),
         "coredns" => port("127.0.0.1", 18181),
@@ -272,7 +298,8 @@ healthzBindAddress: 127.0.0.1:10256
 }
 
 fn corefile(kubeconfig: &str) -> String {
-    let upstream = fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| text.lines().any(|line| line.starts_with("nameserver")));
+    let upstream = fs::read_to_string("/etc/resolv.conf")
+        .is_ok_and(|text| text.lines().any(|line| line.starts_with("nameserver")));
     let forward = if upstream { "    forward . /etc/resolv.conf\n" } else { "" };
     format!(
         ".:53 {{

@@ -36,7 +36,13 @@ impl Process {
     /// When it can't be started.
     pub fn start(paths: &Paths, component: &str, command: &mut Command) -> Result<Self> {
         let log = paths.log(component);
-        let open = || OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("opening {}", log.display()));
+        let open = || {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .with_context(|| format!("opening {}", log.display()))
+        };
         // setsid(1) becomes the program, so that the id stays the same; its own session keeps a closed terminal from
         // ending it.
         let mut detached = Command::new("setsid");
@@ -48,7 +54,8 @@ impl Process {
         }
         let child = detached.stdin(Stdio::null()).stdout(open()?).stderr(open()?).current_dir("/").spawn();
         let pid = i32::try_from(child.with_context(|| format!("starting {component}"))?.id())?;
-        let started = start_time(pid).with_context(|| format!("{component} ended at once; its log is {}", log.display()))?;
+        let started = start_time(pid)
+            .with_context(|| format!("{component} ended at once; its log is {}", log.display()))?;
         fs::write(paths.process(component), format!("{pid} {started}"))?;
         Ok(Self { pid, started })
     }

@@ -91,7 +91,11 @@ pub fn write(contents: &Contents, name: &str, version: &str, tarball: &Path) -> 
     append(&mut archive, "index.json", 0o644, &index)?;
     append(&mut archive, &blob(&manifest_digest), 0o644, &manifest)?;
     append(&mut archive, &blob(&digest(&config)), 0o644, &config)?;
-    archive.append_data(&mut header(0o644, layer.size), blob(&layer.digest), &mut File::open(&layer_path)?)?;
+    archive.append_data(
+        &mut header(0o644, layer.size),
+        blob(&layer.digest),
+        &mut File::open(&layer_path)?,
+    )?;
     archive.into_inner()?.flush()?;
     fs::remove_file(&layer_path)?;
     fs::rename(&partial, tarball)?;

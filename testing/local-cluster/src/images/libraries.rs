@@ -27,7 +27,8 @@ pub fn needed(programs: &[&Path], extra: &[&str]) -> Result<BTreeMap<String, Pat
         }
         for name in elf.libraries {
             if !name.starts_with("ld-linux")
-                && let Some(library) = add(name, &mut found).with_context(|| format!("needed by {}", path.display()))?
+                && let Some(library) =
+                    add(name, &mut found).with_context(|| format!("needed by {}", path.display()))?
             {
                 open.push(library);
             }
