@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 /// The kinds of documents that are told apart.
-pub const TYPES: [&str; 9] = ["article", "code", "contract", "email", "faq", "letter", "log", "manual", "table"];
+pub const TYPES: [&str; 9] =
+    ["article", "code", "contract", "email", "faq", "letter", "log", "manual", "table"];
 
 /// How a document is built.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -42,7 +43,11 @@ pub struct Chunking {
 /// Counts what a text is made of.
 #[allow(clippy::cast_precision_loss)]
 pub fn structure(text: &str) -> Structure {
-    let mut found = Structure { characters: text.chars().count(), words: text.split_whitespace().count(), ..Structure::default() };
+    let mut found = Structure {
+        characters: text.chars().count(),
+        words: text.split_whitespace().count(),
+        ..Structure::default()
+    };
     let (mut fenced, mut in_paragraph, mut lines, mut code) = (false, false, 0_usize, 0_usize);
     for line in text.lines() {
         let trimmed = line.trim();
@@ -64,7 +69,10 @@ pub fn structure(text: &str) -> Structure {
             found.headings += 1;
         } else if is_list_item(trimmed) {
             found.list_items += 1;
-        } else if trimmed.matches('|').count() >= 2 || trimmed.matches('\t').count() >= 2 || trimmed.matches(';').count() >= 3 {
+        } else if trimmed.matches('|').count() >= 2
+            || trimmed.matches('\t').count() >= 2
+            || trimmed.matches(';').count() >= 3
+        {
             found.table_rows += 1;
         }
     }
@@ -74,8 +82,10 @@ pub fn structure(text: &str) -> Structure {
 
 /// The kind of a document, from its words and its structure.
 pub fn document_type(text: &str, filename: Option<&str>, structure: &Structure) -> &'static str {
-    const CODE: [&str; 14] = ["rs", "py", "go", "c", "h", "cpp", "java", "js", "ts", "sh", "sql", "rb", "cs", "kt"];
-    let extension = filename.and_then(|name| name.rsplit_once('.')).map(|(_, extension)| extension.to_ascii_lowercase());
+    const CODE: [&str; 14] =
+        ["rs", "py", "go", "c", "h", "cpp", "java", "js", "ts", "sh", "sql", "rb", "cs", "kt"];
+    let extension =
+        filename.and_then(|name| name.rsplit_once('.')).map(|(_, extension)| extension.to_ascii_lowercase());
     let beginning: String = text.chars().take(2000).collect::<String>().to_lowercase();
     let any = |words: &[&str]| words.iter().filter(|word| beginning.contains(**word)).count();
     let lines = text.lines().filter(|line| !line.trim().is_empty()).count().max(1);
@@ -87,15 +97,48 @@ pub fn document_type(text: &str, filename: Option<&str>, structure: &Structure) 
         "log"
     } else if extension.as_deref() == Some("csv") || structure.table_rows * 2 > lines {
         "table"
-    } else if starting(&|line| ["from:", "to:", "subject:", "von:", "an:", "betreff:"].iter().any(|h| line.to_lowercase().starts_with(h))) >= 2 {
+    } else if starting(&|line| {
+        ["from:", "to:", "subject:", "von:", "an:", "betreff:"]
+            .iter()
+            .any(|h| line.to_lowercase().starts_with(h))
+    }) >= 2
+    {
         "email"
-    } else if any(&["hereinafter", "the parties", "this agreement", "vertragspartei", "§ 1", "shall be governed"]) >= 2 {
+    } else if any(&[
+        "hereinafter",
+        "the parties",
+        "this agreement",
+        "vertragspartei",
+        "§ 1",
+        "shall be governed",
+    ]) >= 2
+    {
         "contract"
-    } else if any(&["dear ", "sincerely", "kind regards", "sehr geehrte", "freundlichen grüßen", "hochachtungsvoll"]) >= 2 {
+    } else if any(&[
+        "dear ",
+        "sincerely",
+        "kind regards",
+        "sehr geehrte",
+        "freundlichen grüßen",
+        "hochachtungsvoll",
+    ]) >= 2
+    {
         "letter"
-    } else if starting(&|line| line.ends_with('?')) >= 3 && any(&["faq", "frequently asked", "q:", "häufig"]) >= 1 {
+    } else if starting(&|line| line.ends_with('?')) >= 3
+        && any(&["faq", "frequently asked", "q:", "häufig"]) >= 1
+    {
         "faq"
-    } else if any(&["install", "configure", "usage", "step 1", "warning:", "troubleshooting", "how to", "anleitung"]) >= 2 {
+    } else if any(&[
+        "install",
+        "configure",
+        "usage",
+        "step 1",
+        "warning:",
+        "troubleshooting",
+        "how to",
+        "anleitung",
+    ]) >= 2
+    {
         "manual"
     } else {
         "article"
@@ -105,13 +148,33 @@ pub fn document_type(text: &str, filename: Option<&str>, structure: &Structure) 
 /// How to cut a document of this structure.
 pub fn chunking(structure: &Structure) -> Chunking {
     if structure.headings >= 2 {
-        Chunking { strategy: "markdown", max_tokens: 200, overlap: 0, why: "headings divide it into sections" }
+        Chunking {
+            strategy: "markdown",
+            max_tokens: 200,
+            overlap: 0,
+            why: "headings divide it into sections",
+        }
     } else if structure.code_share > 0.3 {
-        Chunking { strategy: "text", max_tokens: 200, overlap: 40, why: "code has few sentence ends; overlap keeps definitions whole" }
+        Chunking {
+            strategy: "text",
+            max_tokens: 200,
+            overlap: 40,
+            why: "code has few sentence ends; overlap keeps definitions whole",
+        }
     } else if structure.paragraphs > 0 && structure.words / structure.paragraphs > 250 {
-        Chunking { strategy: "text", max_tokens: 200, overlap: 30, why: "long paragraphs are cut inside; overlap keeps their thread" }
+        Chunking {
+            strategy: "text",
+            max_tokens: 200,
+            overlap: 30,
+            why: "long paragraphs are cut inside; overlap keeps their thread",
+        }
     } else {
-        Chunking { strategy: "text", max_tokens: 200, overlap: 0, why: "paragraphs are short enough to be kept whole" }
+        Chunking {
+            strategy: "text",
+            max_tokens: 200,
+            overlap: 0,
+            why: "paragraphs are short enough to be kept whole",
+        }
     }
 }
 
@@ -122,19 +185,31 @@ fn is_heading(line: &str) -> bool {
 
 fn is_list_item(line: &str) -> bool {
     let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
-    ["- ", "* ", "+ ", "• "].iter().any(|mark| line.starts_with(mark)) || (rest.len() < line.len() && (rest.starts_with(". ") || rest.starts_with(") ")))
+    ["- ", "* ", "+ ", "• "].iter().any(|mark| line.starts_with(mark))
+        || (rest.len() < line.len() && (rest.starts_with(". ") || rest.starts_with(") ")))
 }
 
 fn looks_like_code(line: &str) -> bool {
     let trimmed = line.trim();
     let ends = ["{", "}", ";", "};", "):", ");", "->"].iter().any(|end| trimmed.ends_with(end));
-    let begins = ["fn ", "def ", "class ", "import ", "#include", "func ", "return ", "public ", "const ", "let ", "if (", "for ("];
-    ends || begins.iter().any(|begin| trimmed.starts_with(begin) && (trimmed.contains('(') || trimmed.contains('=') || trimmed.contains('<')))
+    let begins = [
+        "fn ", "def ", "class ", "import ", "#include", "func ", "return ", "public ", "const ", "let ",
+        "if (", "for (",
+    ];
+    ends || begins.iter().any(|begin| {
+        trimmed.starts_with(begin)
+            && (trimmed.contains('(') || trimmed.contains('=') || trimmed.contains('<'))
+    })
 }
 
 fn is_log_line(line: &str) -> bool {
-    let dated = line.len() > 10 && line.is_char_boundary(10) && line[..10].chars().filter(char::is_ascii_digit).count() >= 6;
-    dated && ["INFO", "WARN", "ERROR", "DEBUG", "info", "warn", "error"].iter().any(|level| line.contains(level))
+    let dated = line.len() > 10
+        && line.is_char_boundary(10)
+        && line[..10].chars().filter(char::is_ascii_digit).count() >= 6;
+    dated
+        && ["INFO", "WARN", "ERROR", "DEBUG", "info", "warn", "error"]
+            .iter()
+            .any(|level| line.contains(level))
 }
 
 #[cfg(test)]

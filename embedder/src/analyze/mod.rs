@@ -4,10 +4,12 @@
 mod heuristics;
 mod llm;
 
-use crate::pipeline::{OllamaConfig, refusal};
+use crate::http::{ApiError, Dialect, answer, parse};
+use crate::ollama::OllamaConfig;
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -54,22 +56,31 @@ pub struct Language {
 
 /// Serves `POST /v1/analyze`.
 pub fn router(ollama: Option<OllamaConfig>) -> Router {
-    Router::new().route("/v1/analyze", post(analyze)).layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(ollama)
+    Router::new()
+        .route("/v1/analyze", post(analyze))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(ollama)
 }
 
-async fn analyze(State(ollama): State<Option<OllamaConfig>>, body: Bytes) -> Response {
-    let request: AnalyzeRequest = match serde_json::from_slice(&body) {
-        Ok(request) => request,
-        Err(error) => {
-            return refusal(&format!("the body is not what /v1/analyze takes: {error}; right is {{\"text\": \"…\", \"filename\": \"a.md\"}}"));
-        }
-    };
+async fn analyze(
+    State(ollama): State<Option<OllamaConfig>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    answer(respond(ollama, body).await, Dialect::Tei)
+}
+
+async fn respond(
+    ollama: Option<OllamaConfig>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Analysis>, ApiError> {
+    let request: AnalyzeRequest = parse(body)?;
     if request.text.trim().is_empty() {
-        return refusal("text is empty: give the document's text");
+        return Err(ApiError::empty(format!("text is {:?}: give the document's text", request.text)));
     }
     let structure = heuristics::structure(&request.text);
     let mut analysis = Analysis {
-        document_type: heuristics::document_type(&request.text, request.filename.as_deref(), &structure).to_owned(),
+        document_type: heuristics::document_type(&request.text, request.filename.as_deref(), &structure)
+            .to_owned(),
         language: language(&request.text),
         suggested_chunking: heuristics::chunking(&structure),
         structure,
@@ -82,12 +93,16 @@ async fn analyze(State(ollama): State<Option<OllamaConfig>>, body: Bytes) -> Res
             Err(error) => analysis.llm_error = Some(error),
         }
     }
-    Json(analysis).into_response()
+    Ok(Json(analysis))
 }
 
 fn language(text: &str) -> Language {
     match whatlang::detect(text) {
-        Some(found) => Language { code: found.lang().code(), name: found.lang().eng_name(), confidence: found.confidence() },
+        Some(found) => Language {
+            code: found.lang().code(),
+            name: found.lang().eng_name(),
+            confidence: found.confidence(),
+        },
         None => Language { code: "und", name: "undetermined", confidence: 0.0 },
     }
 }

@@ -34,7 +34,13 @@ pub fn count(tokenizer: &Tokenizer, text: &str) -> usize {
 ///
 /// # Errors
 /// When `overlap` is not smaller than `most`.
-pub fn split(tokenizer: &Tokenizer, text: &str, format: Format, most: usize, overlap: usize) -> Result<Vec<Chunk>, String> {
+pub fn split(
+    tokenizer: &Tokenizer,
+    text: &str,
+    format: Format,
+    most: usize,
+    overlap: usize,
+) -> Result<Vec<Chunk>, String> {
     let config = ChunkConfig::new(most)
         .with_overlap(overlap)
         .map_err(|error| format!("chunks of {most} tokens with an overlap of {overlap}: {error}"))?
@@ -44,7 +50,11 @@ pub fn split(tokenizer: &Tokenizer, text: &str, format: Format, most: usize, ove
         Format::Markdown => MarkdownSplitter::new(config).chunk_indices(text).collect(),
     };
     let headings = if format == Format::Markdown { headings(text) } else { Vec::new() };
-    let chunks = parts.into_iter().map(|(start, part)| Chunk { start, end: start + part.len(), headings: above(&headings, start) });
+    let chunks = parts.into_iter().map(|(start, part)| Chunk {
+        start,
+        end: start + part.len(),
+        headings: above(&headings, start),
+    });
     Ok(chunks.collect())
 }
 
@@ -65,7 +75,11 @@ fn headings(text: &str) -> Vec<Heading> {
             (None, None) => {
                 let depth = trimmed.len() - trimmed.trim_start_matches('#').len();
                 if (1..=6).contains(&depth) && trimmed[depth..].starts_with(' ') {
-                    found.push((start, depth, trimmed[depth..].trim().trim_end_matches('#').trim_end().to_owned()));
+                    found.push((
+                        start,
+                        depth,
+                        trimmed[depth..].trim().trim_end_matches('#').trim_end().to_owned(),
+                    ));
                 }
             }
             _ => {}
@@ -111,7 +125,8 @@ pub(crate) mod tests {
                 assert!(count(&tokenizer, &text[chunk.start..chunk.end]) <= most, "{chunk:?}");
             }
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-            let joined: Vec<String> = chunks.iter().flat_map(|chunk| words(&text[chunk.start..chunk.end])).collect();
+            let joined: Vec<String> =
+                chunks.iter().flat_map(|chunk| words(&text[chunk.start..chunk.end])).collect();
             assert_eq!(joined, words(text), "nothing is lost, nothing is twice");
         }
     }
@@ -120,8 +135,18 @@ pub(crate) mod tests {
     fn the_heading_path_of_a_place_is_what_stands_above_it() {
         let text = "intro\n# A\na\n## B\nb\n```\n# code\n```\n## C #\nc\n# D\nd\n";
         let headings = headings(text);
-        for (place, path) in [("intro", vec![]), ("a\n", vec!["A"]), ("b\n", vec!["A", "B"]), ("c\n#", vec!["A", "C"]), ("d\n", vec!["D"])] {
-            assert_eq!(above(&headings, text.find(&format!("\n{place}")).map_or(0, |found| found + 1)), path, "{place:?}");
+        for (place, path) in [
+            ("intro", vec![]),
+            ("a\n", vec!["A"]),
+            ("b\n", vec!["A", "B"]),
+            ("c\n#", vec!["A", "C"]),
+            ("d\n", vec!["D"]),
+        ] {
+            assert_eq!(
+                above(&headings, text.find(&format!("\n{place}")).map_or(0, |found| found + 1)),
+                path,
+                "{place:?}"
+            );
         }
     }
 

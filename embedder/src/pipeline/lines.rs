@@ -2,6 +2,7 @@
 
 use super::enrich::InstanceFigures;
 use serde::Serialize;
+use std::time::Duration;
 
 /// One line.
 #[derive(Serialize)]
@@ -22,7 +23,7 @@ pub enum Line {
 pub struct ChunkLine {
     /// Id of its document.
     pub document_id: String,
-    /// Id that is the same whenever the same document is processed in the same way.
+    /// Id that is the same whenever the same text of the same document is processed in the same way, wherever it stands.
     pub chunk_id: String,
     /// Place among the chunks of its document, from 0.
     pub index: usize,
@@ -36,6 +37,9 @@ pub struct ChunkLine {
     pub text: String,
     /// Where it stands in its document, in an LLM's words; absent if nobody was asked or could say.
     pub context: Option<String>,
+    /// Whether only the beginning of the context is in the vector, because the model has no room for all of it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub context_truncated: bool,
     /// Why there is no context although one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_error: Option<String>,
@@ -81,7 +85,7 @@ pub struct DocumentLine {
 }
 
 /// What it all came to.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct SummaryLine {
     /// Documents that were processed.
     pub documents: usize,
@@ -103,6 +107,24 @@ pub struct SummaryLine {
     pub contexts_per_minute: f64,
     /// Each Ollama instance that took part.
     pub instances: Vec<InstanceFigures>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl SummaryLine {
+    /// Sets what follows from the counts and the time that it all took.
+    #[expect(clippy::cast_precision_loss, reason = "rates for people")]
+    pub fn count_rates(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64().max(1e-9);
+        let contexts: u64 = self.instances.iter().map(|instance| instance.contexts).sum();
+        self.seconds = seconds;
+        self.chunks_per_second = self.chunks as f64 / seconds;
+        self.tokens_per_second = self.tokens as f64 / seconds;
+        self.contexts_per_minute = contexts as f64 * 60.0 / seconds;
+    }
 }
 
 impl Line {

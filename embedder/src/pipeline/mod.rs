@@ -5,16 +5,23 @@
 
 mod chunk;
 mod enrich;
+mod identity;
 mod job;
 mod lines;
+mod output;
 mod request;
+#[cfg(test)]
+mod tests;
 
+use crate::http::{ApiError, Dialect, answer, parse};
+use crate::ollama::OllamaConfig;
+use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json, Router};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use request::ProcessRequest;
@@ -22,6 +29,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 
+/// Tokens that a BERT tokenizer puts around a text.
+const SPECIAL_TOKENS: usize = 2;
 /// Largest request, in bytes.
 const BODY_LIMIT: usize = 64 << 20;
 /// Lines that wait for a slow reader before the job itself waits.
@@ -51,6 +60,8 @@ pub struct PipelineConfig {
     pub max_tokens: usize,
     /// Name of the model, repeated with every vector.
     pub model_name: String,
+    /// Digest of the model's weights: other weights make other vectors.
+    pub model_digest: String,
     /// Most tokens of a chunk.
     pub chunk_max_tokens: usize,
     /// Tokens that neighboring chunks share.
@@ -59,15 +70,11 @@ pub struct PipelineConfig {
     pub ollama: Option<OllamaConfig>,
 }
 
-/// How chunks are put in context.
-#[derive(Clone, Debug)]
-pub struct OllamaConfig {
-    /// Base URL; every address behind its host name is an instance.
-    pub url: String,
-    /// Name of the model.
-    pub model: String,
-    /// Most tokens of a context.
-    pub context_max_tokens: usize,
+impl PipelineConfig {
+    /// Tokens that a text may have beside those that the tokenizer puts around it.
+    fn room(&self) -> usize {
+        self.max_tokens.saturating_sub(SPECIAL_TOKENS)
+    }
 }
 
 /// Serves `POST /v1/process`.
@@ -84,19 +91,15 @@ struct Service {
     embedder: Arc<dyn EmbedTexts>,
 }
 
-async fn process(State(service): State<Service>, body: Bytes) -> Response {
-    let job = match ProcessRequest::parse(&body).and_then(|request| request.validate(&service.config)) {
-        Ok(job) => job,
-        Err(message) => return refusal(&message),
-    };
+async fn process(State(service): State<Service>, body: Result<Bytes, BytesRejection>) -> Response {
+    answer(respond(service, body), Dialect::Tei)
+}
+
+fn respond(service: Service, body: Result<Bytes, BytesRejection>) -> Result<impl IntoResponse, ApiError> {
+    let request: ProcessRequest = parse(body)?;
+    let job = request.validate(&service.config)?;
     let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     tokio::spawn(job::run(job, service.config, service.embedder, lines));
     let stream = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
-}
-
-/// An error in the form that clients of text-embeddings-inference know.
-pub(crate) fn refusal(message: &str) -> Response {
-    let body = serde_json::json!({ "error": message, "error_type": "Validation" });
-    (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)))
 }

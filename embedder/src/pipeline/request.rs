@@ -1,14 +1,13 @@
-//! What a client asks of `/v1/process`, and what is wrong with it.
+//! What a client asks of `/v1/process`, and what is wrong with it: with all of it, or with one document.
 
 use super::PipelineConfig;
+use super::identity::document_id;
+use crate::http::ApiError;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 
 /// Room that a chunk always has, in tokens, whatever the context takes.
 const SMALLEST_CHUNK: usize = 16;
-/// Tokens that a BERT tokenizer puts around a text.
-const SPECIAL_TOKENS: usize = 2;
 
 /// Body of the request.
 #[derive(Deserialize)]
@@ -25,14 +24,13 @@ struct DocumentRequest {
     id: Option<String>,
     title: Option<String>,
     text: String,
-    #[serde(default)]
-    format: Format,
+    /// Read as any text: an unknown format is this document's problem alone.
+    format: Option<String>,
     metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// How a document is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// Plain text.
     #[default]
@@ -52,8 +50,8 @@ struct Options {
 /// A request that can be done.
 #[derive(Debug)]
 pub struct Job {
-    /// The documents; ids are unique.
-    pub documents: Vec<Document>,
+    /// The documents, those that can't be processed among them; ids of the others are unique.
+    pub documents: Vec<Result<Document, Rejected>>,
     /// Whether chunks are put in context.
     pub enrich: bool,
     /// Most tokens of a chunk: what was asked for, or less, so that context and chunk fit into the model together.
@@ -77,83 +75,98 @@ pub struct Document {
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-impl ProcessRequest {
-    /// Reads a body.
-    ///
-    /// # Errors
-    /// A sentence that names the field and the place.
-    pub fn parse(body: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(body).map_err(|error| {
-            format!("the body is not what /v1/process takes: {error}; right is {{\"documents\": [{{\"id\": \"a\", \"text\": \"…\"}}]}}")
-        })
-    }
+/// A document that fails, while the others go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its id.
+    pub id: String,
+    /// Its title, where the client gave one.
+    pub title: Option<String>,
+    /// Why.
+    pub error: String,
+}
 
+impl Format {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "text" => Some(Self::Text),
+            "markdown" => Some(Self::Markdown),
+            _ => None,
+        }
+    }
+}
+
+impl ProcessRequest {
     /// Holds the request against what the model can do.
     ///
     /// # Errors
     /// A sentence that names the field, its value and what would be right.
-    pub fn validate(self, config: &PipelineConfig) -> Result<Job, String> {
+    pub fn validate(self, config: &PipelineConfig) -> Result<Job, ApiError> {
         if self.documents.is_empty() {
-            return Err("documents is empty: give at least one".into());
+            return Err(ApiError::empty("documents is []: give at least one, such as {\"text\": \"…\"}"));
         }
         let enrich = self.options.enrich.unwrap_or(config.ollama.is_some());
         let context = match (&config.ollama, enrich) {
             (None, true) => {
-                return Err("options.enrich is true, but this DataFactory has no OllamaPool: set spec.enrichment.ollamaPoolRef".into());
+                let right = "set spec.enrichment.ollamaPoolRef of the DataFactory";
+                return Err(ApiError::validation(format!(
+                    "options.enrich is true, but there is no OllamaPool: {right}"
+                )));
             }
             (Some(ollama), true) => ollama.context_max_tokens,
             (_, false) => 0,
         };
         let wanted = self.options.chunk_max_tokens.unwrap_or(config.chunk_max_tokens);
         if wanted < SMALLEST_CHUNK {
-            return Err(format!("options.chunk_max_tokens is {wanted}: at least {SMALLEST_CHUNK} tokens make a chunk"));
+            return Err(ApiError::validation(format!(
+                "options.chunk_max_tokens is {wanted}: at least {SMALLEST_CHUNK} tokens make a chunk"
+            )));
         }
-        let room = config.max_tokens.saturating_sub(SPECIAL_TOKENS + context).max(SMALLEST_CHUNK);
+        let room = config.room().saturating_sub(context).max(SMALLEST_CHUNK);
         let chunk_tokens = wanted.min(room);
         let overlap = self.options.chunk_overlap.unwrap_or(config.chunk_overlap.min(chunk_tokens / 2));
         if overlap >= chunk_tokens {
-            return Err(format!("options.chunk_overlap is {overlap}: it must be smaller than a chunk, which has {chunk_tokens} tokens"));
+            return Err(ApiError::validation(format!(
+                "options.chunk_overlap is {overlap}: it must be smaller than a chunk, which has {chunk_tokens} tokens"
+            )));
         }
         let mut seen = HashSet::new();
-        let mut documents = Vec::with_capacity(self.documents.len());
-        for (place, document) in self.documents.into_iter().enumerate() {
-            let id = document.id.unwrap_or_else(|| format!("sha256-{}", &digest(&[document.text.as_bytes()])[..16]));
-            if !seen.insert(id.clone()) {
-                return Err(format!("documents[{place}].id is {id:?} for the second time: ids are unique within a request"));
-            }
-            let DocumentRequest { title, text, format, metadata, .. } = document;
-            documents.push(Document { id, title, text, format, metadata });
-        }
+        let documents = self.documents.into_iter().enumerate();
+        let documents = documents.map(|(place, document)| document.validate(place, &mut seen)).collect();
         Ok(Job { documents, enrich, chunk_tokens, overlap })
     }
 }
 
-/// SHA-256 of some parts, in hexadecimal.
-pub fn digest(parts: &[&[u8]]) -> String {
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
+impl DocumentRequest {
+    fn validate(self, place: usize, seen: &mut HashSet<String>) -> Result<Document, Rejected> {
+        let Self { id, title, text, format, metadata } = self;
+        let id = id.unwrap_or_else(|| document_id(&text));
+        let format = match format.as_deref() {
+            None => Ok(Format::default()),
+            Some(name) => Format::named(name).ok_or_else(|| {
+                format!("documents[{place}].format is {name:?}: it can be \"text\" or \"markdown\"")
+            }),
+        };
+        match format {
+            Err(error) => Err(Rejected { id, title, error }),
+            Ok(_) if !seen.insert(id.clone()) => {
+                let error = format!(
+                    "documents[{place}].id is {id:?} for the second time: ids are unique within a request"
+                );
+                Err(Rejected { id, title, error })
+            }
+            Ok(format) => Ok(Document { id, title, text, format, metadata }),
+        }
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::OllamaConfig;
-    use crate::pipeline::chunk::tests::words;
-    use std::sync::Arc;
+    use crate::pipeline::tests::config;
 
-    fn config(ollama: bool) -> PipelineConfig {
-        PipelineConfig {
-            tokenizer: Arc::new(words()),
-            max_tokens: 256,
-            model_name: "m".into(),
-            chunk_max_tokens: 200,
-            chunk_overlap: 0,
-            ollama: ollama.then(|| OllamaConfig { url: "http://x".into(), model: "m".into(), context_max_tokens: 100 }),
-        }
+    fn validate(body: &str, ollama: bool) -> Result<Job, ApiError> {
+        serde_json::from_str::<ProcessRequest>(body).unwrap().validate(&config(ollama))
     }
 
     #[test]
@@ -164,25 +177,42 @@ mod tests {
             (true, r#"{"documents":[{"text":"a"}],"options":{"enrich":false}}"#, 200),
             (true, r#"{"documents":[{"text":"a"}],"options":{"chunk_max_tokens":64}}"#, 64),
         ] {
-            let job = ProcessRequest::parse(body.as_bytes()).unwrap().validate(&config(ollama)).unwrap();
-            assert_eq!(job.chunk_tokens, tokens, "{body}");
+            assert_eq!(validate(body, ollama).unwrap().chunk_tokens, tokens, "{body}");
         }
     }
 
     #[test]
     fn what_is_wrong_is_named_with_what_would_be_right() {
         for (body, says) in [
-            ("", "documents"),
-            (r#"{"documents":[]}"#, "documents is empty"),
-            (r#"{"documents":[{"txt":"a"}]}"#, "unknown field `txt`"),
-            (r#"{"documents":[{"text":"a","format":"docx"}]}"#, "`text` or `markdown`"),
-            (r#"{"documents":[{"id":"x","text":"a"},{"id":"x","text":"b"}]}"#, "documents[1].id"),
+            (r#"{"documents":[]}"#, "documents is []"),
             (r#"{"documents":[{"text":"a"}],"options":{"enrich":true}}"#, "ollamaPoolRef"),
-            (r#"{"documents":[{"text":"a"}],"options":{"chunk_max_tokens":2}}"#, "options.chunk_max_tokens is 2"),
-            (r#"{"documents":[{"text":"a"}],"options":{"chunk_overlap":200}}"#, "options.chunk_overlap is 200"),
+            (
+                r#"{"documents":[{"text":"a"}],"options":{"chunk_max_tokens":2}}"#,
+                "options.chunk_max_tokens is 2",
+            ),
+            (
+                r#"{"documents":[{"text":"a"}],"options":{"chunk_overlap":200}}"#,
+                "options.chunk_overlap is 200",
+            ),
         ] {
-            let error = ProcessRequest::parse(body.as_bytes()).and_then(|r| r.validate(&config(false))).unwrap_err();
+            let error = validate(body, false).unwrap_err().to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn a_document_that_is_wrong_fails_alone() {
+        let body = r#"{"documents":[
+            {"id":"x","text":"a"}, {"id":"y","text":"b","format":"docx"}, {"id":"x","text":"c"}, {"id":"y","text":"d"}]}"#;
+        let documents = validate(body, false).unwrap().documents;
+        let found: Vec<_> =
+            documents.iter().map(|document| document.as_ref().map(|good| good.text.as_str())).collect();
+        assert_eq!(
+            (found[0].unwrap(), found[3].unwrap()),
+            ("a", "d"),
+            "an id is taken only by a document that is processed"
+        );
+        assert!(found[1].unwrap_err().error.contains(r#"documents[1].format is "docx""#));
+        assert!(found[2].unwrap_err().error.contains(r#"documents[2].id is "x""#));
     }
 }

@@ -1,33 +1,25 @@
-//! Putting chunks in context by all instances of a pool at once: who does what is `schedule`'s, what is said `prompt`'s,
-//! how it is sent `ollama`'s. This file owns the instances: finding them, following them, leaving out the failing ones.
+//! Putting chunks in context by all instances of a pool at once. This file owns what the instances' workers share, and
+//! what becomes of every chunk. Who does what is `schedule`'s, what is said `prompt`'s; `workers` follows the instances.
 
-mod ollama;
 mod prompt;
 mod schedule;
+#[cfg(test)]
+mod tests;
+mod workers;
 
-use super::OllamaConfig;
 use super::chunk::Chunk;
 use super::request::Document;
-use ollama::{Answer, Client, Failure};
+use crate::ollama::{Answer, Client, Failure, OllamaConfig, Question};
+use prompt::Room;
 use schedule::{Schedule, Task};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{AbortHandle, JoinSet};
 
-/// How often the pool's name is looked up while a job runs.
-const REFRESH: Duration = Duration::from_secs(10);
-/// How often a chunk is tried, over all instances.
+/// How often instances may break over a chunk.
 const ATTEMPTS: u32 = 3;
-/// How long a failing instance is left alone: the first time, and at most.
-const LEAVE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// How often waiting parts look around when nothing wakes them.
-const TICK: Duration = Duration::from_millis(500);
-/// How long a job waits for an instance that answers before chunks go on without context.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A document with its chunks, ready to be put in context.
 pub struct Prepared {
@@ -35,6 +27,8 @@ pub struct Prepared {
     pub document: Document,
     /// Its chunks.
     pub chunks: Vec<Chunk>,
+    /// Their ids.
+    pub chunk_ids: Vec<String>,
 }
 
 /// What became of one chunk.
@@ -43,8 +37,8 @@ pub struct Outcome {
     pub document: usize,
     /// Place of the chunk.
     pub chunk: usize,
-    /// The context, or why there is none.
-    pub context: Result<String, String>,
+    /// The context, or why there is none; `None` where nobody was asked.
+    pub context: Result<Option<String>, String>,
 }
 
 /// What one instance did in a job.
@@ -56,9 +50,11 @@ pub struct InstanceFigures {
     pub contexts: u64,
     /// Requests that failed.
     pub failures: u64,
-    /// Tokens of prompts that it evaluated; what its prefix cache had is not counted.
+    /// Requests that it turned away because it had too much to do.
+    pub busy: u64,
+    /// Tokens of prompts, those that its prefix cache had included.
     pub prompt_tokens: u64,
-    /// Seconds for them.
+    /// Seconds for those that it had to evaluate.
     pub prompt_seconds: f64,
     /// Tokens that it wrote.
     pub output_tokens: u64,
@@ -84,8 +80,15 @@ pub struct Enricher {
 
 struct Shared {
     client: Client,
+    most_tokens: usize,
     state: Mutex<State>,
     changed: Notify,
+}
+
+/// What the workers have: the shared part and the way out, which is closed when the last of them has ended.
+#[derive(Clone)]
+struct Pool {
+    shared: Arc<Shared>,
     outcomes: mpsc::Sender<Outcome>,
 }
 
@@ -93,15 +96,18 @@ struct Shared {
 struct State {
     schedule: Schedule<SocketAddr>,
     documents: HashMap<usize, Arc<Prepared>>,
+    /// How often instances broke over a chunk.
     attempts: HashMap<Task, u32>,
+    /// Documents of which less must be sent, because the usual prompt was too long.
+    narrow: HashSet<usize>,
     figures: BTreeMap<SocketAddr, InstanceFigures>,
     /// Addresses behind the pool's name.
     known: HashSet<SocketAddr>,
     /// Those whose last request did not fail.
     healthy: HashSet<SocketAddr>,
-    /// Chunks without an outcome.
+    /// Chunks whose outcome has not been sent.
     open: usize,
-    /// Whether more documents may come.
+    /// Whether no more documents will come.
     complete: bool,
 }
 
@@ -111,10 +117,13 @@ impl Enricher {
     /// # Errors
     /// When the configuration is of no use.
     pub fn start(config: &OllamaConfig, outcomes: mpsc::Sender<Outcome>) -> Result<Self, String> {
-        let client = Client::new(&config.model, config.context_max_tokens)?;
-        let host = host_and_port(&config.url)?;
-        let shared = Arc::new(Shared { client, state: Mutex::default(), changed: Notify::new(), outcomes });
-        tokio::spawn(supervise(shared.clone(), host));
+        let shared = Arc::new(Shared {
+            client: Client::new(&config.model)?,
+            most_tokens: config.context_max_tokens,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        });
+        tokio::spawn(workers::supervise(Pool { shared: shared.clone(), outcomes }, config.hosts.clone()));
         Ok(Self { shared })
     }
 
@@ -137,14 +146,24 @@ impl Enricher {
     /// What each instance did so far.
     pub fn figures(&self) -> Vec<InstanceFigures> {
         let state = self.shared.state();
-        state.figures.iter().map(|(address, figures)| InstanceFigures { address: address.to_string(), ..figures.clone() }).collect()
+        let named = |(address, figures): (&SocketAddr, &InstanceFigures)| InstanceFigures {
+            address: address.to_string(),
+            ..figures.clone()
+        };
+        state.figures.iter().map(named).collect()
     }
 }
 
 impl Shared {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock was held left nothing half done: every change is one step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
     }
 
     fn done(&self) -> bool {
@@ -152,139 +171,67 @@ impl Shared {
         (state.complete && state.open == 0) || self.outcomes.is_closed()
     }
 
-    /// Takes an instance out; returns whether its task will be tried again.
-    fn fail(&self, task: Task, address: SocketAddr) -> bool {
+    /// The next chunk for an instance, with its document.
+    fn next(&self, address: SocketAddr) -> Option<(Task, Arc<Prepared>)> {
         let mut state = self.state();
-        state.figures.entry(address).or_default().failures += 1;
-        state.healthy.remove(&address);
+        let task = state.schedule.next(address)?;
+        state.documents.get(&task.document).cloned().map(|prepared| (task, prepared))
+    }
+
+    /// Asks an instance for a chunk's context, with less of the document once the usual prompt was too long.
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        task: Task,
+        document: &Document,
+        chunk: &Chunk,
+    ) -> Result<Answer, Failure> {
+        let ask = async |room| {
+            let prompt = prompt::prompt(document, chunk.start, chunk.end, room);
+            let question = Question { prompt: &prompt, most_tokens: self.shared.most_tokens, format: None };
+            self.shared.client.ask(address, question).await
+        };
+        if self.state().narrow.contains(&task.document) {
+            return ask(Room::NARROW).await;
+        }
+        match ask(Room::USUAL).await {
+            Err(Failure::TooLong(_)) => {
+                self.state().narrow.insert(task.document);
+                ask(Room::NARROW).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Lets the others have what an instance has before it, beginning with the chunk that it could not do.
+    fn hand_back(&self, address: SocketAddr, task: Task) {
+        let mut state = self.state();
         state.schedule.give_up(address);
+        state.schedule.put_back(task);
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Counts an attempt at a chunk; whether there may be another one.
+    fn may_try_again(&self, task: Task) -> bool {
+        let mut state = self.state();
         let attempts = state.attempts.entry(task).or_default();
         *attempts += 1;
-        let again = *attempts < ATTEMPTS;
-        if again {
-            state.schedule.put_back(task);
-        }
-        drop(state);
-        self.changed.notify_waiters();
-        again
+        *attempts < ATTEMPTS
     }
 
     async fn deliver(&self, task: Task, context: Result<String, String>) {
-        // Counted first: whoever hears of the last outcome must find nothing open.
+        let outcome = Outcome { document: task.document, chunk: task.chunk, context: context.map(Some) };
+        // The reader may be gone, which `done` sees.
+        drop(self.outcomes.send(outcome).await);
+        // Not before: once nothing is open the workers are stopped, and with them whoever still waits for room.
         self.state().open -= 1;
-        let _ = self.outcomes.send(Outcome { document: task.document, chunk: task.chunk, context }).await;
-        self.changed.notify_waiters();
+        self.shared.changed.notify_waiters();
     }
-}
-
-/// Keeps one worker for every address behind the pool's name, until all is done.
-async fn supervise(shared: Arc<Shared>, host: String) {
-    let mut workers = JoinSet::new();
-    let mut running: HashMap<SocketAddr, AbortHandle> = HashMap::new();
-    let mut looked_up: Option<Instant> = None;
-    let mut last_healthy = Instant::now();
-    while !shared.done() {
-        if looked_up.is_none_or(|when| when.elapsed() > REFRESH) {
-            looked_up = Some(Instant::now());
-            match tokio::net::lookup_host(&host).await {
-                Ok(found) => shared.state().known = found.filter(SocketAddr::is_ipv4).collect(),
-                Err(error) => tracing::warn!(%host, %error, "looking up the Ollama instances"),
-            }
-            running.retain(|_, worker| !worker.is_finished());
-            let known: Vec<SocketAddr> = shared.state().known.iter().copied().collect();
-            for address in known {
-                running.entry(address).or_insert_with(|| {
-                    shared.state().healthy.insert(address);
-                    workers.spawn(work(shared.clone(), address))
-                });
-            }
-        }
-        if !shared.state().healthy.is_empty() {
-            last_healthy = Instant::now();
-        } else if last_healthy.elapsed() > PATIENCE {
-            give_up_waiting(&shared, &host).await;
-        }
-        let _ = tokio::time::timeout(TICK, shared.changed.notified()).await;
-    }
-    workers.abort_all();
-}
-
-/// No instance: everything that waits goes on without context.
-async fn give_up_waiting(shared: &Shared, host: &str) {
-    loop {
-        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        let Some(task) = shared.state().schedule.next(nobody) else { return };
-        shared.deliver(task, Err(format!("no Ollama instance behind {host}"))).await;
-    }
-}
-
-/// One instance's work: chunk after chunk. After a failure it takes nothing until it has answered a plain question.
-async fn work(shared: Arc<Shared>, address: SocketAddr) {
-    let mut leave = LEAVE.0;
-    while !shared.done() && shared.state().known.contains(&address) {
-        // Registered before looking, so that work which comes in between is not missed.
-        let changed = shared.changed.notified();
-        let next = {
-            let mut state = shared.state();
-            state.schedule.next(address).and_then(|task| state.documents.get(&task.document).cloned().map(|p| (task, p)))
-        };
-        let Some((task, prepared)) = next else {
-            let _ = tokio::time::timeout(TICK, changed).await;
-            continue;
-        };
-        let Some(chunk) = prepared.chunks.get(task.chunk) else { continue };
-        let prompt = prompt::prompt(&prepared.document, chunk.start, chunk.end);
-        match shared.client.generate(address, &prompt).await {
-            Ok(answer) => {
-                leave = LEAVE.0;
-                shared.state().figures.entry(address).or_default().count(&answer);
-                let context = prompt::context(&answer.response, answer.done_reason == "length");
-                shared.deliver(task, context.ok_or_else(|| format!("{address} gave an empty answer"))).await;
-            }
-            Err(Failure::Request(message)) => shared.deliver(task, Err(message)).await,
-            Err(Failure::Instance(message)) => {
-                tracing::warn!(%message, "an Ollama instance failed");
-                if !shared.fail(task, address) {
-                    shared.deliver(task, Err(message)).await;
-                }
-                leave = recover(&shared, address, leave).await;
-            }
-        }
-    }
-    let mut state = shared.state();
-    state.schedule.give_up(address);
-    state.healthy.remove(&address);
-}
-
-/// Waits until an instance answers again, is no longer one of the pool's, or all is done; returns how long to leave it
-/// alone the next time.
-async fn recover(shared: &Shared, address: SocketAddr, mut leave: Duration) -> Duration {
-    loop {
-        tokio::time::sleep(leave).await;
-        leave = (leave * 2).min(LEAVE.1);
-        if shared.done() || !shared.state().known.contains(&address) {
-            return leave;
-        }
-        if shared.client.answers(address).await {
-            shared.state().healthy.insert(address);
-            return leave;
-        }
-    }
-}
-
-/// `host:port` of a URL.
-fn host_and_port(url: &str) -> Result<String, String> {
-    let wrong = || format!("{url:?} is no address of Ollama instances: right is http://<host>:<port>");
-    let rest = url.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
-    let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "11434"));
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(wrong());
-    }
-    Ok(format!("{host}:{port}"))
 }
 
 /// Seconds from nanoseconds.
-#[allow(clippy::cast_precision_loss)]
+#[expect(clippy::cast_precision_loss, reason = "a duration for people")]
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }

@@ -1,0 +1,154 @@
+//! Flags and environment variables of the program. Nothing else reads them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// Embeds, reranks and prepares documents.
+#[derive(Debug, Parser)]
+#[command(name = "principium-embedder", version, about, propagate_version = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves the HTTP API of one role until SIGTERM.
+    Serve(Box<ServeArgs>),
+}
+
+/// What a process is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Embeds texts and processes documents.
+    DataFactory,
+    /// Scores documents by a query.
+    Reranker,
+    /// Analyzes documents with a language model; needs no model of its own.
+    DocAnalyzer,
+}
+
+impl Role {
+    /// The name in flags and in `/info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DataFactory => "data-factory",
+            Self::Reranker => "reranker",
+            Self::DocAnalyzer => "doc-analyzer",
+        }
+    }
+}
+
+/// A GPU that was given to this pod, as the operator writes it into `PRINCIPIUM_GPUS`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Gpu {
+    /// Index on the node.
+    pub index: u32,
+    /// The driver's name for the card.
+    pub uuid: String,
+    /// This pod's share of its memory, in MiB.
+    #[serde(alias = "memoryMiB")]
+    pub memory_mib: u64,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServeArgs {
+    /// What this process is for.
+    #[arg(long, env = "PRINCIPIUM_ROLE", value_enum, default_value = "data-factory")]
+    pub role: Role,
+    /// Address to listen on.
+    #[arg(long, env = "PRINCIPIUM_LISTEN", default_value = "0.0.0.0:9000")]
+    pub listen: SocketAddr,
+    /// A folder, or a name on the Hugging Face hub (HF_ENDPOINT and HF_TOKEN are respected). Required but for the doc-analyzer.
+    #[arg(long, env = "PRINCIPIUM_MODEL")]
+    pub model: Option<String>,
+    /// Branch, tag or commit on the hub.
+    #[arg(long, env = "PRINCIPIUM_MODEL_REVISION")]
+    pub model_revision: Option<String>,
+    /// The name that clients see; the model's folder or hub name where it is not given.
+    #[arg(long, env = "PRINCIPIUM_MODEL_NAME")]
+    pub model_name: Option<String>,
+    /// Where models of the hub are kept.
+    #[arg(long, env = "PRINCIPIUM_MODEL_CACHE")]
+    pub model_cache: Option<PathBuf>,
+    /// The GPUs of this pod: `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`.
+    #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus, default_value = "[]")]
+    pub gpus: Gpus,
+    /// Whether to be ready only while every given GPU is used.
+    #[arg(long, env = "PRINCIPIUM_REQUIRE_ACCELERATION", action = clap::ArgAction::Set, default_value_t = false)]
+    pub require_acceleration: bool,
+    /// Tokens of one batch; by default 16384 on a GPU and 4096 on the CPU, where larger ones only make others wait.
+    #[arg(long, env = "PRINCIPIUM_MAX_BATCH_TOKENS", value_parser = positive)]
+    pub max_batch_tokens: Option<usize>,
+    /// Waiting inputs from which on requests are answered with 429.
+    #[arg(long, env = "PRINCIPIUM_MAX_QUEUE", default_value_t = 16384, value_parser = positive)]
+    pub max_queue: usize,
+    /// Bytes of one request's body.
+    #[arg(long, env = "PRINCIPIUM_PAYLOAD_LIMIT", default_value_t = 16_000_000, value_parser = positive)]
+    pub payload_limit: usize,
+    /// Seconds that running requests get after SIGTERM.
+    #[arg(long, env = "PRINCIPIUM_DRAIN_SECONDS", default_value_t = 25)]
+    pub drain_seconds: u64,
+    /// Ollama's base URL; every address behind its host name is an instance. Several, divided by commas, are one pool.
+    #[arg(long, env = "PRINCIPIUM_OLLAMA_URL")]
+    pub ollama_url: Option<String>,
+    /// The language model in Ollama.
+    #[arg(long, env = "PRINCIPIUM_OLLAMA_MODEL")]
+    pub ollama_model: Option<String>,
+    /// Most tokens of a generated context.
+    #[arg(long, env = "PRINCIPIUM_CONTEXT_MAX_TOKENS", default_value_t = 100, value_parser = positive)]
+    pub context_max_tokens: usize,
+    /// Most tokens of a chunk.
+    #[arg(long, env = "PRINCIPIUM_CHUNK_MAX_TOKENS", default_value_t = 200, value_parser = positive)]
+    pub chunk_max_tokens: usize,
+    /// Tokens that neighboring chunks share.
+    #[arg(long, env = "PRINCIPIUM_CHUNK_OVERLAP", default_value_t = 0)]
+    pub chunk_overlap: usize,
+    /// The document analyzer of this data factory, shown in `/info`.
+    #[arg(long, env = "PRINCIPIUM_ANALYZER_URL")]
+    pub analyzer_url: Option<String>,
+}
+
+/// The GPUs of a pod. A type of its own, because clap reads a `Vec` as one value an element.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gpus(pub Vec<Gpu>);
+
+fn parse_gpus(text: &str) -> Result<Gpus, String> {
+    if text.trim().is_empty() {
+        return Ok(Gpus::default());
+    }
+    serde_json::from_str(text).map(Gpus).map_err(|error| format!("not a JSON list of GPUs: {error}"))
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("not a whole number: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_read_as_the_operator_writes_them() {
+        let gpus = parse_gpus(r#"[{"index":6,"uuid":"GPU-1","memoryMiB":5120}]"#).unwrap();
+        assert_eq!(gpus.0, [Gpu { index: 6, uuid: "GPU-1".to_owned(), memory_mib: 5120 }]);
+        assert_eq!(parse_gpus("").unwrap(), Gpus::default());
+        assert!(parse_gpus("GPU-1").unwrap_err().contains("JSON list of GPUs"));
+    }
+
+    #[test]
+    fn the_flags_fit_together() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,125 @@
+//! Refusals: one type inside, four dialects outside. The status codes are those of text-embeddings-inference.
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::engine::EngineError;
+use crate::model::TokenizeError;
+
+/// Seconds after which a refused client may come back: some batches are done by then.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    status: StatusCode,
+    /// text-embeddings-inference's name for it.
+    kind: &'static str,
+    message: String,
+}
+
+/// Whose clients are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// text-embeddings-inference: `{"error","error_type"}`.
+    Tei,
+    /// OpenAI: `{"error":{"message","type","code"}}`.
+    OpenAi,
+    /// Jina: `{"detail"}`.
+    Jina,
+    /// Cohere: `{"message"}`.
+    Cohere,
+}
+
+impl ApiError {
+    /// No input at all: 400.
+    pub fn empty(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind: "Empty", message: message.into() }
+    }
+
+    /// A request that can't be understood or fulfilled: 422.
+    pub fn validation(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, kind: "Validation", message: message.into() }
+    }
+
+    /// The process can't answer now: 503.
+    pub fn unhealthy(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "Unhealthy", message: message.into() }
+    }
+
+    /// A fault on this side: 424, as text-embeddings-inference answers it.
+    pub fn backend(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::FAILED_DEPENDENCY, kind: "Backend", message: message.into() }
+    }
+
+    /// No such route or method.
+    pub fn no_route(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, kind: "Validation", message: message.into() }
+    }
+
+    /// The answer in the form that `dialect`'s clients read.
+    pub fn response(self, dialect: Dialect) -> Response {
+        let Self { status, kind, message } = self;
+        let body = match dialect {
+            Dialect::Tei => json!({ "error": message, "error_type": kind }),
+            Dialect::OpenAi => {
+                let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+                json!({ "error": { "message": message, "type": kind, "code": status.as_u16() } })
+            }
+            Dialect::Jina => json!({ "detail": message }),
+            Dialect::Cohere => json!({ "message": message }),
+        };
+        let mut response = (status, Json(body)).into_response();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+/// A result as an answer in `dialect`.
+pub fn answer<T: IntoResponse>(result: Result<T, ApiError>, dialect: Dialect) -> Response {
+    match result {
+        Ok(value) => value.into_response(),
+        Err(error) => error.response(dialect),
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::Overloaded { .. } => {
+                Self { status: StatusCode::TOO_MANY_REQUESTS, kind: "Overloaded", message }
+            }
+            EngineError::Backend(_) => Self::backend(message),
+            EngineError::Stopped => Self::unhealthy(message),
+        }
+    }
+}
+
+impl From<TokenizeError> for ApiError {
+    fn from(error: TokenizeError) -> Self {
+        let kind = match error {
+            TokenizeError::TooLong { .. } | TokenizeError::UnknownId { .. } => "Validation",
+            TokenizeError::Tokenizer(_) => "Tokenizer",
+        };
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, kind, message: error.to_string() }
+    }
+}
+
+impl From<BytesRejection> for ApiError {
+    fn from(rejection: BytesRejection) -> Self {
+        let status = rejection.status();
+        let message = if status == StatusCode::PAYLOAD_TOO_LARGE {
+            "the request's body is larger than the payload limit: send it in several requests".to_owned()
+        } else {
+            rejection.body_text()
+        };
+        Self { status, kind: "Validation", message }
+    }
+}

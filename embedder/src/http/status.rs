@@ -1,0 +1,118 @@
+//! What the process says about itself: `/info`, `/health`, `/ready`, `/metrics`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+
+use super::Shared;
+use super::error::{ApiError, Dialect, answer};
+
+/// The answer of `/info`: that of text-embeddings-inference and what an operator wants to know.
+#[derive(Debug, Clone, Serialize)]
+pub struct Info {
+    /// data-factory, reranker or doc-analyzer.
+    pub role: &'static str,
+    /// Version of this program.
+    pub version: &'static str,
+    /// What is known about the model; absent in the doc-analyzer.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelInfo>,
+    /// `cpu`, or `cuda:0,cuda:1`.
+    pub device: String,
+    /// Whether every GPU that was given is used.
+    pub accelerated: bool,
+    /// Why not, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acceleration_message: Option<String>,
+    /// The GPUs that were given.
+    pub gpus: Vec<GpuInfo>,
+    /// Where documents are analyzed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub analyzer_url: Option<String>,
+}
+
+/// The model's part of `/info`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelInfo {
+    /// The name that clients see.
+    pub model_id: String,
+    /// The hub's commit, or the SHA-256 of the weights where the model came from a folder.
+    pub model_sha: String,
+    /// SHA-256 of the weights.
+    pub weights_digest: String,
+    /// Type that is computed in.
+    pub model_dtype: &'static str,
+    /// `{"embedding":{"pooling":…}}` or `{"reranker":{"id2label":…,"label2id":…}}`.
+    pub model_type: serde_json::Value,
+    /// Class of the model in transformers.
+    pub architecture: String,
+    /// Width of the vectors; absent for a reranker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimension: Option<usize>,
+    /// Most tokens of an input.
+    pub max_input_length: usize,
+    /// Most tokens of a batch.
+    pub max_batch_tokens: usize,
+    /// Waiting inputs from which on requests are refused for the moment.
+    pub max_concurrent_requests: usize,
+    /// Inputs that one request may hold without waiting for room; larger ones are split and taken as well.
+    pub max_client_batch_size: usize,
+    /// Whether longer inputs are cut unless a request says otherwise.
+    pub auto_truncate: bool,
+    /// Threads that tokenize.
+    pub tokenization_workers: usize,
+    /// Instruction set or library of the kernels.
+    pub kernel: &'static str,
+    /// Replicas of the model that compute at the same time.
+    pub workers: usize,
+}
+
+/// One GPU that was given.
+#[derive(Debug, Clone, Serialize)]
+pub struct GpuInfo {
+    /// Index on the node.
+    pub index: u32,
+    /// The driver's name for the card.
+    pub uuid: String,
+    /// The share of its memory, in MiB.
+    pub memory_mib: u64,
+    /// Whether a replica of the model runs on it.
+    pub used: bool,
+}
+
+pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Json<Info> {
+    Json(shared.info.clone())
+}
+
+/// The process lives. What a GPU lacks is `/ready`'s matter: a restart would not mend it.
+pub(super) async fn health() -> StatusCode {
+    StatusCode::OK
+}
+
+pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    let reason = if shared.draining.load(Ordering::Relaxed) {
+        Some("the server is shutting down".to_owned())
+    } else {
+        shared.not_ready.clone()
+    };
+    answer(
+        reason.map_or_else(|| Ok(Json(json!({ "ready": true }))), |reason| Err(ApiError::unhealthy(reason))),
+        Dialect::Tei,
+    )
+}
+
+pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.metrics.render() {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => ApiError::backend(format!("rendering the metrics: {error}")).response(Dialect::Tei),
+    }
+}

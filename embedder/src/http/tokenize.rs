@@ -1,0 +1,112 @@
+//! `POST /tokenize` and `POST /decode` of text-embeddings-inference: the tokens of texts, with their places in characters,
+//! and the texts of tokens.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+use super::error::{ApiError, Dialect, answer};
+use super::inputs::{self, Inputs};
+use super::{App, parse};
+
+#[derive(Deserialize)]
+struct TokenizeRequest {
+    inputs: Inputs,
+    #[serde(default = "yes")]
+    add_special_tokens: bool,
+    prompt_name: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Serialize)]
+struct Token {
+    id: u32,
+    text: String,
+    special: bool,
+    /// First character, where the token stands in the text.
+    start: Option<usize>,
+    /// Character behind the last one.
+    stop: Option<usize>,
+}
+
+pub(super) async fn tokenize(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
+    answer(respond(&app, body).await, Dialect::Tei)
+}
+
+async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Vec<Vec<Token>>>, ApiError> {
+    let request: TokenizeRequest = parse(body)?;
+    let prompt = inputs::prompt(&app.model, request.prompt_name.as_deref())?.unwrap_or_default();
+    let list = request.inputs.into_list("inputs")?;
+    let tokenizer = app.model.tokenizer.clone();
+    let tokenize = move || {
+        list.into_iter()
+            .map(|input| {
+                let text = format!("{prompt}{}", input.into_text(&tokenizer)?);
+                tokens(&tokenizer.plain(), &text, request.add_special_tokens)
+            })
+            .collect::<Result<Vec<_>, _>>()
+    };
+    tokio::task::spawn_blocking(tokenize)
+        .await
+        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
+        .map(Json)
+}
+
+#[derive(Deserialize)]
+struct DecodeRequest {
+    ids: Ids,
+    #[serde(default = "yes")]
+    skip_special_tokens: bool,
+}
+
+/// The token ids of one text or of several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
+enum Ids {
+    One(Vec<u32>),
+    Many(Vec<Vec<u32>>),
+}
+
+pub(super) async fn decode(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
+    answer(respond_decode(&app, body), Dialect::Tei)
+}
+
+fn respond_decode(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Vec<String>>, ApiError> {
+    let request: DecodeRequest = parse(body)?;
+    let list = match request.ids {
+        Ids::One(ids) if ids.is_empty() => Vec::new(),
+        Ids::One(ids) => vec![ids],
+        Ids::Many(lists) => lists,
+    };
+    if list.is_empty() {
+        return Err(ApiError::empty("ids is []: give the ids of at least one token"));
+    }
+    let text = |ids: Vec<u32>| Ok(app.model.tokenizer.decode(&ids, request.skip_special_tokens)?);
+    list.into_iter().map(text).collect::<Result<_, _>>().map(Json)
+}
+
+fn tokens(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<Token>, ApiError> {
+    let encoding = tokenizer
+        .encode_char_offsets(text, add_special_tokens)
+        .map_err(|error| ApiError::validation(format!("tokenizing an input: {error}")))?;
+    let characters: Vec<char> = text.chars().collect();
+    let parts = encoding.get_ids().iter().zip(encoding.get_tokens()).zip(encoding.get_special_tokens_mask());
+    Ok(parts
+        .zip(encoding.get_offsets())
+        .map(|(((id, token), special), (start, stop))| {
+            if *special == 1 {
+                return Token { id: *id, text: token.clone(), special: true, start: None, stop: None };
+            }
+            let text =
+                characters.get(*start..*stop).map_or_else(|| token.clone(), |part| part.iter().collect());
+            Token { id: *id, text, special: false, start: Some(*start), stop: Some(*stop) }
+        })
+        .collect())
+}

@@ -1,0 +1,16 @@
+//! The embedder: a server that turns texts into vectors, query–document pairs into scores and documents into chunks.
+//!
+//! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
+//! together, `http/` speaks to clients, `ollama` to language models, `pipeline/` and `analyze/` serve whole documents.
+//! `args` alone reads flags and environment variables.
+
+pub mod analyze;
+pub mod args;
+pub mod batch;
+pub mod engine;
+pub mod http;
+pub mod metrics;
+pub mod model;
+pub mod ollama;
+pub mod pipeline;
+pub mod serve;

@@ -1,0 +1,141 @@
+//! The numbers behind `/metrics`: what is counted, and under which names. Nothing is measured here.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of one HTTP request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route as declared, never the path that a client sent.
+    pub route: &'static str,
+    /// HTTP status.
+    pub status: u16,
+}
+
+/// Labels of one GPU worker or of the CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WorkerLabels {
+    /// Position of the worker in this process.
+    pub worker: u32,
+}
+
+/// All metrics of this process.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by route and status.
+    pub requests: Family<RequestLabels, Counter>,
+    /// From the request's arrival to its answer, in seconds.
+    pub request_duration: Histogram,
+    /// From an input's arrival in the queue to its batch, in seconds.
+    pub queue_duration: Histogram,
+    /// Computation of one batch, in seconds.
+    pub batch_duration: Histogram,
+    /// Inputs of a batch.
+    pub batch_inputs: Histogram,
+    /// Tokens of a batch.
+    pub batch_tokens: Histogram,
+    /// Tokens computed, by worker.
+    pub tokens: Family<WorkerLabels, Counter>,
+    /// Inputs whose client was gone before their turn.
+    pub cancelled: Counter,
+    /// Inputs that wait.
+    pub queue_inputs: Gauge,
+    /// Requests refused because the queue was full.
+    pub overloaded: Counter,
+    /// 1 where the GPUs that were given are used.
+    pub accelerated: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = || {
+            Histogram::new([
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            ])
+        };
+        let sizes = || Histogram::new((0..16).map(|power| f64::from(1_u32 << power)));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("principium_embedder"),
+            requests: Family::default(),
+            request_duration: seconds(),
+            queue_duration: seconds(),
+            batch_duration: seconds(),
+            batch_inputs: sizes(),
+            batch_tokens: sizes(),
+            tokens: Family::default(),
+            cancelled: Counter::default(),
+            queue_inputs: Gauge::default(),
+            overloaded: Counter::default(),
+            accelerated: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let Self {
+            registry,
+            requests,
+            request_duration,
+            queue_duration,
+            batch_duration,
+            batch_inputs,
+            batch_tokens,
+            tokens,
+            cancelled,
+            queue_inputs,
+            overloaded,
+            accelerated,
+        } = self;
+        registry.register("requests", "HTTP requests by route and status", requests.clone());
+        let unit = || Unit::Seconds;
+        let help = "Time from a request's arrival to its answer";
+        registry.register_with_unit("request_duration", help, unit(), request_duration.clone());
+        registry.register_with_unit(
+            "queue_duration",
+            "Time that an input waits for its batch",
+            unit(),
+            queue_duration.clone(),
+        );
+        registry.register_with_unit(
+            "batch_duration",
+            "Computation of one batch",
+            unit(),
+            batch_duration.clone(),
+        );
+        registry.register("batch_inputs", "Inputs of a batch", batch_inputs.clone());
+        registry.register("batch_tokens", "Tokens of a batch", batch_tokens.clone());
+        registry.register("tokens", "Tokens computed", tokens.clone());
+        registry.register(
+            "cancelled_inputs",
+            "Inputs whose client was gone before their turn",
+            cancelled.clone(),
+        );
+        registry.register("queue_inputs", "Inputs that wait for a batch", queue_inputs.clone());
+        registry.register(
+            "overloaded_requests",
+            "Requests refused because the queue was full",
+            overloaded.clone(),
+        );
+        registry.register(
+            "accelerated",
+            "1 where the model runs on the GPUs that were given",
+            accelerated.clone(),
+        );
+    }
+
+    /// The text that Prometheus reads.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,74 @@
+//! Where a model comes from: a folder, or a name on the hub that is downloaded into a cache.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::{Repo, RepoType};
+
+use super::ModelError;
+
+/// Files that a model can't do without.
+const REQUIRED: &[&str] = &["config.json", "tokenizer.json", "model.safetensors"];
+/// Files that say more about it.
+const OPTIONAL: &[&str] = &[
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer_config.json",
+    "1_Pooling/config.json",
+];
+
+/// What was configured.
+#[derive(Debug, Clone)]
+pub struct ModelSource {
+    /// A folder, or a name on the hub such as `sentence-transformers/all-MiniLM-L6-v2`.
+    pub model: String,
+    /// Branch, tag or commit on the hub; `main` where it is not given.
+    pub revision: Option<String>,
+    /// Where downloads are kept.
+    pub cache: Option<PathBuf>,
+}
+
+/// The model's folder, and the hub's commit where it came from the hub. Blocks while it downloads.
+pub fn fetch(source: &ModelSource) -> Result<(PathBuf, Option<String>), ModelError> {
+    let path = Path::new(&source.model);
+    if path.is_dir() {
+        return Ok((path.to_owned(), None));
+    }
+    if path.is_absolute() || source.model.starts_with('.') {
+        return Err(ModelError::MissingFile { path: path.join("config.json") });
+    }
+    let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".to_owned());
+    let failed = |error: ApiError| ModelError::Hub {
+        name: source.model.clone(),
+        endpoint: endpoint.clone(),
+        message: error.to_string(),
+    };
+    let mut builder = ApiBuilder::from_env().with_progress(false).with_retries(3);
+    if let Some(cache) = &source.cache {
+        builder = builder.with_cache_dir(cache.clone());
+    }
+    if let Ok(token) = std::env::var("HF_TOKEN") {
+        builder = builder.with_token(Some(token));
+    }
+    let revision = source.revision.clone().unwrap_or_else(|| "main".to_owned());
+    let repo = builder.build().map_err(failed)?.repo(Repo::with_revision(
+        source.model.clone(),
+        RepoType::Model,
+        revision,
+    ));
+    let info = repo.info().map_err(failed)?;
+    let mut folder = None;
+    for name in REQUIRED.iter().chain(OPTIONAL) {
+        if info.siblings.iter().any(|file| file.rfilename == *name) {
+            tracing::info!(model = source.model, file = name, "fetching from the hub");
+            let file = repo.get(name).map_err(failed)?;
+            folder = folder.or_else(|| file.parent().map(Path::to_owned));
+        } else if REQUIRED.contains(name) {
+            return Err(ModelError::MissingFile { path: Path::new(&source.model).join(name) });
+        }
+    }
+    folder
+        .map(|folder| (folder, Some(info.sha)))
+        .ok_or_else(|| ModelError::MissingFile { path: path.join("config.json") })
+}

@@ -1,0 +1,160 @@
+//! Texts to token ids, with truncation on request. Runs outside of the engine's threads.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::{Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use super::ModelError;
+
+/// One text or pair, ready for the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Ids of the tokens, special ones included.
+    pub ids: Vec<u32>,
+    /// 0 for the first text, 1 for the second of a pair.
+    pub type_ids: Vec<u32>,
+}
+
+impl Input {
+    /// Tokens, special ones included.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}
+
+/// What to do with a text that is longer than the model's maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncation {
+    /// Refuse it.
+    Refuse,
+    /// Drop its end.
+    DropEnd,
+    /// Drop its beginning.
+    DropStart,
+}
+
+/// Why a text could not become tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizeError {
+    /// The text is longer than the model takes, and truncation was not asked for.
+    #[error("an input has {tokens} tokens, and the model takes {maximum}: shorten it or set `truncate`")]
+    TooLong {
+        /// Tokens of the input.
+        tokens: usize,
+        /// The model's maximum.
+        maximum: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("the token id {id} is not in the model's vocabulary, which has the ids from 0 to {last}")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// The vocabulary's last one.
+        last: usize,
+    },
+    /// The tokenizers library failed.
+    #[error("tokenizing an input: {0}")]
+    Tokenizer(String),
+}
+
+/// The part of `text` that its first `most` tokens cover.
+pub fn beginning<'a>(tokenizer: &Tokenizer, text: &'a str, most: usize) -> Result<&'a str, TokenizeError> {
+    let encoding =
+        tokenizer.encode(text, false).map_err(|error| TokenizeError::Tokenizer(error.to_string()))?;
+    // The first token that is left out begins where the part ends.
+    let end = encoding.get_offsets().get(most).map_or(text.len(), |(start, _)| *start);
+    Ok(text.get(..end).unwrap_or(text).trim_end())
+}
+
+/// The model's tokenizer in the three forms that requests need; clones are cheap.
+#[derive(Clone)]
+pub struct TextTokenizer {
+    plain: Arc<Tokenizer>,
+    drop_end: Arc<Tokenizer>,
+    drop_start: Arc<Tokenizer>,
+    maximum: usize,
+}
+
+impl TextTokenizer {
+    /// Reads a `tokenizer.json`; padding and truncation that it may contain are replaced.
+    pub(super) fn load(path: &Path, maximum: usize) -> Result<Self, ModelError> {
+        if !path.exists() {
+            return Err(ModelError::MissingFile { path: path.to_owned() });
+        }
+        let wrap = |error: tokenizers::Error| ModelError::Tokenizer {
+            path: path.to_owned(),
+            message: error.to_string(),
+        };
+        let mut plain = Tokenizer::from_file(path).map_err(wrap)?;
+        plain.with_padding(None);
+        plain.with_truncation(None).map_err(wrap)?;
+        let truncating = |direction| {
+            let mut tokenizer = plain.clone();
+            let strategy = TruncationStrategy::LongestFirst;
+            let params = TruncationParams { direction, max_length: maximum, strategy, stride: 0 };
+            tokenizer.with_truncation(Some(params)).map_err(wrap)?;
+            Ok(Arc::new(tokenizer))
+        };
+        let drop_end = truncating(TruncationDirection::Right)?;
+        let drop_start = truncating(TruncationDirection::Left)?;
+        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum })
+    }
+
+    /// The tokenizer without truncation and padding.
+    pub fn plain(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.plain)
+    }
+
+    /// The most tokens that one input may have, special ones included.
+    pub fn maximum(&self) -> usize {
+        self.maximum
+    }
+
+    /// Tokens of one text.
+    pub fn text(&self, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
+        let encoding = self.with(truncation).encode_fast(text, true);
+        self.check(encoding)
+    }
+
+    /// Tokens of a query and a document.
+    pub fn pair(&self, query: &str, document: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
+        let encoding = self.with(truncation).encode_fast((query, document), true);
+        self.check(encoding)
+    }
+
+    /// The text behind token ids, with or without special ones.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizeError> {
+        // The library leaves out what it does not know, and the text would silently be another one.
+        if let Some(id) = ids.iter().copied().find(|id| self.plain.id_to_token(*id).is_none()) {
+            return Err(TokenizeError::UnknownId {
+                id,
+                last: self.plain.get_vocab_size(true).saturating_sub(1),
+            });
+        }
+        self.plain
+            .decode(ids, skip_special_tokens)
+            .map_err(|error| TokenizeError::Tokenizer(error.to_string()))
+    }
+
+    fn with(&self, truncation: Truncation) -> &Tokenizer {
+        match truncation {
+            Truncation::Refuse => &self.plain,
+            Truncation::DropEnd => &self.drop_end,
+            Truncation::DropStart => &self.drop_start,
+        }
+    }
+
+    fn check(&self, encoding: tokenizers::Result<Encoding>) -> Result<Input, TokenizeError> {
+        let encoding = encoding.map_err(|error| TokenizeError::Tokenizer(error.to_string()))?;
+        if encoding.len() > self.maximum {
+            return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
+        }
+        Ok(Input { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+    }
+}

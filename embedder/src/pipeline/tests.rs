@@ -1,0 +1,126 @@
+//! A configuration for tests, and jobs in which a stage fails.
+
+use super::chunk::tests::words;
+use super::request::ProcessRequest;
+use super::*;
+use crate::ollama::tests::{pool, stand_in, well};
+use serde_json::{Value, json};
+
+/// A pipeline whose tokens are words, with or without a pool that nobody asks.
+pub(super) fn config(ollama: bool) -> PipelineConfig {
+    PipelineConfig {
+        tokenizer: Arc::new(words()),
+        max_tokens: 256,
+        model_name: "m".into(),
+        model_digest: "d".into(),
+        chunk_max_tokens: 200,
+        chunk_overlap: 0,
+        ollama: ollama.then(|| pool(&["http://nobody"])),
+    }
+}
+
+/// The vector of a text is its length; a text with `poison` in it fails its batch.
+struct Lengths;
+
+impl EmbedTexts for Lengths {
+    #[expect(clippy::cast_precision_loss, reason = "short texts")]
+    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+        Box::pin(async move {
+            if texts.iter().any(|text| text.contains("poison")) {
+                return Err("poisoned".to_owned());
+            }
+            let embedding =
+                |text: &String| Embedding { vector: vec![text.len() as f32], tokens: words_of(text) };
+            Ok(texts.iter().map(embedding).collect())
+        })
+    }
+}
+
+fn words_of(text: &str) -> usize {
+    chunk::count(&words(), text)
+}
+
+/// All lines of a job.
+async fn process(config: PipelineConfig, body: Value) -> Vec<Value> {
+    let job = serde_json::from_value::<ProcessRequest>(body).unwrap().validate(&config).unwrap();
+    let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    tokio::spawn(job::run(job, Arc::new(config), Arc::new(Lengths), lines));
+    let mut read = Vec::new();
+    while let Some(line) = receiver.recv().await {
+        read.push(serde_json::from_slice(&line).unwrap());
+    }
+    read
+}
+
+fn of_type<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["type"] == kind).collect()
+}
+
+#[tokio::test]
+async fn a_context_that_does_not_fit_is_cut_and_the_line_says_so() {
+    for (context, room, cut) in [("one two three four", 20, true), ("one two three four", 30, false)] {
+        let (url, _) = stand_in(move |_| well(context)).await;
+        let pool = OllamaConfig { context_max_tokens: 2, ..pool(&[&url]) };
+        let config =
+            PipelineConfig { max_tokens: room + SPECIAL_TOKENS, ollama: Some(pool), ..config(false) };
+        let text = "word ".repeat(18);
+        let lines = process(config, json!({ "documents": [{ "text": text }] })).await;
+        let chunk = of_type(&lines, "chunk")[0];
+        assert_eq!(chunk["context"], context, "the client sees all of it");
+        assert_eq!(chunk.get("context_truncated"), cut.then_some(&json!(true)), "{chunk}");
+        assert!(chunk["tokens"].as_u64().unwrap() <= room as u64, "{chunk}");
+    }
+}
+
+#[tokio::test]
+async fn documents_that_are_wrong_or_fail_do_not_touch_the_others() {
+    let documents = json!([
+        { "id": "good", "text": "all is well" },
+        { "id": "good", "text": "twice" },
+        { "id": "docx", "text": "x", "format": "docx" },
+        { "id": "empty", "text": " " },
+        { "id": "also good", "text": "well too" },
+    ]);
+    let lines = process(config(false), json!({ "documents": documents })).await;
+    let ended: Vec<(&str, bool)> = of_type(&lines, "document")
+        .iter()
+        .map(|line| (line["document_id"].as_str().unwrap(), line.get("error").is_none()))
+        .collect();
+    assert_eq!(ended.iter().filter(|(_, well)| *well).count(), 2, "{ended:?}");
+    for failed in [("good", false), ("docx", false), ("empty", false)] {
+        assert!(ended.contains(&failed), "{failed:?} in {ended:?}");
+    }
+    let summary = lines.last().unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(2), &json!(3)));
+}
+
+#[tokio::test]
+async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
+    let lines = process(config(false), json!({ "documents": [{ "id": "bad", "text": "poison" }] })).await;
+    assert!(of_type(&lines, "document")[0]["error"].as_str().unwrap().contains("poisoned"));
+    assert_eq!(lines.last().unwrap()["failed"], 1);
+}
+
+#[tokio::test]
+async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
+    let config = Arc::new(config(false));
+    let request = json!({ "documents": [{ "id": "d", "text": "all is well" }] });
+    let job = serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap();
+    let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    let output = output::Output::new(&job, config, lines);
+    let document = job.documents.into_iter().next().unwrap().unwrap();
+    let prepared = enrich::Prepared {
+        chunks: vec![chunk::Chunk { start: 0, end: 3, headings: Vec::new() }],
+        chunk_ids: vec!["c".into()],
+        document,
+    };
+    let (arrivals, arriving) = tokio::sync::mpsc::channel(1);
+    let (outcomes, chunks) = tokio::sync::mpsc::channel(1);
+    arrivals.send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)) }).await.unwrap();
+    drop((arrivals, outcomes));
+    output.collect(Arc::new(Lengths), None, arriving, chunks).await;
+    let document: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    assert!(document["error"].as_str().unwrap().contains("1 of its 1 chunks got lost"), "{document}");
+    let summary: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(0), &json!(1)));
+}

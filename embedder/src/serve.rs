@@ -1,0 +1,265 @@
+//! Puts a process together: model, workers, routes of the role, and the way from SIGTERM to the end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use serde_json::json;
+
+use crate::args::{Gpu, Role, ServeArgs};
+use crate::batch::Budget;
+use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
+use crate::http::{self, GpuInfo, Info, ModelInfo, Served, Shared};
+use crate::metrics::Metrics;
+use crate::model::{self, Model, ModelFiles, ModelSource, Task};
+use crate::ollama::{self, OllamaConfig};
+use crate::pipeline::PipelineConfig;
+use crate::{analyze, pipeline};
+
+/// How long a process that is told to end still takes requests, so that every proxy has heard of it.
+const LAME_DUCK: Duration = Duration::from_secs(2);
+
+/// What one process serves.
+pub struct Service {
+    /// All routes of the role.
+    pub router: Router,
+    /// Status of the process.
+    pub shared: Arc<Shared>,
+    /// Computes; absent in the doc-analyzer.
+    pub engine: Option<Engine>,
+}
+
+/// Which devices are used for what was given.
+struct Devices {
+    accelerators: Vec<model::Accelerator>,
+    info: Vec<GpuInfo>,
+    /// Why not every GPU that was given is used.
+    missing: Option<String>,
+}
+
+/// Loads the model of the role and builds its routes. Blocks: it reads files and may download them.
+pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
+    let metrics = Arc::new(Metrics::default());
+    let ollama = ollama_config(args)?;
+    let (routes, engine, devices, model) = match args.role {
+        Role::DocAnalyzer => {
+            let devices = devices(&[]);
+            (analyze::router(ollama), None, devices, None)
+        }
+        Role::DataFactory | Role::Reranker => {
+            let devices = devices(&args.gpus.0);
+            let (served, info) = load(args, &devices, &metrics)?;
+            let engine = served.engine.clone();
+            (model_routes(args, &served, ollama)?, Some(engine), devices, Some(info))
+        }
+    };
+    let Devices { accelerators, info: gpus, missing } = devices;
+    let accelerated = !accelerators.is_empty() && missing.is_none();
+    let no_gpu = "no GPU was given to this process".to_owned();
+    let acceleration_message = if accelerated { None } else { Some(missing.unwrap_or(no_gpu)) };
+    let needed = args.require_acceleration && args.role != Role::DocAnalyzer && !accelerated;
+    let not_ready = acceleration_message.as_ref().filter(|_| needed).map(|reason| {
+        format!("acceleration is required, but {reason}: mend the GPU or set requireAcceleration to false")
+    });
+    if let Some(reason) = &not_ready {
+        tracing::error!("{reason}");
+    } else if let (Some(reason), false) = (&acceleration_message, args.gpus.0.is_empty()) {
+        tracing::warn!("computing on the CPU although GPUs were given: {reason}");
+    }
+    metrics.accelerated.set(f64::from(u8::from(accelerated)));
+    let names: Vec<String> = accelerators.iter().map(|it| format!("cuda:{}", it.ordinal)).collect();
+    let info = Info {
+        role: args.role.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        model,
+        device: if names.is_empty() { "cpu".to_owned() } else { names.join(",") },
+        accelerated,
+        acceleration_message,
+        gpus,
+        analyzer_url: given(args.analyzer_url.as_ref()),
+    };
+    let shared = Arc::new(Shared { info, not_ready, draining: AtomicBool::new(false), metrics });
+    let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit);
+    Ok(Service { router, shared, engine })
+}
+
+/// Serves until SIGTERM or SIGINT, then lets running requests end.
+pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let for_build = args.clone();
+    let Service { router, shared, engine } = tokio::task::spawn_blocking(move || build(&for_build)).await??;
+    let listener = tokio::net::TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("listening on {}; is another process there?", args.listen))?;
+    tracing::info!(role = args.role.name(), listen = %args.listen, device = shared.info.device, "serving");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+        // A sender that is gone means the same.
+        drop(stopped.await);
+    });
+    let mut server = std::pin::pin!(server.into_future());
+    tokio::select! {
+        result = &mut server => return result.context("serving HTTP"),
+        result = told_to_end() => result?,
+    }
+    shared.start_draining();
+    tracing::info!(seconds = args.drain_seconds, "told to end: letting running requests finish");
+    tokio::select! {
+        result = &mut server => return result.context("serving HTTP"),
+        () = tokio::time::sleep(LAME_DUCK) => {}
+    }
+    drop(stop);
+    if tokio::time::timeout(Duration::from_secs(args.drain_seconds), server).await.is_err() {
+        tracing::warn!("some requests did not end in time and are cut off");
+    }
+    if let Some(engine) = engine {
+        engine.stop();
+    }
+    Ok(())
+}
+
+async fn told_to_end() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result.context("listening for SIGINT")?,
+    }
+    Ok(())
+}
+
+/// Variables that the operator leaves empty are not set.
+fn given(value: Option<&String>) -> Option<String> {
+    value.filter(|value| !value.trim().is_empty()).cloned()
+}
+
+fn ollama_config(args: &ServeArgs) -> anyhow::Result<Option<OllamaConfig>> {
+    let Some(url) = given(args.ollama_url.as_ref()) else { return Ok(None) };
+    let hosts = ollama::hosts(&url).map_err(|error| anyhow::anyhow!("PRINCIPIUM_OLLAMA_URL: {error}"))?;
+    let model = given(args.ollama_model.as_ref()).with_context(|| {
+        format!("PRINCIPIUM_OLLAMA_URL is {url}, but PRINCIPIUM_OLLAMA_MODEL names no model")
+    })?;
+    Ok(Some(OllamaConfig { hosts, model, context_max_tokens: args.context_max_tokens }))
+}
+
+fn devices(gpus: &[Gpu]) -> Devices {
+    let (accelerators, missing) = model::accelerators(gpus.len());
+    let used = accelerators.len();
+    let info = gpus.iter().enumerate().map(|(position, gpu)| GpuInfo {
+        index: gpu.index,
+        uuid: gpu.uuid.clone(),
+        memory_mib: gpu.memory_mib,
+        // CUDA counts the cards in the order of CUDA_VISIBLE_DEVICES, which is that of the list.
+        used: position < used,
+    });
+    Devices { info: info.collect(), accelerators, missing }
+}
+
+fn load(
+    args: &ServeArgs,
+    devices: &Devices,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Arc<Served>, ModelInfo)> {
+    let model = given(args.model.as_ref())
+        .with_context(|| format!("the role {} needs a model: set PRINCIPIUM_MODEL", args.role.name()))?;
+    let source = ModelSource {
+        model: model.clone(),
+        revision: given(args.model_revision.as_ref()),
+        cache: args.model_cache.clone(),
+    };
+    let (folder, commit) = model::fetch(&source)?;
+    let files = Arc::new(ModelFiles::read(&folder)?);
+    check_role(args.role, &files)?;
+    let tokenizer = model::load_tokenizer(&folder, files.max_input_length)?;
+    let workers = replicas(&files, devices, args.gpus.0.len())?;
+    let on_gpu = !devices.accelerators.is_empty();
+    let tokens = args.max_batch_tokens.unwrap_or(if on_gpu { 16384 } else { 4096 });
+    let name = given(args.model_name.as_ref()).unwrap_or(model);
+    let model_type = match &files.task {
+        Task::Embedding(pooling) => json!({ "embedding": { "pooling": pooling.name() } }),
+        Task::Reranker(label) => {
+            json!({ "reranker": { "id2label": { "0": label }, "label2id": { (label): 0 } } })
+        }
+    };
+    let info = ModelInfo {
+        model_id: name.clone(),
+        model_sha: commit.unwrap_or_else(|| files.weights_digest.clone()),
+        weights_digest: files.weights_digest.clone(),
+        model_dtype: "float32",
+        model_type,
+        architecture: files.architecture.clone(),
+        dimension: matches!(files.task, Task::Embedding(_)).then_some(files.config.hidden_size),
+        max_input_length: files.max_input_length,
+        max_batch_tokens: tokens,
+        max_concurrent_requests: args.max_queue,
+        max_client_batch_size: args.max_queue,
+        auto_truncate: true,
+        tokenization_workers: rayon::current_num_threads(),
+        kernel: if on_gpu { "cuda" } else { model::kernel_name() },
+        workers: workers.len(),
+    };
+    tracing::info!(
+        model = name,
+        digest = files.weights_digest,
+        workers = workers.len(),
+        kernel = info.kernel,
+        "loaded the model"
+    );
+    let limits = EngineLimits { batch: Budget { tokens, inputs: 1024 }, queue_inputs: args.max_queue };
+    let engine =
+        Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
+    Ok((Arc::new(Served { engine, tokenizer, files, name }), info))
+}
+
+fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
+    match (role, &files.task) {
+        (Role::Reranker, Task::Embedding(_)) => anyhow::bail!(
+            "the role reranker needs a model with one label, but {} in {} embeds texts",
+            files.architecture,
+            files.folder.display()
+        ),
+        (Role::DataFactory, Task::Reranker(_)) => anyhow::bail!(
+            "the role data-factory needs a model that embeds texts, but {} in {} scores pairs",
+            files.architecture,
+            files.folder.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// One replica a GPU; on the CPU as many as GPUs were given, which share the weights and the cores.
+fn replicas(files: &Arc<ModelFiles>, devices: &Devices, given: usize) -> anyhow::Result<Vec<Model>> {
+    if devices.accelerators.is_empty() {
+        let model = Model::load(Arc::clone(files), None)?;
+        return Ok(vec![model; given.max(1)]);
+    }
+    devices.accelerators.iter().map(|it| Ok(Model::load(Arc::clone(files), Some(it))?)).collect()
+}
+
+fn model_routes(
+    args: &ServeArgs,
+    served: &Arc<Served>,
+    ollama: Option<OllamaConfig>,
+) -> anyhow::Result<Router> {
+    if args.role == Role::Reranker {
+        return Ok(http::rerank_routes(Arc::clone(served)));
+    }
+    anyhow::ensure!(
+        args.chunk_overlap < args.chunk_max_tokens,
+        "chunks overlap by {} tokens, but hold at most {}: lower PRINCIPIUM_CHUNK_OVERLAP",
+        args.chunk_overlap,
+        args.chunk_max_tokens
+    );
+    let config = PipelineConfig {
+        tokenizer: served.tokenizer.plain(),
+        max_tokens: served.tokenizer.maximum(),
+        model_name: served.name.clone(),
+        model_digest: served.files.weights_digest.clone(),
+        chunk_max_tokens: args.chunk_max_tokens,
+        chunk_overlap: args.chunk_overlap,
+        ollama,
+    };
+    let embedder = PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone() };
+    Ok(http::embedding_routes(Arc::clone(served)).merge(pipeline::router(config, Arc::new(embedder))))
+}

@@ -1,0 +1,26 @@
+//! The API over real HTTP, with the real models: what every route answers, what it refuses and in which words, and
+//! whether the numbers are those of the reference implementations. Ollama alone is a stand-in here, so that it can fail on
+//! demand; the end-to-end tests have the real one.
+
+#[cfg(test)]
+mod analyze;
+#[cfg(test)]
+mod embed;
+#[cfg(test)]
+mod enrichment;
+#[cfg(test)]
+mod ollama;
+#[cfg(test)]
+mod openai;
+#[cfg(test)]
+mod process;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod rerank;
+#[cfg(test)]
+mod server;
+#[cfg(test)]
+mod status;
+#[cfg(test)]
+mod tokenize;
