@@ -75,9 +75,7 @@ fn root() -> PathBuf {
 
 /// A `cargo` that works in the repository.
 fn cargo() -> std::process::Command {
-    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
+    principium_local_cluster::command::cargo(&root())
 }
 
 /// Runs a command that prints for itself.

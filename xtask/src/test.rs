@@ -1,8 +1,19 @@
 //! `cargo xtask test`: every test, with what they need set up first, and the time of each phase.
 
-use anyhow::Result;
+use crate::cluster::Access;
+use anyhow::{Result, bail};
 use console::style;
+use principium_local_cluster::command::run;
+use principium_local_cluster::progress::step;
+use std::process::Command;
 use std::time::Instant;
+
+/// Namespaces of the examples, which the demo leaves behind for its user to play with, and the beginning of those that an
+/// interrupted test leaves.
+const EXAMPLES: [&str; 3] = ["best-of-both", "scenario-a", "scenario-b"];
+const TESTS: &str = "e2e-";
+/// What may hold GPUs.
+const KINDS: &str = "datafactories,ollamapools,rerankers";
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -37,7 +48,9 @@ impl Test {
             }
             let mut access = None;
             phase("cluster, images, chart", &mut || {
-                access = Some(crate::cluster::install()?);
+                let installed = crate::cluster::install()?;
+                clear(&installed)?;
+                access = Some(installed);
                 Ok(())
             })?;
             phase("end-to-end tests", &mut || {
@@ -66,4 +79,27 @@ impl Test {
         }
         outcome
     }
+}
+
+/// Frees the GPUs: the tests need all eight. What the demo or an interrupted test left goes; what somebody else made on
+/// this cluster is not touched, but named.
+fn clear(access: &Access) -> Result<()> {
+    let kubectl = |arguments: &[&str]| {
+        run(Command::new(&access.kubectl).env("KUBECONFIG", &access.kubeconfig).args(arguments))
+    };
+    let namespaces = kubectl(&["get", "namespaces", "-o", "name"])?;
+    let ours = |name: &str| EXAMPLES.contains(&name) || name.starts_with(TESTS);
+    for name in namespaces.lines().filter_map(|line| line.strip_prefix("namespace/")).filter(|name| ours(name)) {
+        step(&format!("deleting namespace {name}, left by the demo or an earlier run"), || {
+            kubectl(&["delete", "namespace", name, "--ignore-not-found"])
+        })?;
+    }
+    let others = kubectl(&["get", KINDS, "--all-namespaces", "--no-headers"])?;
+    if !others.trim().is_empty() {
+        bail!(
+            "the tests need all eight GPUs of the local cluster; delete these first, or the cluster with \
+             `cargo xtask cluster down`:\n{others}"
+        );
+    }
+    Ok(())
 }

@@ -25,6 +25,8 @@ pub fn install(cluster: &Cluster, repository: &Path, images: &str) -> Result<()>
             .args(["upgrade", "--install", RELEASE])
             .arg(repository.join("charts/principium"))
             .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"])
+            // CRDs that were applied by hand before become the release's.
+            .arg("--take-ownership")
             .args(["--set", "simulation.enabled=true"])
             .args(["--set-string", &format!("podAnnotations.principium\\.ai/images={images}")]);
         run(&mut helm).map(drop)

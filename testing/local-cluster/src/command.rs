@@ -1,6 +1,7 @@
 //! Running other programs, with errors that say what was run and what it said.
 
 use anyhow::{Context, Result, bail};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// How much of a failed program's output an error carries, in characters.
@@ -48,6 +49,23 @@ pub fn succeeds(command: &mut Command) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// A `cargo` that works in a folder as a user's would.
+#[must_use]
+pub fn cargo(folder: &Path) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(folder);
+    // What `cargo run` told this program about itself. Build scripts that look at such variables would run again, and what
+    // depends on them be compiled again, each time that cargo is called by hand and from here in turn.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "LD_LIBRARY_PATH" {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("CARGO");
+    command
 }
 
 fn show(command: &Command) -> String {

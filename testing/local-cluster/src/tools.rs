@@ -1,7 +1,7 @@
 //! The programs that the cluster consists of: Debian packages, and Go and Rust programs built once from source.
 
 use crate::cache::Cache;
-use crate::command::{run, succeeds};
+use crate::command::{cargo, run, succeeds};
 use crate::progress::step;
 use crate::versions::{GoTool, Versions};
 use anyhow::{Context, Result, bail};
@@ -109,11 +109,10 @@ pub fn ensure_cargo(cache: &Cache, name: &str) -> Result<PathBuf> {
     let _lock = cache.lock()?;
     let folder = cache.tool(name, version);
     once(&folder, version, &format!("building {name} {version}"), |temporary| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["install", "--locked", "--quiet", "--version", version, name, "--root"]).arg(temporary);
         // The workspace's own settings must not reach a foreign program's build.
-        command.current_dir(cache.root()).env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
+        let mut command = cargo(cache.root());
+        command.env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
+        command.args(["install", "--locked", "--quiet", "--version", version, name, "--root"]).arg(temporary);
         run(&mut command).map(drop)
     })?;
     Ok(folder.join("bin"))

@@ -1,6 +1,7 @@
 //! What the demo reads from the cluster, through `kubectl` as a user would.
 
 use anyhow::{Context, Result, bail};
+use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::path::Path;
@@ -78,47 +79,40 @@ impl ClusterView {
             .collect())
     }
 
-    /// Waits until every resource is Ready for its newest generation, and shows on one line each what it waits for.
+    /// Waits until every resource is Ready for its newest generation; prints each that is, and what the others wait for.
     pub fn wait_until_ready(&self, resources: &[Resource], limit: Duration) -> Result<()> {
-        let lines = indicatif::MultiProgress::new();
-        let style = ProgressStyle::with_template("    {spinner:.cyan} {prefix:<24} {wide_msg}")?;
-        let done = ProgressStyle::with_template("    ✓ {prefix:<24} {wide_msg}")?;
-        let bars: Vec<ProgressBar> = resources
-            .iter()
-            .map(|resource| {
-                let bar = lines.add(ProgressBar::new_spinner()).with_style(style.clone());
-                bar.set_prefix(format!("{} {}", resource.kind, resource.name));
-                bar.enable_steady_tick(Duration::from_millis(120));
-                bar
-            })
-            .collect();
-        let deadline = Instant::now() + limit;
+        let bar = ProgressBar::new_spinner()
+            .with_style(ProgressStyle::with_template("    {spinner:.cyan} {wide_msg}")?);
+        bar.enable_steady_tick(Duration::from_millis(120));
+        let started = Instant::now();
+        let mut open: Vec<&Resource> = resources.iter().collect();
         loop {
             let mut waiting = Vec::new();
-            for (resource, bar) in resources.iter().zip(&bars) {
-                if bar.is_finished() {
-                    continue;
-                }
-                let object =
-                    self.json(&["get", &resource.kind, "-n", &resource.namespace, &resource.name])?;
+            for resource in std::mem::take(&mut open) {
+                let Resource { kind, namespace, name } = resource;
+                let object = self.json(&["get", kind, "-n", namespace, name])?;
                 let ready = condition(&object, "Ready");
-                let message = ready["message"].as_str().unwrap_or("not seen by the operator yet").to_owned();
+                let message = ready["message"].as_str().unwrap_or("not seen by the operator yet");
                 let current =
                     object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
                 if current && ready["status"] == "True" {
-                    bar.set_style(done.clone());
-                    bar.finish_with_message(message);
+                    let title = format!("{kind} {name}");
+                    let time = style(format!("{:.1} s", started.elapsed().as_secs_f64())).dim();
+                    // The terminal or a file: a bar's own lines are seen on a terminal alone.
+                    bar.suspend(|| println!("    {} {title:<26} {message} {time}", style("✓").green()));
                 } else if condition(&object, "Stalled")["status"] == "True" {
-                    bail!("{} {} can't work as it is: {message}", resource.kind, resource.name);
+                    bail!("{kind} {name} can't work as it is: {message}");
                 } else {
-                    waiting.push(format!("{} {}: {message}", resource.kind, resource.name));
-                    bar.set_message(message);
+                    waiting.push(format!("{kind} {name}: {message}"));
+                    open.push(resource);
                 }
             }
-            if waiting.is_empty() {
+            let Some(first) = waiting.first() else {
+                bar.finish_and_clear();
                 return Ok(());
-            }
-            if Instant::now() > deadline {
+            };
+            bar.set_message(first.clone());
+            if started.elapsed() > limit {
                 bail!("not Ready after {} s: {}", limit.as_secs(), waiting.join("; "));
             }
             std::thread::sleep(Duration::from_millis(500));

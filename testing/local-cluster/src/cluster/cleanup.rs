@@ -16,8 +16,14 @@ use std::time::Duration;
 const FOLDERS: [&str; 6] =
     [KUBELET, "/var/lib/cni", "/var/log/pods", "/var/log/containers", "/var/lib/principium", "/var/run/cdi"];
 /// nftables tables of kube-proxy and the network plugins.
-const TABLES: [&str; 4] =
-    ["ip kube-proxy", "ip6 kube-proxy", "inet cni_hostport", "inet cni_plugins_masquerade"];
+const TABLES: [&str; 6] = [
+    "ip kube-proxy",
+    "ip6 kube-proxy",
+    "ip cni_hostport",
+    "ip6 cni_hostport",
+    "inet cni_hostport",
+    "inet cni_plugins_masquerade",
+];
 
 /// What was there before the cluster.
 #[derive(Default, Deserialize, Serialize)]
