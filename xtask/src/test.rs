@@ -89,7 +89,9 @@ fn clear(access: &Access) -> Result<()> {
     };
     let namespaces = kubectl(&["get", "namespaces", "-o", "name"])?;
     let ours = |name: &str| EXAMPLES.contains(&name) || name.starts_with(TESTS);
-    for name in namespaces.lines().filter_map(|line| line.strip_prefix("namespace/")).filter(|name| ours(name)) {
+    for name in
+        namespaces.lines().filter_map(|line| line.strip_prefix("namespace/")).filter(|name| ours(name))
+    {
         step(&format!("deleting namespace {name}, left by the demo or an earlier run"), || {
             kubectl(&["delete", "namespace", name, "--ignore-not-found"])
         })?;

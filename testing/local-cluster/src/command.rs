@@ -60,7 +60,8 @@ pub fn cargo(folder: &Path) -> Command {
     // depends on them be compiled again, each time that cargo is called by hand and from here in turn.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "LD_LIBRARY_PATH" {
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "LD_LIBRARY_PATH"
+        {
             command.env_remove(name);
         }
     }

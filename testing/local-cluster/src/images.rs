@@ -142,7 +142,8 @@ pub fn load(images: &[Image], loader: &Loader) -> Result<()> {
     for image in missing()? {
         // An entry that is overwritten keeps its labels, and with them containerd makes no second entry for the new image.
         run(&mut ctr(&["rm", &image.name]))?;
-        run(ctr(&["import", "--local"]).arg(&image.tarball)).with_context(|| format!("loading {}", image.name))?;
+        run(ctr(&["import", "--local"]).arg(&image.tarball))
+            .with_context(|| format!("loading {}", image.name))?;
     }
     let deadline = Instant::now() + OFFERED;
     loop {
