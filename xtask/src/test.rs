@@ -55,16 +55,9 @@ impl Test {
             })?;
             phase("end-to-end tests", &mut || {
                 let mut cargo = crate::cargo();
-                cargo.args([
-                    "test",
-                    "--release",
-                    "--package",
-                    "principium-e2e",
-                    "--features",
-                    "cluster",
-                    "--test",
-                    "cluster",
-                ]);
+                // The whole workspace again, so that cargo gives the dependencies the same features and compiles none anew.
+                cargo.args(["test", "--release", "--workspace", "--features", "principium-e2e/cluster"]);
+                cargo.args(["--test", "cluster"]);
                 // One at a time: they heat and lose the same eight GPUs.
                 cargo.args(["--", "--test-threads=1"]).args(&self.filter);
                 if let Some(access) = &access {

@@ -36,7 +36,9 @@ pub fn reset() -> Result<()> {
 
 fn command(words: &[&str]) -> Result<()> {
     let line = Line::try_parse_from([&["gpu"], words].concat())?;
-    line.command.run(&state_path()).with_context(|| format!("gpu {}", words.join(" ")))
+    line.command
+        .run_to(&state_path(), &mut std::io::sink())
+        .with_context(|| format!("gpu {}", words.join(" ")))
 }
 
 impl World {
@@ -79,6 +81,19 @@ impl World {
     pub async fn wait_for_allocatable(&self, index: u32, units: u32) -> Result<()> {
         self.eventually(&format!("the kubelet reports {units} units of GPU {index}"), || async {
             Ok((self.allocatable(index).await? == units).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until every GPU is offered and nobody holds one: what the last test did has passed by.
+    ///
+    /// # Errors
+    /// When something is still held or withheld in the end.
+    pub async fn wait_until_idle(&self) -> Result<()> {
+        self.eventually("no GPU is held or withheld", || async {
+            let gpus = self.gpu_node().await?.status.unwrap_or_default().gpus;
+            let idle = |gpu: &Gpu| gpu.allocations.is_empty() && gpu.withheld.is_none();
+            Ok((gpus.len() == 8 && gpus.iter().all(idle)).then_some(()))
         })
         .await
     }

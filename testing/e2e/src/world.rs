@@ -43,6 +43,7 @@ where
         crate::gpus::reset()?;
         world.remove_namespace().await?;
         world.create_namespace().await?;
+        world.wait_until_idle().await?;
         // A task of its own, so that a failed assertion does not keep the clean-up from running.
         let outcome = tokio::spawn(test(world.clone())).await;
         if !matches!(outcome, Ok(Ok(()))) {
@@ -282,9 +283,11 @@ pub async fn remove_namespace(client: &Client, name: &str) -> Result<()> {
 /// When the file can't be read or an object is refused.
 pub async fn apply_manifest(client: &Client, text: &str) -> Result<Vec<DynamicObject>> {
     use serde::Deserialize;
+    // Read whole before the first request: the reader must not be held across an await.
+    let documents: Vec<serde_json::Value> =
+        serde_yaml::Deserializer::from_str(text).map(Deserialize::deserialize).collect::<Result<_, _>>()?;
     let mut applied = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        let value = serde_json::Value::deserialize(document)?;
+    for value in documents {
         if value.is_null() {
             continue;
         }

@@ -134,7 +134,11 @@ impl GpuCommand {
         self.run_to(path, &mut std::io::stdout().lock())
     }
 
-    fn run_to(&self, path: &Path, out: &mut impl Write) -> Result<(), SimError> {
+    /// Does it on the state in `path` and prints the outcome to `out`.
+    ///
+    /// # Errors
+    /// As [`GpuCommand::run`], or if `out` cannot be written.
+    pub fn run_to(&self, path: &Path, out: &mut impl Write) -> Result<(), SimError> {
         let text = match self {
             Self::List { json: false } => table::render(&store::load(path)?),
             Self::List { json: true } => json(path, &store::load(path)?)?,

@@ -90,3 +90,21 @@ pub async fn running(world: &World, name: &str) -> Result<Pod> {
         })
         .await
 }
+
+/// Applies [`third_party`] until the kubelet takes it. A kubelet that has just started rejects the pods that come before the
+/// device plugin has registered with it, for good: whoever owns a pod makes a new one then, as this does.
+pub async fn admitted(world: &World, name: &str, gpu: (u32, u32)) -> Result<Pod> {
+    let api = world.api::<Pod>();
+    world
+        .eventually(&format!("pod {name} is admitted and runs"), || async {
+            let pod = match api.get_opt(name).await? {
+                Some(pod) => pod,
+                None => world.apply::<Pod>(&third_party(name, Some(gpu))).await?,
+            };
+            if phase(&pod) == "Failed" {
+                world.delete::<Pod>(name).await?;
+            }
+            Ok((phase(&pod) == "Running").then_some(pod))
+        })
+        .await
+}

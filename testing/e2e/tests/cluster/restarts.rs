@@ -1,6 +1,6 @@
 //! Restarts of the parts change no running assignment.
 
-use crate::pods::{data_factory, identity, reranker, running, third_party};
+use crate::pods::{admitted, data_factory, identity, reranker};
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -70,8 +70,7 @@ fn restarts_of_kubelet_plugin_and_operator_change_no_running_assignment() -> Res
                 world.wait_for_allocatable(index, 8).await?;
             }
             let name = format!("newcomer-{round}");
-            world.apply::<Pod>(&third_party(&name, Some((0, 8)))).await?;
-            running(&world, &name).await?;
+            admitted(&world, &name, (0, 8)).await?;
             world.delete::<Pod>(&name).await?;
             world
                 .stays(
