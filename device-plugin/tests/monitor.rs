@@ -39,6 +39,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+/// Namespace and name of each pod, by its UID.
+type PodsByUid = BTreeMap<String, (String, String)>;
+
 /// A kubelet that lists these devices as held by the pod `ai/holder`.
 #[derive(Clone, Default)]
 struct Holders(Arc<Mutex<Vec<DeviceId>>>);
@@ -77,7 +80,7 @@ struct Bench {
     recent: Arc<Recent>,
     clock: Clock,
     stop: CancellationToken,
-    _ends: (watch::Receiver<BTreeSet<String>>, watch::Sender<BTreeMap<String, (String, String)>>),
+    _ends: (watch::Receiver<BTreeSet<String>>, watch::Sender<PodsByUid>),
 }
 
 impl Bench {
