@@ -9,7 +9,7 @@ pub fn run(command: &GpuCommand) -> Result<()> {
     Ok(command.run(&state_path())?)
 }
 
-/// Sets one temperature, in °C.
+/// Sets one temperature, in °C, and prints nothing.
 pub fn set_temperature(index: u32, celsius: u32) -> Result<()> {
     #[derive(Parser)]
     struct Line {
@@ -18,5 +18,5 @@ pub fn set_temperature(index: u32, celsius: u32) -> Result<()> {
     }
     let line =
         Line::try_parse_from(["gpu", "set", &index.to_string(), "--temperature", &celsius.to_string()])?;
-    run(&line.command).context("cargo xtask gpu set")
+    line.command.run_to(&state_path(), &mut std::io::sink()).context("cargo xtask gpu set")
 }
