@@ -178,7 +178,9 @@ fn unmount_below(folders: &[&str]) -> Result<()> {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .filter(|mount| {
-            folders.iter().any(|folder| mount.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+            // The folders themselves too: the kubelet's is bound to itself, so that mounts in it reach its containers.
+            let within = |rest: &str| rest.is_empty() || rest.starts_with('/');
+            folders.iter().any(|folder| mount.strip_prefix(folder).is_some_and(within))
         })
         .collect();
     mounts.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
