@@ -8,7 +8,6 @@ pub fn run() -> Result<()> {
     crate::run(crate::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt --all` mends it")?;
     let lints = [
         "clippy",
-        "--release",
         "--workspace",
         "--all-targets",
         "--features",

@@ -36,7 +36,7 @@ impl ClusterCommand {
 
 /// Removes the cluster.
 pub fn down() -> Result<()> {
-    cluster::down(&Cache::from_environment()?)
+    cluster::down()
 }
 
 /// How to talk to the cluster.
@@ -74,7 +74,8 @@ fn build_images(cache: &Cache, tools: &Tools) -> Result<Vec<images::Image>> {
         ollama: tools.path("ollama")?,
         cache: cache.root().to_path_buf(),
     };
-    step("the images", || images::all(&inputs))
+    let programs = step("compiling the programs", || images::programs(&inputs.repository))?;
+    step("writing the images", || images::all(&programs, &inputs))
 }
 
 /// Writes every image as a tarball.

@@ -5,7 +5,7 @@ use anyhow::Result;
 /// Writes the generated files, or fails where one differs.
 pub fn run(check: bool) -> Result<()> {
     let mut cargo = crate::cargo();
-    cargo.args(["run", "--quiet", "--release", "--package", "principium-api", "--example", "generate", "--"]);
+    cargo.args(["run", "--quiet", "--package", "principium-api", "--example", "generate", "--"]);
     if check {
         cargo.arg("--check");
     }

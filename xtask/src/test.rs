@@ -40,7 +40,7 @@ impl Test {
             phase("models", &mut || crate::cluster::fetch_models())?;
             phase("unit and API tests", &mut || {
                 let mut cargo = crate::cargo();
-                cargo.args(["test", "--release", "--workspace"]).args(&self.filter);
+                cargo.args(["test", "--workspace"]).args(&self.filter);
                 crate::run(&mut cargo)
             })?;
             if self.unit {
@@ -56,7 +56,7 @@ impl Test {
             phase("end-to-end tests", &mut || {
                 let mut cargo = crate::cargo();
                 // The whole workspace again, so that cargo gives the dependencies the same features and compiles none anew.
-                cargo.args(["test", "--release", "--workspace", "--features", "principium-e2e/cluster"]);
+                cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster"]);
                 cargo.args(["--test", "cluster"]);
                 // One at a time: they heat and lose the same eight GPUs.
                 cargo.args(["--", "--test-threads=1"]).args(&self.filter);

@@ -40,12 +40,6 @@ impl Cache {
         self.root.join("tools").join(format!("{name}-{}", version.trim_start_matches('v')))
     }
 
-    /// The cluster's data, configuration and logs.
-    #[must_use]
-    pub fn cluster(&self) -> PathBuf {
-        self.root.join("cluster")
-    }
-
     /// Waits until no other run of ours works in the cache, and keeps others out until the result is dropped.
     ///
     /// # Errors

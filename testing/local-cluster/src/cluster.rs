@@ -41,7 +41,7 @@ pub fn up(cache: &Cache) -> Result<Cluster> {
         bail!("the local cluster runs real containers: run this as root");
     }
     let tools = Tools::ensure(cache)?;
-    let paths = Paths::new(cache);
+    let paths = Paths::default();
     refuse_foreign_kubelet(&paths)?;
     for folder in [paths.root().join("logs"), paths.root().join("config"), paths.root().join("data")] {
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -66,8 +66,8 @@ pub fn up(cache: &Cache) -> Result<Cluster> {
 ///
 /// # Errors
 /// When something can't be stopped or removed.
-pub fn down(cache: &Cache) -> Result<()> {
-    let paths = Paths::new(cache);
+pub fn down() -> Result<()> {
+    let paths = Paths::default();
     step("stopping the components", || {
         // The kubelet first, so that it starts nothing again; containerd last, so that containers can still be ended.
         for component in [
@@ -97,7 +97,7 @@ pub fn down(cache: &Cache) -> Result<()> {
 /// # Errors
 /// When the tools were never built.
 pub fn status(cache: &Cache) -> Result<()> {
-    let paths = Paths::new(cache);
+    let paths = Paths::default();
     let Ok(tools) = Tools::existing(cache) else {
         println!("the cluster was never up on this machine; `cargo xtask cluster up` starts it");
         return Ok(());
@@ -128,7 +128,7 @@ impl Cluster {
     /// # Errors
     /// When the tools are missing.
     pub fn existing(cache: &Cache) -> Result<Self> {
-        Ok(Self { tools: Tools::existing(cache)?, paths: Paths::new(cache), cache: cache.clone() })
+        Ok(Self { tools: Tools::existing(cache)?, paths: Paths::default(), cache: cache.clone() })
     }
 
     /// Stops a component if it runs, starts it again and waits until it answers.

@@ -28,6 +28,9 @@ const DRIVER_NEEDS: [&str; 5] = ["libc.so.6", "libdl.so.2", "libm.so.6", "libpth
 /// How long containerd may take to offer a loaded image to the kubelet.
 const OFFERED: Duration = Duration::from_secs(30);
 
+/// What cargo built, by file name.
+pub type Programs = BTreeMap<String, PathBuf>;
+
 /// What images are made from.
 #[derive(Debug)]
 pub struct Inputs {
@@ -61,13 +64,12 @@ pub struct Loader {
     pub socket: PathBuf,
 }
 
-/// Builds the programs and writes every image.
+/// Writes every image, with the programs that [`programs`] built.
 ///
 /// # Errors
-/// When the programs don't compile or a file is missing.
-pub fn all(inputs: &Inputs) -> Result<Vec<Image>> {
-    let built = build(&inputs.repository)?;
-    let artifact = |name: &str| built.get(name).with_context(|| format!("cargo built no {name}"));
+/// When a file is missing.
+pub fn all(programs: &Programs, inputs: &Inputs) -> Result<Vec<Image>> {
+    let artifact = |name: &str| programs.get(name).with_context(|| format!("cargo built no {name}"));
     let write = |image: &str, contents: Contents| -> Result<Image> {
         let name = format!("{REGISTRY}/{image}:{VERSION}");
         let tarball = inputs.cache.join("images").join(format!("{image}.tar"));
@@ -180,18 +182,15 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
     Ok(Image { name: name.to_owned(), digest, tarball })
 }
 
-/// Builds all programs in one go; returns what cargo made, by file name.
-fn build(repository: &Path) -> Result<BTreeMap<String, PathBuf>> {
+/// Builds all programs in one go; returns what cargo made.
+///
+/// # Errors
+/// When they don't compile; the error ends with the compiler's words.
+pub fn programs(repository: &Path) -> Result<Programs> {
     let mut command = cargo(repository);
     // The whole workspace, as the tests take it: with fewer packages cargo would give some dependencies fewer features, and
     // compile them, and all that needs them, once more.
-    command.args([
-        "build",
-        "--release",
-        "--workspace",
-        "--quiet",
-        "--message-format=json-render-diagnostics",
-    ]);
+    command.args(["build", "--workspace", "--quiet", "--message-format=json-render-diagnostics"]);
     let mut built = BTreeMap::new();
     for line in run(&mut command)?.lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };

@@ -162,14 +162,27 @@ pub fn answers(component: &str, tools: &Tools, paths: &Paths) -> bool {
             ]))
         }),
         "kubelet" => {
-            let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+            let ready = r#"{range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
+            let path = format!("jsonpath={ready}");
             port("127.0.0.1", 10248)
-                && api(&["get", "node", NODE, "-o", path]).is_some_and(|status| status == "True")
+                && api(&["get", "node", NODE, "-o", &path]).is_some_and(|answer| {
+                    // What the kubelet said before it was started is no answer: after a reboot it is wrong.
+                    answer.split_once(' ').is_some_and(|(status, heartbeat)| {
+                        status == "True" && heartbeat.parse().is_ok_and(|said| said_since_start(paths, said))
+                    })
+                })
         }
         "kube-proxy" => port("127.0.0.1", 10249),
         "coredns" => port("127.0.0.1", 18181),
         _ => false,
     }
+}
+
+/// Whether the kubelet said something after its start; what it says has no fractions of a second.
+fn said_since_start(paths: &Paths, said: jiff::Timestamp) -> bool {
+    let started = fs::metadata(paths.process("kubelet")).and_then(|file| file.modified());
+    let started = started.ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
+    started.is_some_and(|started| said.as_second() >= started.as_second())
 }
 
 fn containerd(data: &str, tools: &Tools, paths: &Paths) -> Result<String> {

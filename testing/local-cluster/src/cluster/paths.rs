@@ -1,6 +1,5 @@
 //! Where the cluster's parts keep what, and under which addresses they answer.
 
-use crate::cache::Cache;
 use std::path::{Path, PathBuf};
 
 /// Name of the only node.
@@ -25,22 +24,25 @@ pub const ETCD_PORT: u16 = 12379;
 pub const ETCD_PEER_PORT: u16 = 12380;
 /// Folder of the kubelet; the device plugin folder below it can't be moved.
 pub const KUBELET: &str = "/var/lib/kubelet";
+/// Folder of everything else: data, configuration, logs. Not in the cache of what was built: that may be copied to another
+/// machine, and a cluster's memory of pods, mounts and networks is wrong there.
+pub const ROOT: &str = "/var/lib/principium-cluster";
 /// Folder of sockets and of what lives in memory; short, because a socket's path may have 107 bytes.
 pub const RUN: &str = "/run/principium";
 
-/// Files of the cluster.
+/// Files of the cluster, below [`ROOT`].
 #[derive(Clone, Debug)]
 pub struct Paths {
     root: PathBuf,
 }
 
-impl Paths {
-    /// Below the cache.
-    #[must_use]
-    pub fn new(cache: &Cache) -> Self {
-        Self { root: cache.cluster() }
+impl Default for Paths {
+    fn default() -> Self {
+        Self { root: PathBuf::from(ROOT) }
     }
+}
 
+impl Paths {
     /// The folder of everything but sockets and the kubelet's own.
     #[must_use]
     pub fn root(&self) -> &Path {
