@@ -132,6 +132,9 @@ pub struct Gpu {
     /// Processes that use its memory and belong to no pod that holds it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign_processes: Vec<ForeignProcess>,
+    /// Pods that hold it and use more of its memory than they hold. They are reported, not ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overuse: Vec<Overuse>,
 }
 
 /// Memory of one GPU in MiB, in steps coarse enough that the status is not rewritten all the time.
@@ -226,6 +229,20 @@ pub struct Allocation {
     pub container: String,
     /// Units of 1 GiB.
     pub units: u32,
+}
+
+/// A pod that uses more of a GPU's memory than its share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Overuse {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// What it holds, in MiB.
+    pub share: u64,
+    /// What it uses, in MiB.
+    pub used: u64,
 }
 
 /// A process that uses a GPU without holding it.

@@ -1,4 +1,4 @@
-//! Kubernetes Events: a GPU was withheld, a GPU is offered again.
+//! Kubernetes Events: a GPU was withheld, a GPU is offered again, a pod uses more of one than it holds.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource};
 use principium_api::GPUNode;
-use principium_api::gpu_node::{Gpu, GpuNodeStatus};
+use principium_api::gpu_node::{Gpu, GpuNodeStatus, Overuse};
 
 /// Events about objects without a namespace live here.
 const NAMESPACE: &str = "default";
@@ -26,35 +26,53 @@ pub struct Announcement {
 /// What happened between two statuses.
 #[must_use]
 pub fn announcements(last: &GpuNodeStatus, next: &GpuNodeStatus) -> Vec<Announcement> {
-    let before = |gpu: &Gpu| {
-        last.gpus.iter().find(|other| other.uuid == gpu.uuid).and_then(|gpu| gpu.withheld.as_ref())
-    };
-    next.gpus
-        .iter()
-        .filter_map(|gpu| {
-            let whose = format!("GPU {} ({}, {})", gpu.index, gpu.product, gpu.uuid);
-            match (before(gpu), &gpu.withheld) {
-                (before, Some(now)) if before.is_none_or(|before| before.reason != now.reason) => {
-                    Some(Announcement {
-                        warning: true,
-                        reason: "GPUWithheld",
-                        action: "Withhold",
-                        note: format!("{whose}: free units are withheld, {:?}: {}", now.reason, now.message),
-                    })
-                }
-                (Some(before), None) => Some(Announcement {
-                    warning: false,
-                    reason: "GPURestored",
-                    action: "Offer",
-                    note: format!(
-                        "{whose}: free units are offered again; they were withheld, {:?}",
-                        before.reason
-                    ),
-                }),
-                _ => None,
+    let before = |gpu: &Gpu| last.gpus.iter().find(|other| other.uuid == gpu.uuid);
+    let withheld = |gpu: &Gpu| {
+        let whose = whose(gpu);
+        match (before(gpu).and_then(|gpu| gpu.withheld.as_ref()), &gpu.withheld) {
+            (before, Some(now)) if before.is_none_or(|before| before.reason != now.reason) => {
+                Some(Announcement {
+                    warning: true,
+                    reason: "GPUWithheld",
+                    action: "Withhold",
+                    note: format!("{whose}: free units are withheld, {:?}: {}", now.reason, now.message),
+                })
             }
+            (Some(before), None) => Some(Announcement {
+                warning: false,
+                reason: "GPURestored",
+                action: "Offer",
+                note: format!(
+                    "{whose}: free units are offered again; they were withheld, {:?}",
+                    before.reason
+                ),
+            }),
+            _ => None,
+        }
+    };
+    let overused = |gpu: &Gpu| -> Vec<Announcement> {
+        let known = |pod: &Overuse| {
+            before(gpu).is_some_and(|gpu| {
+                gpu.overuse.iter().any(|other| (&other.namespace, &other.pod) == (&pod.namespace, &pod.pod))
+            })
+        };
+        let new = gpu.overuse.iter().filter(|pod| !known(pod));
+        new.map(|Overuse { namespace, pod, share, used }| Announcement {
+            warning: true,
+            reason: "GPUMemoryOveruse",
+            action: "Report",
+            note: format!(
+                "{}: pod {namespace}/{pod} uses {used} MiB of its memory and holds {share} MiB",
+                whose(gpu)
+            ),
         })
         .collect()
+    };
+    next.gpus.iter().flat_map(|gpu| withheld(gpu).into_iter().chain(overused(gpu))).collect()
+}
+
+fn whose(gpu: &Gpu) -> String {
+    format!("GPU {} ({}, {})", gpu.index, gpu.product, gpu.uuid)
 }
 
 /// Sends events about the `GPUNode` of this node.
@@ -137,6 +155,22 @@ mod tests {
             let reasons: Vec<_> = announced.iter().map(|announcement| announcement.reason).collect();
             assert_eq!(reasons, expected, "{last:?} -> {next:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_above_its_share_is_announced_once() {
+        let over = |used| {
+            let mut status = status(&[None]);
+            let pod = Overuse { namespace: "ai".into(), pod: "a".into(), share: 2048, used };
+            status.gpus[0].overuse = vec![pod];
+            status
+        };
+        let announced = announcements(&status(&[None]), &over(3000));
+        assert_eq!(announced.len(), 1);
+        for part in ["GPU 0", "ai/a", "3000 MiB", "2048 MiB"] {
+            assert!(announced[0].note.contains(part), "{}", announced[0].note);
+        }
+        assert_eq!(announcements(&over(3000), &over(4000)), []);
     }
 
     #[test]

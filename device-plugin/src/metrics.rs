@@ -1,6 +1,6 @@
 //! Metrics by Prometheus' conventions. Labels are indices, UUIDs and constants, never a formatted error.
 
-use crate::status::{GpuState, NodeView};
+use crate::status::{GpuState, NodeView, PodMemory};
 use principium_api::gpu_node::WithheldReason;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -8,7 +8,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 
 const MIB: f64 = 1_048_576.0;
 const REASONS: [WithheldReason; 6] = [
@@ -54,6 +56,15 @@ struct OfResource {
     resource: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+struct OfPod {
+    gpu: u32,
+    uuid: String,
+    namespace: String,
+    pod: String,
+    state: &'static str,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfOutcome {
     outcome: &'static str,
@@ -69,6 +80,9 @@ pub struct Metrics {
     power: Family<OfGpu, Value>,
     utilization: Family<OfGpu, Value>,
     foreign_memory: Family<OfGpu, Value>,
+    pod_memory: Family<OfPod, Value>,
+    /// What `pod_memory` shows, so that pods that are gone are taken out of it.
+    pods: Mutex<BTreeSet<OfPod>>,
     units: Family<OfGpuState, Gauge>,
     withheld: Family<OfGpuReason, Gauge>,
     xids: Family<OfGpuXid, Counter>,
@@ -92,6 +106,8 @@ impl Default for Metrics {
             power: Family::default(),
             utilization: Family::default(),
             foreign_memory: Family::default(),
+            pod_memory: Family::default(),
+            pods: Mutex::default(),
             units: Family::default(),
             withheld: Family::default(),
             xids: Family::default(),
@@ -145,6 +161,12 @@ impl Metrics {
             Unit::Bytes,
             self.foreign_memory.clone(),
         );
+        registry.register_with_unit(
+            "gpu_pod_memory",
+            "Memory of a GPU that a pod holds (share) and that its processes use (used)",
+            Unit::Bytes,
+            self.pod_memory.clone(),
+        );
         registry.register("gpu_units", "Units of 1 GiB: free, held by pods, withheld", self.units.clone());
         registry.register(
             "gpu_withheld",
@@ -171,6 +193,31 @@ impl Metrics {
     pub fn observe(&self, view: &NodeView) {
         self.driver_up.set(i64::from(view.message.is_none()));
         view.gpus.iter().for_each(|gpu| self.observe_gpu(gpu));
+        self.observe_pods(&view.gpus);
+    }
+
+    fn observe_pods(&self, gpus: &[GpuState]) {
+        let mut now = BTreeSet::new();
+        for gpu in gpus {
+            for PodMemory { namespace, pod, share, used } in &gpu.pods {
+                for (state, mib) in [("share", *share), ("used", *used)] {
+                    let labels = OfPod {
+                        gpu: gpu.index,
+                        uuid: gpu.identity.uuid.clone(),
+                        namespace: namespace.clone(),
+                        pod: pod.clone(),
+                        state,
+                    };
+                    self.pod_memory.get_or_create(&labels).set(bytes(mib));
+                    now.insert(labels);
+                }
+            }
+        }
+        let mut shown = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in shown.difference(&now) {
+            self.pod_memory.remove(gone);
+        }
+        *shown = now;
     }
 
     fn observe_gpu(&self, gpu: &GpuState) {
@@ -279,7 +326,13 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+        let pod = PodMemory { namespace: "ai".into(), pod: "a".into(), share: 1024, used: 2048 };
+        metrics.observe(&node(vec![GpuState { pods: vec![pod], ..gpu(3, 50, 1024) }]));
+        let line = "principium_gpu_pod_memory_bytes{gpu=\"3\",uuid=\"GPU-3\",namespace=\"ai\",pod=\"a\",state=\"used\"} 2147483648";
+        let text = metrics.text().unwrap();
+        assert!(text.contains(line), "{text}");
         metrics.observe(&node(vec![GpuState { reading: None, ..gpu(3, 50, 1024) }]));
+        assert!(!metrics.text().unwrap().contains("pod=\"a\""), "the pod is gone");
         assert!(!metrics.text().unwrap().contains("principium_gpu_temperature_celsius{"));
     }
 }

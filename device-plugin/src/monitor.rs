@@ -17,7 +17,7 @@ use crate::preferred::Merit;
 use crate::processes::{self, PodName, Processes, Usage};
 use crate::registry::{Registry, RegistryFile};
 use crate::server::Snapshot;
-use crate::status::{GpuState, NodeView};
+use crate::status::{self, GpuState, NodeView};
 use principium_api::gpu_node::GpuView;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -320,19 +320,24 @@ impl Monitor {
                 let counted = in_use.as_ref().unwrap_or(&nothing);
                 let free_units = offers::free_units(&offered, counted);
                 let offered_whole = OfferedGpu { extent: Extent::Nothing, ..offered };
+                let allocations = self
+                    .holdings
+                    .as_ref()
+                    .map(|holdings| holdings.allocations(index, units))
+                    .unwrap_or_default();
+                let usage = usage.get(&index);
                 let state = GpuState {
                     index,
                     view,
                     limits: self.config.limits_for(identity),
                     reading: self.reading(&identity.uuid).cloned(),
-                    allocations: self
-                        .holdings
-                        .as_ref()
-                        .map(|holdings| holdings.allocations(index, units))
+                    pods: usage
+                        .map(|usage| status::pod_memory(&allocations, &usage.holders))
                         .unwrap_or_default(),
+                    allocations,
                     free_units,
                     withheld_units: offers::free_units(&offered_whole, counted) - free_units,
-                    foreign: usage.get(&index).map(|usage| usage.foreign.clone()).unwrap_or_default(),
+                    foreign: usage.map(|usage| usage.foreign.clone()).unwrap_or_default(),
                     verdict,
                     identity: identity.clone(),
                 };

@@ -80,6 +80,8 @@ fn pod_uid(cgroup: &str) -> Option<String> {
 pub struct Usage {
     /// Those that belong to no pod that holds the GPU, in order of process id.
     pub foreign: Vec<ForeignProcess>,
+    /// GPU memory in MiB of each pod that holds the GPU and has processes on it.
+    pub holders: BTreeMap<PodName, u64>,
     /// UIDs of pods whose names are not known yet. Their processes are not counted until they are.
     pub unknown_pods: BTreeSet<String>,
 }
@@ -113,7 +115,10 @@ pub fn usage(
                     continue;
                 }
                 (Some(_), None) => continue,
-                (Some((namespace, pod)), Some(holdings)) if holdings.holds(namespace, pod, index) => continue,
+                (Some(name @ (namespace, pod)), Some(holdings)) if holdings.holds(namespace, pod, index) => {
+                    *usage.holders.entry(name.clone()).or_default() += used_mib;
+                    continue;
+                }
                 (Some((namespace, pod)), Some(_)) => format!("pod {namespace}/{pod}"),
             },
         };
@@ -183,6 +188,7 @@ mod tests {
         let known = usage(3, &processes, owner, &pods, Some(&holdings));
         assert_eq!((pids(&known), known.foreign_mib()), (vec![1, 3], 400));
         assert_eq!(known.foreign[1].name, "pod ai/b");
+        assert_eq!(known.holders, BTreeMap::from([(name("a"), 200)]));
         assert_eq!(known.unknown_pods, BTreeSet::from(["new".to_owned()]));
         assert_eq!(
             pids(&usage(4, &processes, owner, &pods, Some(&holdings))),

@@ -2,10 +2,12 @@
 
 use crate::device::{Identity, Reading};
 use crate::health::{Limits, Verdict};
+use crate::processes::PodName;
 use principium_api::gpu_node::{
     Allocation, ForeignProcess, Gpu, GpuMemoryStatus, GpuNodeStatus, GpuNodeSummary, GpuView, Health,
-    Injection, TemperatureLimits,
+    Injection, Overuse, TemperatureLimits,
 };
+use std::collections::BTreeMap;
 
 /// Least change of a temperature, in °C, that is worth a write.
 const TEMPERATURE_STEP: u32 = 3;
@@ -13,6 +15,8 @@ const TEMPERATURE_STEP: u32 = 3;
 const POWER_STEP: u32 = 20;
 /// Memory is told in multiples of this many MiB.
 const MEMORY_STEP: u64 = 256;
+/// MiB in a unit.
+const UNIT_MIB: u64 = 1024;
 
 /// What is known of the node's GPUs at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,6 +58,35 @@ pub struct GpuState {
     pub withheld_units: u32,
     /// Processes that belong to no pod that holds it.
     pub foreign: Vec<ForeignProcess>,
+    /// Memory of the pods that hold it, in order of namespace and name.
+    pub pods: Vec<PodMemory>,
+}
+
+/// What a pod holds of a GPU and what it uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodMemory {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// What it holds, in MiB.
+    pub share: u64,
+    /// What its processes use, in MiB; a pod whose processes are not seen uses nothing.
+    pub used: u64,
+}
+
+/// What each holder of a GPU holds and uses.
+#[must_use]
+pub fn pod_memory(allocations: &[Allocation], used: &BTreeMap<PodName, u64>) -> Vec<PodMemory> {
+    let mut shares: BTreeMap<PodName, u64> = BTreeMap::new();
+    for Allocation { namespace, pod, units, .. } in allocations {
+        *shares.entry((namespace.clone(), pod.clone())).or_default() += u64::from(*units) * UNIT_MIB;
+    }
+    let of_pod = |(name, share): (PodName, u64)| {
+        let used = used.get(&name).copied().unwrap_or_default();
+        PodMemory { namespace: name.0, pod: name.1, share, used }
+    };
+    shares.into_iter().map(of_pod).collect()
 }
 
 /// The status of this view, with the last status' values where nothing meaningful has changed: a sensor that flickers
@@ -84,6 +117,7 @@ pub fn urgent(last: &GpuNodeStatus, next: &GpuNodeStatus) -> bool {
             (gpu.temperature, gpu.power) = (None, None);
             gpu.memory = GpuMemoryStatus { total: gpu.memory.total, ..GpuMemoryStatus::default() };
             gpu.foreign_processes.clear();
+            gpu.overuse.iter_mut().for_each(|pod| pod.used = 0);
         }
         status
     };
@@ -118,6 +152,7 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
         withheld: verdict.withheld.clone(),
         allocations: allocations.clone(),
         foreign_processes: foreign.iter().map(|process| rounded(process, last)).collect(),
+        overuse: gpu.pods.iter().filter_map(|pod| overuse(pod, last)).collect(),
     }
 }
 
@@ -152,6 +187,24 @@ fn memory(gpu: &GpuState, last: Option<&Gpu>) -> GpuMemoryStatus {
             free: reading.memory_free_mib / MEMORY_STEP * MEMORY_STEP,
         },
     }
+}
+
+/// Told from the first MiB above the share on, until the pod is clearly back within it.
+fn overuse(pod: &PodMemory, last: Option<&Gpu>) -> Option<Overuse> {
+    let last = last.and_then(|last| {
+        last.overuse.iter().find(|other| other.namespace == pod.namespace && other.pod == pod.pod)
+    });
+    let tolerated = if last.is_some() { pod.share.saturating_sub(MEMORY_STEP) } else { pod.share };
+    let now = || Overuse {
+        namespace: pod.namespace.clone(),
+        pod: pod.pod.clone(),
+        share: pod.share,
+        used: pod.used,
+    };
+    (pod.used > tolerated).then(|| match last {
+        Some(last) if last.share == pod.share && last.used.abs_diff(pod.used) < MEMORY_STEP => last.clone(),
+        _ => now(),
+    })
 }
 
 fn rounded(process: &ForeignProcess, last: Option<&Gpu>) -> ForeignProcess {
@@ -214,6 +267,7 @@ pub(crate) mod tests {
             free_units: 8,
             withheld_units: 0,
             foreign: Vec::new(),
+            pods: Vec::new(),
         }
     }
 
@@ -277,6 +331,34 @@ pub(crate) mod tests {
             status(&node(vec![gpu, super::tests::gpu(1, 50, 0)]), Some(&first))
         };
         assert!(urgent(&first, &held));
+    }
+
+    #[test]
+    fn more_than_the_share_is_told_until_it_is_clearly_less() {
+        let held = |container: &str, units| Allocation {
+            namespace: "ai".into(),
+            pod: "a".into(),
+            container: container.into(),
+            units,
+        };
+        let using = |used, last: Option<&GpuNodeStatus>| {
+            let used = BTreeMap::from([(("ai".to_owned(), "a".to_owned()), used)]);
+            let pods = pod_memory(&[held("main", 2), held("sidecar", 1)], &used);
+            status(&node(vec![GpuState { pods, ..gpu(0, 50, 0) }]), last)
+        };
+        let told = |status: &GpuNodeStatus| status.gpus[0].overuse.first().map(|pod| (pod.share, pod.used));
+        let within = using(3072, None);
+        assert_eq!(told(&within), None);
+        let above = using(3073, Some(&within));
+        assert_eq!(told(&above), Some((3072, 3073)));
+        assert!(urgent(&within, &above));
+        let drifted = using(3300, Some(&above));
+        assert_eq!(told(&drifted), Some((3072, 3073)), "noise");
+        let more = using(4000, Some(&above));
+        assert_eq!(told(&more), Some((3072, 4000)));
+        assert!(!urgent(&above, &more), "drift");
+        assert!(told(&using(3000, Some(&more))).is_some(), "not clearly less");
+        assert_eq!(told(&using(2816, Some(&more))), None);
     }
 
     #[test]

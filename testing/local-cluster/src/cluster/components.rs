@@ -162,7 +162,8 @@ pub fn answers(component: &str, tools: &Tools, paths: &Paths) -> bool {
             ]))
         }),
         "kubelet" => {
-            let ready = r#"{range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
+            let ready =
+                r#"{range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
             let path = format!("jsonpath={ready}");
             port("127.0.0.1", 10248)
                 && api(&["get", "node", NODE, "-o", &path]).is_some_and(|answer| {
