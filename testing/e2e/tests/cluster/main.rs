@@ -5,6 +5,7 @@ mod conflicts;
 mod heat;
 mod isolation;
 mod manifests;
+mod monitoring;
 mod overcommit;
 mod pods;
 mod restarts;
