@@ -31,6 +31,16 @@ pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`LABEL_MANAGED_BY`].
 pub const MANAGED_BY: &str = "principium-operator";
 
+/// Label of a Node: number of GPUs that are there.
+pub const NODE_LABEL_GPU_COUNT: &str = "principium.ai/gpu-count";
+/// Label of a Node: product of its GPUs, where they agree.
+pub const NODE_LABEL_GPU_PRODUCT: &str = "principium.ai/gpu-product";
+/// Label of a Node: memory in MiB of each of its GPUs, where they agree.
+pub const NODE_LABEL_GPU_MEMORY: &str = "principium.ai/gpu-memory";
+/// Label of a Node: version of the NVIDIA driver.
+pub const NODE_LABEL_DRIVER_VERSION: &str = "principium.ai/driver-version";
+/// Label of a Node: newest CUDA version that the driver supports.
+pub const NODE_LABEL_CUDA_VERSION: &str = "principium.ai/cuda-version";
 /// Default port of a DataFactory.
 pub const DATA_FACTORY_PORT: u16 = 9000;
 /// Default port of a DataFactory's doc analyzer.

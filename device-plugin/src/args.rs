@@ -1,7 +1,7 @@
 //! The command line: the only place that reads flags and environment variables.
 
 use crate::config::{InjectionMode, Period};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -83,6 +83,10 @@ pub struct Options {
     /// How containers receive their GPUs [default: cdi]
     #[arg(long, env = "PRINCIPIUM_INJECTION", value_enum)]
     pub injection: Option<InjectionMode>,
+
+    /// Label the Node with what GPUs it has.
+    #[arg(long, env = "PRINCIPIUM_NODE_LABELS", default_value_t = true, action = ArgAction::Set)]
+    pub node_labels: bool,
 
     /// Namespace of the Lease that shows that this plugin lives; without one there is no Lease.
     #[arg(long, env = "POD_NAMESPACE")]

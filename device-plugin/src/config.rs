@@ -40,6 +40,8 @@ pub struct Config {
     pub interval: Duration,
     /// How containers receive their GPUs.
     pub injection: Injection,
+    /// Whether the Node is labelled.
+    pub node_labels: bool,
     /// Namespace of the Lease.
     pub lease_namespace: Option<String>,
     /// Xids that are no failure of the card.
@@ -180,6 +182,7 @@ impl Config {
             restore_temperature,
             dwell,
             injection,
+            node_labels,
             lease_namespace,
         } = options;
         if node_name.is_empty() {
@@ -223,6 +226,7 @@ impl Config {
             simulated,
             interval,
             injection,
+            node_labels,
             lease_namespace: lease_namespace.filter(|namespace| !namespace.is_empty()),
             ignored_xids: file.ignored_xids.unwrap_or_else(|| APPLICATION_XIDS.to_vec()),
             generic_gpus: file.generic_gpus,

@@ -2,6 +2,7 @@
 
 use crate::events::{self, Announcement};
 use crate::metrics::Metrics;
+use crate::node_labels;
 use crate::status::{self, NodeView};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -10,6 +11,7 @@ use kube::{Client, Resource, ResourceExt};
 use principium_api::GPUNode;
 use principium_api::gpu_node::{GpuNodeSpec, GpuNodeStatus};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -34,9 +36,12 @@ pub struct Writer {
     nodes: Api<Node>,
     announcer: events::Announcer,
     node_name: String,
+    label: bool,
     metrics: Arc<Metrics>,
     /// What was written last.
     last: Option<GpuNodeStatus>,
+    /// The Node's labels as they were written last.
+    labels: Option<BTreeMap<&'static str, String>>,
     /// UID of the object, once it is known to exist.
     uid: Option<String>,
 }
@@ -48,21 +53,25 @@ enum WriteError {
     Node { name: String, source: kube::Error },
     #[error("cannot create the GPUNode {name}: {source}")]
     Create { name: String, source: kube::Error },
+    #[error("cannot label the Node {name}: {source}")]
+    Label { name: String, source: kube::Error },
     #[error("cannot write the status of the GPUNode {name}: {source}")]
     Status { name: String, source: kube::Error },
 }
 
 impl Writer {
-    /// A writer for the object of this node.
+    /// A writer for the object of this node; with `label`, for the Node's labels too.
     #[must_use]
-    pub fn new(client: &Client, node_name: String, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: &Client, node_name: String, label: bool, metrics: Arc<Metrics>) -> Self {
         Self {
             gpu_nodes: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             announcer: events::Announcer::new(client.clone(), node_name.clone()),
             node_name,
+            label,
             metrics,
             last: None,
+            labels: None,
             uid: None,
         }
     }
@@ -145,7 +154,27 @@ impl Writer {
             self.announcer.announce(&announcement, &uid).await;
         }
         self.uid = Some(uid);
+        let labels = node_labels::labels(&next);
         self.last = Some(next);
+        if self.label { self.label(labels).await } else { Ok(()) }
+    }
+
+    /// Labels the Node. What was a label of ours and is none any more is taken away by the API server.
+    async fn label(&mut self, labels: BTreeMap<&'static str, String>) -> Result<(), WriteError> {
+        if self.labels.as_ref() == Some(&labels) {
+            return Ok(());
+        }
+        let name = &self.node_name;
+        let patch = json!({
+            "apiVersion": Node::api_version(&()),
+            "kind": Node::kind(&()),
+            "metadata": { "name": name, "labels": labels },
+        });
+        self.nodes
+            .patch_metadata(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
+            .await
+            .map_err(|source| WriteError::Label { name: name.clone(), source })?;
+        self.labels = Some(labels);
         Ok(())
     }
 

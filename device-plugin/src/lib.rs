@@ -21,6 +21,7 @@ pub mod kubelet;
 pub mod lease;
 pub mod metrics;
 pub mod monitor;
+pub mod node_labels;
 pub mod nvml;
 pub mod offers;
 pub mod podresources;

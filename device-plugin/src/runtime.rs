@@ -66,7 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     });
 
-    let writer = Writer::new(&client, config.node_name.clone(), Arc::clone(&metrics));
+    let writer = Writer::new(&client, config.node_name.clone(), config.node_labels, Arc::clone(&metrics));
     tokio::spawn(writer.run(views));
     match config.lease_namespace.clone() {
         Some(namespace) => {

@@ -22,8 +22,8 @@ use principium_device_plugin::proto::pod_resources::pod_resources_lister_server:
     PodResourcesLister, PodResourcesListerServer,
 };
 use principium_device_plugin::proto::pod_resources::{
-    ContainerDevices, ContainerResources, ListPodResourcesRequest, ListPodResourcesResponse,
-    PodResources as PodOfKubelet,
+    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
+    ListPodResourcesRequest, ListPodResourcesResponse, PodResources as PodOfKubelet,
 };
 use principium_device_plugin::server::Snapshot;
 use principium_device_plugin::status::{GpuState, NodeView};
@@ -59,6 +59,13 @@ impl PodResourcesLister for Holders {
         let container = ContainerResources { name: "main".into(), devices: devices.collect() };
         let pod = PodOfKubelet { name: "holder".into(), namespace: "ai".into(), containers: vec![container] };
         Ok(Response::new(ListPodResourcesResponse { pod_resources: vec![pod] }))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<AllocatableResourcesRequest>,
+    ) -> Result<Response<AllocatableResourcesResponse>, Status> {
+        Err(Status::unimplemented("the plugin does not ask for it"))
     }
 }
 

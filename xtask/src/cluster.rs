@@ -47,11 +47,12 @@ pub struct Access {
     pub kubectl: PathBuf,
 }
 
-/// Brings the cluster up with the project installed in it: everything that tests and the demo need.
-pub fn install() -> Result<Access> {
+/// Brings the cluster up with the project, built with a cargo profile, installed in it: everything that tests and the demo
+/// need.
+pub fn install(profile: &str) -> Result<Access> {
     let cache = Cache::from_environment()?;
     let cluster = cluster::up(&cache)?;
-    let images = build_images(&cluster.cache, &cluster.tools)?;
+    let images = build_images(&cluster.cache, &cluster.tools, profile)?;
     step("loading the images into containerd", || images::load(&images, &cluster.loader()?))?;
     chart::install(&cluster, &crate::root(), &images::digest_of_all(&images))?;
     Ok(Access { kubeconfig: cluster.paths.kubeconfig(), kubectl: cluster.tools.path("kubectl")? })
@@ -64,7 +65,7 @@ pub fn fetch_models() -> Result<()> {
     step("the models", || models::fetch(cache.root(), &crate::root(), |_| {})).map(drop)
 }
 
-fn build_images(cache: &Cache, tools: &Tools) -> Result<Vec<images::Image>> {
+fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<images::Image>> {
     fetch_models()?;
     let repository = crate::root();
     let models = models::fetch(cache.root(), &repository, |_| {})?;
@@ -74,14 +75,14 @@ fn build_images(cache: &Cache, tools: &Tools) -> Result<Vec<images::Image>> {
         ollama: tools.path("ollama")?,
         cache: cache.root().to_path_buf(),
     };
-    let programs = step("compiling the programs", || images::programs(&inputs.repository))?;
+    let programs = step("compiling the programs", || images::programs(&inputs.repository, profile))?;
     step("writing the images", || images::all(&programs, &inputs))
 }
 
-/// Writes every image as a tarball.
+/// Writes every image as a tarball, with optimized programs.
 pub fn export_images(output: &Path) -> Result<()> {
     let cache = Cache::from_environment()?;
-    let images = build_images(&cache, &Tools::ensure(&cache)?)?;
+    let images = build_images(&cache, &Tools::ensure(&cache)?, "release")?;
     std::fs::create_dir_all(output)?;
     for image in images {
         let file = output.join(image.tarball.file_name().unwrap_or_default());

@@ -45,7 +45,7 @@ impl Demo {
         );
 
         step(1, "A cluster, the images and the chart");
-        let view = ClusterView::new(crate::cluster::install()?);
+        let view = ClusterView::new(crate::cluster::install("dev")?);
 
         step(2, &format!("kubectl apply -f {SAMPLE}"));
         let applied = Instant::now();

@@ -1,5 +1,6 @@
 //! The project's commands. `cargo xtask --help` lists them.
 
+mod bench;
 mod check;
 mod cluster;
 mod demo;
@@ -26,6 +27,9 @@ enum Command {
     Demo(demo::Demo),
     /// Run every test: unit, API, and end-to-end on the real cluster.
     Test(test::Test),
+    /// Measure a part; takes minutes and wants a quiet machine.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// What must hold of the sources: format, lints, generated files, licenses.
     Check,
     /// The local cluster alone.
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Check => check::run(),
         Command::Cluster(command) => command.run(),
         Command::Gpu(command) => gpu::run(&command),

@@ -48,7 +48,7 @@ impl Test {
             }
             let mut access = None;
             phase("cluster, images, chart", &mut || {
-                let installed = crate::cluster::install()?;
+                let installed = crate::cluster::install("dev")?;
                 clear(&installed)?;
                 access = Some(installed);
                 Ok(())
@@ -76,7 +76,7 @@ impl Test {
 
 /// Frees the GPUs: the tests need all eight. What the demo or an interrupted test left goes; what somebody else made on
 /// this cluster is not touched, but named.
-fn clear(access: &Access) -> Result<()> {
+pub fn clear(access: &Access) -> Result<()> {
     let kubectl = |arguments: &[&str]| {
         run(Command::new(&access.kubectl).env("KUBECONFIG", &access.kubeconfig).args(arguments))
     };

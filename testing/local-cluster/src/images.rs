@@ -182,15 +182,16 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
     Ok(Image { name: name.to_owned(), digest, tarball })
 }
 
-/// Builds all programs in one go; returns what cargo made.
+/// Builds all programs in one go with a cargo profile; returns what cargo made.
 ///
 /// # Errors
 /// When they don't compile; the error ends with the compiler's words.
-pub fn programs(repository: &Path) -> Result<Programs> {
+pub fn programs(repository: &Path, profile: &str) -> Result<Programs> {
     let mut command = cargo(repository);
     // The whole workspace, as the tests take it: with fewer packages cargo would give some dependencies fewer features, and
     // compile them, and all that needs them, once more.
     command.args(["build", "--workspace", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.args(["--profile", profile]);
     let mut built = BTreeMap::new();
     for line in run(&mut command)?.lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };

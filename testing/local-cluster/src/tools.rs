@@ -112,7 +112,9 @@ pub fn ensure_cargo(cache: &Cache, name: &str) -> Result<PathBuf> {
         // The workspace's own settings must not reach a foreign program's build.
         let mut command = cargo(cache.root());
         command.env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
-        command.args(["install", "--locked", "--quiet", "--version", version, name, "--root"]).arg(temporary);
+        // Unoptimized: such a tool runs for seconds, and optimizing it takes minutes.
+        command.args(["install", "--debug", "--locked", "--quiet", "--version", version, name, "--root"]);
+        command.arg(temporary);
         run(&mut command).map(drop)
     })?;
     Ok(folder.join("bin"))

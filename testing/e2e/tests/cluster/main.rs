@@ -8,5 +8,6 @@ mod manifests;
 mod monitoring;
 mod overcommit;
 mod pods;
+mod policy;
 mod restarts;
 mod scenarios;
