@@ -181,9 +181,8 @@ fn plugin() -> Result<PathBuf> {
             .next()
             .is_some_and(|program| program.ends_with(b"/principium-device-plugin"))
     };
-    let folders = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
-    let found = folders.filter(|folder| is_plugin(folder)).next();
-    found.context("no principium-device-plugin runs on this machine")
+    let mut folders = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    folders.find(|folder| is_plugin(folder)).context("no principium-device-plugin runs on this machine")
 }
 
 /// CPU time of a process so far, from `/proc/<pid>/stat`.
