@@ -41,6 +41,7 @@ pub const NODE_LABEL_GPU_MEMORY: &str = "principium.ai/gpu-memory";
 pub const NODE_LABEL_DRIVER_VERSION: &str = "principium.ai/driver-version";
 /// Label of a Node: newest CUDA version that the driver supports.
 pub const NODE_LABEL_CUDA_VERSION: &str = "principium.ai/cuda-version";
+
 /// Default port of a DataFactory.
 pub const DATA_FACTORY_PORT: u16 = 9000;
 /// Default port of a DataFactory's doc analyzer.

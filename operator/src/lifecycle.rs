@@ -3,9 +3,10 @@
 //! A pass looks at each slot ([`look`]), asks placement for what the slot needs ([`request`]), and settles it with what
 //! placement answered ([`settle`]).
 
-use crate::actions::{Action, Plan, Severity, Write};
+mod write;
+
+use crate::actions::{Plan, Severity};
 use crate::desired::{Desired, Slot};
-use crate::finish::{Finish, finish};
 use crate::inventory::{Cause, Inventory};
 use crate::observed::Observed;
 use crate::placement::{Need, Outcome, Placement, Request, Round, SlotId, accepts};
@@ -14,6 +15,9 @@ use crate::resource::Role;
 use jiff::{SignedDuration, Timestamp};
 use principium_api::gpu::{OnOverheat, OnUnhealthy};
 use principium_api::status::{AssignedGpu, Assignment};
+
+pub use write::delete_action;
+use write::{ahead, create, delete, latest_revision};
 
 /// A pod that moved stays at least this long, so that pods don't chase the heat around.
 const MOVE_COOL_DOWN: SignedDuration = SignedDuration::from_mins(5);
@@ -474,15 +478,6 @@ fn closed_under(pod: &PodView, inventory: &Inventory) -> Option<String> {
     ))
 }
 
-fn ahead(with: &Settling<'_, '_>, slot: &Slot, revision: u32, placement: &Placement) -> Assignment {
-    Assignment {
-        pod: pod_name(with.desired, slot, revision.saturating_add(1)),
-        node: placement.node.clone(),
-        gpus: placement.gpus.clone(),
-        reason: placement.reason.clone(),
-    }
-}
-
 fn unready(pod: &PodView) -> String {
     if let Some(trouble) = &pod.trouble {
         return format!("Pod {}: {trouble}", pod.name);
@@ -491,88 +486,5 @@ fn unready(pod: &PodView) -> String {
         Phase::Pending if !pod.scheduled => format!("Pod {} is being scheduled", pod.name),
         Phase::Pending => format!("Pod {} is starting", pod.name),
         _ => format!("Pod {} runs and is not ready yet", pod.name),
-    }
-}
-
-fn latest_revision(with: &Settling<'_, '_>, slot: &Slot) -> u32 {
-    let used = with
-        .pods
-        .iter()
-        .filter(|pod| pod.role == slot.role && pod.ordinal == slot.ordinal)
-        .map(|pod| pod.revision)
-        .max()
-        .unwrap_or_default();
-    let counted = match slot.role {
-        Role::Worker => {
-            usize::try_from(slot.ordinal).ok().and_then(|at| with.desired.revisions.get(at)).copied()
-        }
-        Role::Analyzer | Role::Puller => None,
-    };
-    used.max(counted.unwrap_or_default())
-}
-
-/// The name of a slot's pod; a stale cache that would make it twice meets AlreadyExists.
-pub fn pod_name(desired: &Desired<'_>, slot: &Slot, revision: u32) -> String {
-    let name = &desired.id.key.name;
-    match slot.role {
-        Role::Worker => format!("{name}-{}-{revision}", slot.ordinal),
-        role => format!("{name}-{}-{revision}", role.label()),
-    }
-}
-
-fn create(
-    with: &Settling<'_, '_>,
-    slot: &Slot,
-    placement: Option<&Placement>,
-    failures: u32,
-    report: &mut Report<'_>,
-    plan: &mut Plan,
-) {
-    report.revision = report.revision.saturating_add(1);
-    let name = pod_name(with.desired, slot, report.revision);
-    let node = placement.and_then(|placement| with.inventory.nodes.get(&placement.node));
-    let mut pod = with.desired.build_pod(with.observed, slot);
-    finish(
-        &mut pod,
-        &Finish {
-            id: &with.desired.id,
-            name: &name,
-            role: slot.role,
-            ordinal: slot.ordinal,
-            template: &slot.template,
-            failures,
-            placement,
-            injection: node.map(|node| node.injection).unwrap_or_default(),
-        },
-    );
-    let text = match placement {
-        Some(placement) => {
-            let gpus = in_words(&placement.gpus);
-            format!("Pod {name} gets {gpus} on node {}: {}", placement.node, placement.reason)
-        }
-        None => format!("Pod {name} needs no GPU"),
-    };
-    plan.note(&with.desired.id, Severity::Normal, "Placed", text);
-    if let Some(placement) = placement {
-        report.ahead = Some(Assignment {
-            pod: name,
-            node: placement.node.clone(),
-            gpus: placement.gpus.clone(),
-            reason: placement.reason.clone(),
-        });
-    }
-    plan.actions
-        .push(Action { resource: with.desired.id.key.clone(), write: Write::CreatePod(Box::new(pod)) });
-}
-
-fn delete(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {
-    plan.actions.push(delete_action(with.desired, pod));
-}
-
-/// Deletes a pod of this resource.
-pub fn delete_action(desired: &Desired<'_>, pod: &PodView) -> Action {
-    Action {
-        resource: desired.id.key.clone(),
-        write: Write::DeletePod { name: pod.name.clone(), uid: pod.uid.clone() },
     }
 }

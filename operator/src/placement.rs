@@ -7,6 +7,9 @@
 //! then pods that could start beside one that still runs. A request for exact devices that waits keeps its devices from
 //! those that come after it; a request for a count keeps nothing.
 
+mod survey;
+mod words;
+
 use crate::conditions::reason;
 use crate::inventory::{
     Admission, Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, NodeGpus, Who,
@@ -16,6 +19,8 @@ use k8s_openapi::api::core::v1::Toleration;
 use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT};
 use principium_api::status::AssignedGpu;
 use std::collections::{BTreeMap, BTreeSet};
+use survey::Survey;
+use words::{brief, degrees, explain, named, shortage};
 
 /// The width of a temperature band in °C: GPUs within one band are equally cool.
 const BAND: u32 = 10;
@@ -247,49 +252,6 @@ enum Blocked<'a> {
     InUse,
 }
 
-/// A sentence on what keeps a GPU from being granted.
-fn explain(node: &NodeGpus, gpu: &GpuState, units: u32, why: Blocked<'_>) -> String {
-    let place = format!("GPU {} on node {}", gpu.index, node.name);
-    let waiting = format!("waiting for {units} GiB");
-    match why {
-        Blocked::Closed(closed) => format!("{place} {}; waiting until it is offered again", closed.message),
-        Blocked::Held => format!("{place} {}; {waiting}", held(gpu)),
-        Blocked::NotOffered => format!(
-            "{place}: the node offers {} of {} GiB to the scheduler, {} GiB are taken; {waiting}",
-            gpu.offered,
-            gpu.units,
-            gpu.taken()
-        ),
-        Blocked::InUse => format!(
-            "{place}: only {} MiB of its memory are free although {} GiB are granted to nobody; {waiting}",
-            gpu.memory_free,
-            gpu.free()
-        ),
-    }
-}
-
-/// Who has a GPU, for a sentence that begins with it.
-fn held(gpu: &GpuState) -> String {
-    let mut by_holder: BTreeMap<(&Who, &str), u32> = BTreeMap::new();
-    for holder in &gpu.holders {
-        let state = match holder.state {
-            HolderState::Holds | HolderState::Granted => "is held by",
-            HolderState::Leaving => "is still held by",
-            HolderState::Reserved => "is kept for",
-        };
-        let sum = by_holder.entry((&holder.who, state)).or_default();
-        *sum = sum.saturating_add(holder.units);
-    }
-    let parts: Vec<String> = by_holder
-        .into_iter()
-        .map(|((who, state), units)| {
-            let ending = if state == "is still held by" { ", which is ending" } else { "" };
-            format!("{state} {who} ({units} of {} GiB){ending}", gpu.units)
-        })
-        .collect();
-    if parts.is_empty() { format!("has {} GiB", gpu.units) } else { parts.join(" and ") }
-}
-
 /// The devices on this node with their units, or what is missing.
 fn resolve<'a>(
     node: &'a NodeGpus,
@@ -328,13 +290,6 @@ fn resolve<'a>(
         found.push((gpu, units));
     }
     Ok(found)
-}
-
-fn named(device: &GpuDevice) -> String {
-    match (&device.index, &device.uuid) {
-        (Some(index), _) => format!("GPU {index}"),
-        (None, uuid) => format!("GPU {}", uuid.as_deref().unwrap_or_default()),
-    }
 }
 
 fn exact(inventory: &Inventory, request: &Request, devices: &[GpuDevice]) -> Outcome {
@@ -512,103 +467,6 @@ fn chosen(node: &NodeGpus, gpus: &[&GpuState], need: &CountNeed) -> Placement {
         node: node.name.clone(),
         gpus,
         reason: format!("chosen by preference, temperature and fit: {}", why.join(", ")),
-    }
-}
-
-fn degrees(gpu: &GpuState) -> String {
-    gpu.temperature
-        .map_or_else(|| "an unknown temperature".to_owned(), |temperature| format!("{temperature} °C"))
-}
-
-fn brief(gpu: &GpuState, why: Blocked<'_>) -> String {
-    match why {
-        Blocked::Closed(closed) => format!("GPU {} {}", gpu.index, closed.message),
-        Blocked::Held => format!("GPU {} {}", gpu.index, held(gpu)),
-        Blocked::NotOffered => format!("GPU {} is not offered to the scheduler", gpu.index),
-        Blocked::InUse => format!("GPU {} has only {} MiB free", gpu.index, gpu.memory_free),
-    }
-}
-
-fn amount(need: &CountNeed) -> String {
-    let gpus = if need.count == 1 { "1 GPU".to_owned() } else { format!("{} GPUs", need.count) };
-    match &need.memory {
-        Some(memory) => format!("{gpus} with {} GiB free", memory.units()),
-        None => format!("{gpus}, whole and free"),
-    }
-}
-
-fn shortage(node: &NodeGpus, need: &CountNeed, free: usize, against: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let more = against.len().saturating_sub(SHOWN);
-    let mut parts = against.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-    if more > 0 {
-        parts.push_str(&format!("; and {more} more"));
-    }
-    let available = if free == 0 { "none is".to_owned() } else { format!("only {free} can be had") };
-    format!("waiting for {} on one node; on node {} {available}: {parts}", amount(need), node.name)
-}
-
-/// What the cluster has, for saying that a request can never be served.
-#[derive(Default)]
-struct Survey {
-    unselected: usize,
-    products: BTreeSet<String>,
-    largest: u32,
-    any_product: bool,
-    most: (usize, String),
-}
-
-impl Survey {
-    /// Notes a node, and returns how many of its GPUs would fit if they were free.
-    fn look(&mut self, node: &NodeGpus, need: &CountNeed) -> usize {
-        let mut fitting = 0;
-        for gpu in node.gpus.values() {
-            self.products.insert(gpu.product.clone());
-            if need.is_product(gpu) {
-                self.any_product = true;
-                self.largest = self.largest.max(gpu.units);
-                if need.wanted(gpu) <= gpu.units {
-                    fitting += 1;
-                }
-            }
-        }
-        if self.most.1.is_empty() || fitting > self.most.0 {
-            self.most = (fitting, node.name.clone());
-        }
-        fitting
-    }
-
-    fn impossible(&self, need: &CountNeed) -> Option<Outcome> {
-        if self.products.is_empty() {
-            return None;
-        }
-        let (reason, message) = if !self.any_product {
-            let product = need.product.as_deref().unwrap_or_default();
-            let products = self.products.iter().cloned().collect::<Vec<_>>().join(", ");
-            (
-                reason::NO_SUCH_PRODUCT,
-                format!("no GPU's product contains {product:?}; the cluster has {products}"),
-            )
-        } else if need.memory.as_ref().is_some_and(|memory| memory.units() > self.largest) {
-            let memory = need.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default();
-            (
-                reason::TOO_MUCH_MEMORY,
-                format!(
-                    "{memory} of one GPU were asked for; the largest that matches has {} GiB",
-                    self.largest
-                ),
-            )
-        } else {
-            let (most, node) = &self.most;
-            (
-                reason::NOT_ENOUGH_GPUS,
-                format!(
-                    "{} GPUs on one node were asked for; node {node} has the most that match: {most}",
-                    need.count
-                ),
-            )
-        };
-        Some(Outcome::Impossible { reason, message })
     }
 }
 

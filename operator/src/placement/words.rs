@@ -1,0 +1,89 @@
+//! Sentences on why a GPU can't be had. They decide nothing.
+
+use super::{Blocked, CountNeed};
+use crate::inventory::{GpuState, HolderState, NodeGpus, Who};
+use principium_api::gpu::GpuDevice;
+use std::collections::BTreeMap;
+
+/// A sentence on what keeps a GPU from being granted.
+pub(super) fn explain(node: &NodeGpus, gpu: &GpuState, units: u32, why: Blocked<'_>) -> String {
+    let place = format!("GPU {} on node {}", gpu.index, node.name);
+    let waiting = format!("waiting for {units} GiB");
+    match why {
+        Blocked::Closed(closed) => format!("{place} {}; waiting until it is offered again", closed.message),
+        Blocked::Held => format!("{place} {}; {waiting}", held(gpu)),
+        Blocked::NotOffered => format!(
+            "{place}: the node offers {} of {} GiB to the scheduler, {} GiB are taken; {waiting}",
+            gpu.offered,
+            gpu.units,
+            gpu.taken()
+        ),
+        Blocked::InUse => format!(
+            "{place}: only {} MiB of its memory are free although {} GiB are granted to nobody; {waiting}",
+            gpu.memory_free,
+            gpu.free()
+        ),
+    }
+}
+
+/// Who has a GPU, for a sentence that begins with it.
+fn held(gpu: &GpuState) -> String {
+    let mut by_holder: BTreeMap<(&Who, &str), u32> = BTreeMap::new();
+    for holder in &gpu.holders {
+        let state = match holder.state {
+            HolderState::Holds | HolderState::Granted => "is held by",
+            HolderState::Leaving => "is still held by",
+            HolderState::Reserved => "is kept for",
+        };
+        let sum = by_holder.entry((&holder.who, state)).or_default();
+        *sum = sum.saturating_add(holder.units);
+    }
+    let parts: Vec<String> = by_holder
+        .into_iter()
+        .map(|((who, state), units)| {
+            let ending = if state == "is still held by" { ", which is ending" } else { "" };
+            format!("{state} {who} ({units} of {} GiB){ending}", gpu.units)
+        })
+        .collect();
+    if parts.is_empty() { format!("has {} GiB", gpu.units) } else { parts.join(" and ") }
+}
+
+pub(super) fn named(device: &GpuDevice) -> String {
+    match (&device.index, &device.uuid) {
+        (Some(index), _) => format!("GPU {index}"),
+        (None, uuid) => format!("GPU {}", uuid.as_deref().unwrap_or_default()),
+    }
+}
+
+pub(super) fn degrees(gpu: &GpuState) -> String {
+    gpu.temperature
+        .map_or_else(|| "an unknown temperature".to_owned(), |temperature| format!("{temperature} °C"))
+}
+
+pub(super) fn brief(gpu: &GpuState, why: Blocked<'_>) -> String {
+    match why {
+        Blocked::Closed(closed) => format!("GPU {} {}", gpu.index, closed.message),
+        Blocked::Held => format!("GPU {} {}", gpu.index, held(gpu)),
+        Blocked::NotOffered => format!("GPU {} is not offered to the scheduler", gpu.index),
+        Blocked::InUse => format!("GPU {} has only {} MiB free", gpu.index, gpu.memory_free),
+    }
+}
+
+fn amount(need: &CountNeed) -> String {
+    let gpus = if need.count == 1 { "1 GPU".to_owned() } else { format!("{} GPUs", need.count) };
+    match &need.memory {
+        Some(memory) => format!("{gpus} with {} GiB free", memory.units()),
+        None => format!("{gpus}, whole and free"),
+    }
+}
+
+pub(super) fn shortage(node: &NodeGpus, need: &CountNeed, free: usize, against: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = against.len().saturating_sub(SHOWN);
+    let mut parts = against.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        parts.push_str(&format!("; and {more} more"));
+    }
+    let available = if free == 0 { "none is".to_owned() } else { format!("only {free} can be had") };
+    format!("waiting for {} on one node; on node {} {available}: {parts}", amount(need), node.name)
+}
