@@ -92,6 +92,12 @@ pub struct ServeArgs {
     /// Bytes of one request's body.
     #[arg(long, env = "PRINCIPIUM_PAYLOAD_LIMIT", default_value_t = 16_000_000, value_parser = positive)]
     pub payload_limit: usize,
+    /// API keys, divided by commas; without any, everybody may ask. Health, metrics and `/info` need none.
+    #[arg(long, env = "PRINCIPIUM_API_KEYS", hide_env_values = true)]
+    pub api_keys: Option<String>,
+    /// A file with API keys, one a line, such as a mounted Secret; joined with those of the flag.
+    #[arg(long, env = "PRINCIPIUM_API_KEYS_FILE")]
+    pub api_keys_file: Option<PathBuf>,
     /// Seconds that running requests get after SIGTERM.
     #[arg(long, env = "PRINCIPIUM_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,

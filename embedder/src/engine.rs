@@ -1,4 +1,4 @@
-//! The queue and the threads that own a model each. Inputs come in, vectors go out through oneshots; no HTTP, no tensors.
+//! The queue and the threads that own a model each. Inputs come in, outputs go out through oneshots; no HTTP, no tensors.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::batch::{self, Budget, INTERACTIVE_INPUTS, Waiting};
 use crate::metrics::{Metrics, WorkerLabels};
-use crate::model::{Input, Model, TextTokenizer, Truncation};
+use crate::model::{Input, Model, Output, TextTokenizer, Truncation, normalize};
 use crate::pipeline::{EmbedTexts, Embedding};
 
 /// The most candidates of a kind that one choice of a batch looks at; what is behind them keeps its turn.
@@ -72,7 +72,7 @@ impl Queue {
 struct Job {
     input: Input,
     arrived: Instant,
-    answer: oneshot::Sender<Result<Vec<f32>, EngineError>>,
+    answer: oneshot::Sender<Result<Output, EngineError>>,
 }
 
 impl Engine {
@@ -90,7 +90,7 @@ impl Engine {
 
     /// Computes `inputs` in batches with those of other requests; one result for each, in order.
     /// Dropping the future takes back what has not begun.
-    pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Vec<f32>>, EngineError> {
+    pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Output>, EngineError> {
         let interactive = inputs.len() <= INTERACTIVE_INPUTS;
         let arrived = Instant::now();
         let mut answers = Vec::with_capacity(inputs.len());
@@ -204,7 +204,7 @@ fn work(shared: &Shared, model: &Model, number: u32) {
 }
 
 /// A panic inside a kernel fails its batch, not the process.
-fn compute(model: &Model, jobs: &[Job]) -> Result<Vec<Vec<f32>>, EngineError> {
+fn compute(model: &Model, jobs: &[Job]) -> Result<Vec<Output>, EngineError> {
     let inputs: Vec<&Input> = jobs.iter().map(|job| &job.input).collect();
     let results = catch_unwind(AssertUnwindSafe(|| model.run(&inputs)))
         .map_err(|_| EngineError::Backend(format!("the model panicked on a batch of {} inputs", jobs.len())))?
@@ -217,18 +217,6 @@ fn compute(model: &Model, jobs: &[Job]) -> Result<Vec<Vec<f32>>, EngineError> {
             results.len(),
             jobs.len()
         )))
-    }
-}
-
-/// Scales a vector to length one; a vector of zeros stays what it is.
-pub fn normalize(vector: &mut [f32]) {
-    let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-    if length > 0.0 {
-        #[expect(clippy::cast_possible_truncation, reason = "vectors are f32")]
-        let scale = (1.0 / length) as f32;
-        for value in vector {
-            *value *= scale;
-        }
     }
 }
 
@@ -257,11 +245,11 @@ impl EmbedTexts for PipelineEmbedder {
             let tokens: Vec<usize> = inputs.iter().map(Input::len).collect();
             loop {
                 match self.engine.run(inputs.clone()).await {
-                    Ok(vectors) => {
-                        return Ok(vectors
+                    Ok(outputs) => {
+                        return Ok(outputs
                             .into_iter()
                             .zip(tokens)
-                            .map(|(mut vector, tokens)| {
+                            .map(|(Output { mut vector, .. }, tokens)| {
                                 normalize(&mut vector);
                                 Embedding { vector, tokens }
                             })

@@ -1,5 +1,6 @@
 //! Puts a process together: model, workers, routes of the role, and the way from SIGTERM to the end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,9 +12,9 @@ use serde_json::json;
 use crate::args::{Gpu, Role, ServeArgs};
 use crate::batch::Budget;
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
-use crate::http::{self, GpuInfo, Info, ModelInfo, Served, Shared};
+use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
 use crate::metrics::Metrics;
-use crate::model::{self, Model, ModelFiles, ModelSource, Task};
+use crate::model::{self, Model, ModelFiles, ModelSource};
 use crate::ollama::{self, OllamaConfig};
 use crate::pipeline::PipelineConfig;
 use crate::{analyze, pipeline};
@@ -46,7 +47,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     let (routes, engine, devices, model) = match args.role {
         Role::DocAnalyzer => {
             let devices = devices(&[]);
-            (analyze::router(ollama), None, devices, None)
+            (Routes::analyzing(analyze::router(ollama)), None, devices, None)
         }
         Role::DataFactory | Role::Reranker => {
             let devices = devices(&args.gpus.0);
@@ -81,7 +82,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
         analyzer_url: given(args.analyzer_url.as_ref()),
     };
     let shared = Arc::new(Shared { info, not_ready, draining: AtomicBool::new(false), metrics });
-    let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit);
+    let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
     Ok(Service { router, shared, engine })
 }
 
@@ -134,6 +135,22 @@ fn given(value: Option<&String>) -> Option<String> {
     value.filter(|value| !value.trim().is_empty()).cloned()
 }
 
+/// The keys of the flag, and of the file with one a line.
+fn keys(args: &ServeArgs) -> anyhow::Result<Keys> {
+    let mut text = given(args.api_keys.as_ref()).unwrap_or_default();
+    if let Some(path) = &args.api_keys_file {
+        let keys = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the API keys in {}", path.display()))?;
+        text = format!("{text}\n{keys}");
+    }
+    let keys = Keys::parse(&text);
+    anyhow::ensure!(
+        !keys.is_empty() || args.api_keys_file.is_none(),
+        "the file of PRINCIPIUM_API_KEYS_FILE has no key, and would open the server to everybody"
+    );
+    Ok(keys)
+}
+
 fn ollama_config(args: &ServeArgs) -> anyhow::Result<Option<OllamaConfig>> {
     let Some(url) = given(args.ollama_url.as_ref()) else { return Ok(None) };
     let hosts = ollama::hosts(&url).map_err(|error| anyhow::anyhow!("PRINCIPIUM_OLLAMA_URL: {error}"))?;
@@ -171,25 +188,19 @@ fn load(
     let (folder, commit) = model::fetch(&source)?;
     let files = Arc::new(ModelFiles::read(&folder)?);
     check_role(args.role, &files)?;
-    let tokenizer = model::load_tokenizer(&folder, files.max_input_length)?;
+    let tokenizer = model::load_tokenizer(&files)?;
     let workers = replicas(&files, devices, args.gpus.0.len())?;
     let on_gpu = !devices.accelerators.is_empty();
     let tokens = args.max_batch_tokens.unwrap_or(if on_gpu { 16384 } else { 4096 });
     let name = given(args.model_name.as_ref()).unwrap_or(model);
-    let model_type = match &files.task {
-        Task::Embedding(pooling) => json!({ "embedding": { "pooling": pooling.name() } }),
-        Task::Reranker(label) => {
-            json!({ "reranker": { "id2label": { "0": label }, "label2id": { (label): 0 } } })
-        }
-    };
     let info = ModelInfo {
         model_id: name.clone(),
         model_sha: commit.unwrap_or_else(|| files.weights_digest.clone()),
         weights_digest: files.weights_digest.clone(),
         model_dtype: "float32",
-        model_type,
+        model_type: model_type(&files),
         architecture: files.architecture.clone(),
-        dimension: matches!(files.task, Task::Embedding(_)).then_some(files.config.hidden_size),
+        dimension: files.heads.dense.as_ref().map(|head| head.width),
         max_input_length: files.max_input_length,
         max_batch_tokens: tokens,
         max_concurrent_requests: args.max_queue,
@@ -212,14 +223,30 @@ fn load(
     Ok((Arc::new(Served { engine, tokenizer, files, name }), info))
 }
 
+/// The kind of model as text-embeddings-inference tells it.
+fn model_type(files: &ModelFiles) -> serde_json::Value {
+    let Some(labels) = &files.heads.labels else {
+        let pooling = match (&files.heads.dense, &files.heads.sparse) {
+            (Some(head), _) => head.pooling.iter().map(|mode| mode.name()).collect::<Vec<_>>().join("+"),
+            (None, Some(_)) => "splade".to_owned(),
+            (None, None) => "none".to_owned(),
+        };
+        return json!({ "embedding": { "pooling": pooling } });
+    };
+    let by_id: BTreeMap<String, &String> = (0..).map(|id: usize| id.to_string()).zip(labels).collect();
+    let by_label: BTreeMap<&String, usize> = labels.iter().zip(0..).collect();
+    let kind = if labels.len() == 1 { "reranker" } else { "classifier" };
+    json!({ (kind): { "id2label": by_id, "label2id": by_label } })
+}
+
 fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
-    match (role, &files.task) {
-        (Role::Reranker, Task::Embedding(_)) => anyhow::bail!(
-            "the role reranker needs a model with one label, but {} in {} embeds texts",
+    match (role, &files.heads.labels) {
+        (Role::Reranker, None) => anyhow::bail!(
+            "the role reranker needs a model with labels, but {} in {} embeds texts",
             files.architecture,
             files.folder.display()
         ),
-        (Role::DataFactory, Task::Reranker(_)) => anyhow::bail!(
+        (Role::DataFactory, Some(_)) => anyhow::bail!(
             "the role data-factory needs a model that embeds texts, but {} in {} scores pairs",
             files.architecture,
             files.folder.display()
@@ -229,21 +256,29 @@ fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
 }
 
 /// One replica a GPU; on the CPU as many as GPUs were given, which share the weights and the cores.
-fn replicas(files: &Arc<ModelFiles>, devices: &Devices, given: usize) -> anyhow::Result<Vec<Model>> {
+fn replicas(files: &ModelFiles, devices: &Devices, given: usize) -> anyhow::Result<Vec<Model>> {
     if devices.accelerators.is_empty() {
-        let model = Model::load(Arc::clone(files), None)?;
+        let model = Model::load(files, None)?;
         return Ok(vec![model; given.max(1)]);
     }
-    devices.accelerators.iter().map(|it| Ok(Model::load(Arc::clone(files), Some(it))?)).collect()
+    devices.accelerators.iter().map(|it| Ok(Model::load(files, Some(it))?)).collect()
 }
 
 fn model_routes(
     args: &ServeArgs,
     served: &Arc<Served>,
     ollama: Option<OllamaConfig>,
-) -> anyhow::Result<Router> {
+) -> anyhow::Result<Routes> {
     if args.role == Role::Reranker {
-        return Ok(http::rerank_routes(Arc::clone(served)));
+        return Ok(Routes::scoring(Arc::clone(served)));
+    }
+    let routes = Routes::embedding(Arc::clone(served));
+    if served.files.heads.dense.is_none() {
+        tracing::warn!(
+            architecture = served.files.architecture,
+            "the model gives no vector for a whole text: documents are not processed"
+        );
+        return Ok(routes);
     }
     anyhow::ensure!(
         args.chunk_overlap < args.chunk_max_tokens,
@@ -261,5 +296,5 @@ fn model_routes(
         ollama,
     };
     let embedder = PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone() };
-    Ok(http::embedding_routes(Arc::clone(served)).merge(pipeline::router(config, Arc::new(embedder))))
+    Ok(routes.with_pipeline(pipeline::router(config, Arc::new(embedder))))
 }

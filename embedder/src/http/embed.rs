@@ -1,37 +1,93 @@
-//! `POST /embed` of text-embeddings-inference.
+//! `POST /embed`, `/embed_all`, `/embed_sparse` and `/similarity` of text-embeddings-inference.
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::error::{ApiError, Dialect, answer};
-use super::inputs::{self, Direction, Inputs, VectorOptions};
+use super::inputs::{self, Direction, Inputs, OneInput, Preparation, VectorOptions};
 use super::{App, parse};
+use crate::model::Wants;
 
-#[derive(Deserialize)]
-struct EmbedRequest {
+/// What is embedded, and how.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct EmbedRequest {
     inputs: Inputs,
+    /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
+    /// Which end of them goes.
     #[serde(default)]
     truncation_direction: Direction,
+    /// A prompt of the model's files that is put before each input.
+    prompt_name: Option<String>,
+    /// Whether vectors have length one.
     #[serde(default = "yes")]
     normalize: bool,
-    prompt_name: Option<String>,
+    /// How many of the first dimensions are kept.
     dimensions: Option<usize>,
+}
+
+/// What is embedded.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct TextsRequest {
+    inputs: Inputs,
+    /// Whether inputs that are too long are cut; they are where nothing is said.
+    truncate: Option<bool>,
+    /// Which end of them goes.
+    #[serde(default)]
+    truncation_direction: Direction,
+    /// A prompt of the model's files that is put before each input.
+    prompt_name: Option<String>,
+}
+
+/// How the sentences become tokens.
+#[derive(Deserialize, JsonSchema, Default)]
+struct SimilarityParameters {
+    /// Whether inputs that are too long are cut; they are where nothing is said.
+    truncate: Option<bool>,
+    /// Which end of them goes.
+    #[serde(default)]
+    truncation_direction: Direction,
+    /// A prompt of the model's files that is put before each input.
+    prompt_name: Option<String>,
+}
+
+/// A sentence, and those that it is compared with.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct SimilarityRequest {
+    inputs: Sentences,
+    parameters: Option<SimilarityParameters>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Sentences {
+    source_sentence: String,
+    sentences: Vec<String>,
+}
+
+/// The weight of one word.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct SparseValue {
+    /// The word's token id.
+    index: u32,
+    value: f32,
 }
 
 fn yes() -> bool {
     true
 }
 
-pub(super) async fn embed(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
+type Body = Result<Bytes, BytesRejection>;
+
+pub(super) async fn embed(State(app): State<App>, body: Body) -> Response {
     answer(respond(&app, body).await, Dialect::Tei)
 }
 
-async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
+async fn respond(app: &App, body: Body) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
     let request: EmbedRequest = parse(body)?;
     let options = VectorOptions {
         truncation: inputs::truncation(request.truncate, request.truncation_direction),
@@ -41,4 +97,65 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     };
     let vectors = inputs::embed(&app.model, request.inputs.into_list("inputs")?, options).await?;
     Ok(Json(vectors.vectors))
+}
+
+pub(super) async fn embed_all(State(app): State<App>, body: Body) -> Response {
+    answer(respond_all(&app, body).await, Dialect::Tei)
+}
+
+async fn respond_all(app: &App, body: Body) -> Result<Json<Vec<Vec<Vec<f32>>>>, ApiError> {
+    let request: TextsRequest = parse(body)?;
+    let preparation = request.preparation(app, Wants::STATES)?;
+    let computed = inputs::compute(&app.model, request.inputs.into_list("inputs")?, preparation).await?;
+    Ok(Json(computed.outputs.into_iter().map(|output| output.states).collect()))
+}
+
+pub(super) async fn embed_sparse(State(app): State<App>, body: Body) -> Response {
+    answer(respond_sparse(&app, body).await, Dialect::Tei)
+}
+
+async fn respond_sparse(app: &App, body: Body) -> Result<Json<Vec<Vec<SparseValue>>>, ApiError> {
+    let request: TextsRequest = parse(body)?;
+    if app.model.files.heads.sparse.is_none() {
+        return Err(ApiError::backend("the model gives no weights of words: it is no sparse model"));
+    }
+    let preparation = request.preparation(app, Wants::SPARSE)?;
+    let computed = inputs::compute(&app.model, request.inputs.into_list("inputs")?, preparation).await?;
+    let values = |sparse: Vec<(u32, f32)>| {
+        sparse.into_iter().map(|(index, value)| SparseValue { index, value }).collect()
+    };
+    Ok(Json(computed.outputs.into_iter().map(|output| values(output.sparse)).collect()))
+}
+
+pub(super) async fn similarity(State(app): State<App>, body: Body) -> Response {
+    answer(respond_similarity(&app, body).await, Dialect::Tei)
+}
+
+async fn respond_similarity(app: &App, body: Body) -> Result<Json<Vec<f32>>, ApiError> {
+    let SimilarityRequest { inputs: Sentences { source_sentence, sentences }, parameters } = parse(body)?;
+    if sentences.is_empty() {
+        return Err(ApiError::empty("inputs.sentences is []: give at least one text"));
+    }
+    let parameters = parameters.unwrap_or_default();
+    let options = VectorOptions {
+        truncation: inputs::truncation(parameters.truncate, parameters.truncation_direction),
+        prompt: inputs::prompt(&app.model, parameters.prompt_name.as_deref())?,
+        normalize: true,
+        dimensions: None,
+    };
+    let list = std::iter::once(source_sentence).chain(sentences).map(OneInput::Text).collect();
+    let vectors = inputs::embed(&app.model, list, options).await?.vectors;
+    let Some((source, others)) = vectors.split_first() else { return Ok(Json(Vec::new())) };
+    Ok(Json(others.iter().map(|other| source.iter().zip(other).map(|(a, b)| a * b).sum()).collect()))
+}
+
+impl TextsRequest {
+    fn preparation(&self, app: &App, wants: Wants) -> Result<Preparation, ApiError> {
+        Ok(Preparation {
+            truncation: inputs::truncation(self.truncate, self.truncation_direction),
+            prompt: inputs::prompt(&app.model, self.prompt_name.as_deref())?,
+            side: None,
+            wants,
+        })
+    }
 }

@@ -35,6 +35,19 @@ pub enum Dialect {
     Cohere,
 }
 
+impl Dialect {
+    /// The dialect of the clients that ask at `path`.
+    pub(super) fn of(path: &str) -> Self {
+        match path {
+            "/v1/embeddings" | "/embeddings" => Self::OpenAi,
+            "/v1/rerank" => Self::Jina,
+            _ if path.starts_with("/v1/models") => Self::OpenAi,
+            _ if path.starts_with("/v2/") => Self::Cohere,
+            _ => Self::Tei,
+        }
+    }
+}
+
 impl ApiError {
     /// No input at all: 400.
     pub fn empty(message: impl Into<String>) -> Self {
@@ -54,6 +67,11 @@ impl ApiError {
     /// A fault on this side: 424, as text-embeddings-inference answers it.
     pub fn backend(message: impl Into<String>) -> Self {
         Self { status: StatusCode::FAILED_DEPENDENCY, kind: "Backend", message: message.into() }
+    }
+
+    /// No key, or a wrong one: 401.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::UNAUTHORIZED, kind: "Unauthorized", message: message.into() }
     }
 
     /// No such route or method.

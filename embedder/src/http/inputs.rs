@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Served;
 use super::error::ApiError;
-use crate::engine::normalize;
-use crate::model::{Input, TextTokenizer, Truncation};
+use crate::model::{self, Input, Output, Side, TextTokenizer, Truncation, Wants, normalize};
 
 /// `"text"`, `["text", …]`, `[1, 2]` (the ids of one text) or `[[1, 2], …]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a text, a list of texts, a list of token ids or a list of such lists"
@@ -23,7 +23,7 @@ pub(super) enum Inputs {
 }
 
 /// One text, as itself or as the ids of its tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a text or a list of token ids")]
 pub(super) enum OneInput {
     Text(String),
@@ -31,7 +31,7 @@ pub(super) enum OneInput {
 }
 
 /// Which end of an input that is too long goes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 pub(super) enum Direction {
     #[serde(alias = "left")]
     Left,
@@ -90,12 +90,12 @@ pub(super) fn truncation(truncate: Option<bool>, direction: Direction) -> Trunca
     }
 }
 
-/// The prompt that the model's files give for a name.
+/// The prompt that the model's files give for a name, or for no name.
 pub(super) fn prompt(model: &Served, name: Option<&str>) -> Result<Option<String>, ApiError> {
-    let Some(name) = name else { return Ok(None) };
     let prompts = &model.files.prompts;
-    prompts.get(name).cloned().map(Some).ok_or_else(|| {
-        let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
+    let Some(name) = name.or(prompts.default.as_deref()) else { return Ok(None) };
+    prompts.by_name.get(name).cloned().map(Some).ok_or_else(|| {
+        let known: Vec<&str> = prompts.by_name.keys().map(String::as_str).collect();
         ApiError::validation(format!("the model has no prompt {name:?}; it has {known:?}"))
     })
 }
@@ -111,6 +111,65 @@ where
         .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
 }
 
+/// What was computed of a request's inputs, in their order.
+pub(super) struct Computed {
+    pub(super) outputs: Vec<Output>,
+    /// The ids of each input's tokens.
+    pub(super) ids: Vec<Vec<u32>>,
+    /// Tokens of all inputs.
+    pub(super) tokens: usize,
+}
+
+/// How texts become inputs.
+pub(super) struct Preparation {
+    pub(super) truncation: Truncation,
+    pub(super) prompt: Option<String>,
+    /// Marks the texts for a model with one vector a token.
+    pub(super) side: Option<Side>,
+    pub(super) wants: Wants,
+}
+
+/// Computes what is wanted of a list of inputs.
+pub(super) async fn compute(
+    model: &Arc<Served>,
+    list: Vec<OneInput>,
+    preparation: Preparation,
+) -> Result<Computed, ApiError> {
+    let tokenizer = model.tokenizer.clone();
+    let inputs = tokenize(list, move |input| {
+        let Preparation { truncation, prompt, side, wants } = &preparation;
+        let text = input.into_text(&tokenizer)?;
+        let text = match prompt {
+            Some(prompt) => format!("{prompt}{text}"),
+            None => text,
+        };
+        let mut input = match side {
+            Some(side) => tokenizer.marked(&text, *side, *truncation)?,
+            None => tokenizer.text(&text, *truncation)?,
+        };
+        input.wants = *wants;
+        Ok(input)
+    })
+    .await?;
+    let tokens = inputs.iter().map(Input::len).sum();
+    let ids = inputs.iter().map(|input| input.ids.clone()).collect();
+    let outputs = model.engine.run(inputs).await?;
+    Ok(Computed { outputs, ids, tokens })
+}
+
+/// The part of each text that its first `most` tokens cover.
+pub(super) async fn beginnings(
+    model: &Arc<Served>,
+    texts: Vec<String>,
+    most: usize,
+) -> Result<Vec<String>, ApiError> {
+    let tokenizer = model.tokenizer.plain();
+    let cut = move |text: String| Ok(model::beginning(&tokenizer, &text, most)?.to_owned());
+    tokio::task::spawn_blocking(move || texts.into_par_iter().map(cut).collect())
+        .await
+        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
+}
+
 /// Embeds a list of inputs as a request wants it.
 pub(super) async fn embed(
     model: &Arc<Served>,
@@ -118,30 +177,35 @@ pub(super) async fn embed(
     options: VectorOptions,
 ) -> Result<Vectors, ApiError> {
     let VectorOptions { truncation, prompt, normalize: normalized, dimensions } = options;
-    if let Some(dimensions) = dimensions {
-        let width = model.files.config.hidden_size;
-        if dimensions == 0 || dimensions > width {
-            return Err(ApiError::validation(format!(
-                "dimensions is {dimensions}; the model has 1 to {width}"
-            )));
-        }
-    }
-    let tokenizer = model.tokenizer.clone();
-    let inputs = tokenize(list, move |input| {
-        let text = input.into_text(&tokenizer)?;
-        let text = prompt.as_ref().map_or_else(|| text.clone(), |prompt| format!("{prompt}{text}"));
-        Ok(tokenizer.text(&text, truncation)?)
-    })
-    .await?;
-    let tokens = inputs.iter().map(Input::len).sum();
-    let mut vectors = model.engine.run(inputs).await?;
-    for vector in &mut vectors {
-        vector.truncate(dimensions.unwrap_or(usize::MAX));
-        if normalized {
-            normalize(vector);
-        }
-    }
+    let Some(dense) = &model.files.heads.dense else {
+        return Err(ApiError::backend(
+            "the model gives no vector for a whole text: it is no embedding model",
+        ));
+    };
+    shorter_than(dimensions, "dimensions", dense.width)?;
+    let preparation = Preparation { truncation, prompt, side: None, wants: Wants::VECTOR };
+    let Computed { outputs, tokens, .. } = compute(model, list, preparation).await?;
+    let vectors = outputs.into_iter().map(|output| finish(output.vector, dimensions, normalized)).collect();
     Ok(Vectors { vectors, tokens })
+}
+
+/// Refuses a wrong number of dimensions in a request's `field`.
+pub(super) fn shorter_than(dimensions: Option<usize>, field: &str, width: usize) -> Result<(), ApiError> {
+    match dimensions {
+        Some(dimensions) if dimensions == 0 || dimensions > width => {
+            Err(ApiError::validation(format!("{field} is {dimensions}; the model has 1 to {width}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first dimensions of a vector, with length one where that is wanted.
+pub(super) fn finish(mut vector: Vec<f32>, dimensions: Option<usize>, normalized: bool) -> Vec<f32> {
+    vector.truncate(dimensions.unwrap_or(usize::MAX));
+    if normalized {
+        normalize(&mut vector);
+    }
+    vector
 }
 
 #[cfg(test)]

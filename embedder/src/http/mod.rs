@@ -1,10 +1,16 @@
-//! The HTTP API: routes by role, what they share, and the numbers about them. Each dialect has a file of its own.
+//! The HTTP API: routes by role, what they share, and the numbers about them. Each dialect has a file of its own. The tables
+//! of operations below are what the router, the metrics and `/openapi.json` are made from.
 
+mod access;
 mod body;
+mod cohere;
 mod embed;
+mod encode;
 mod error;
 mod inputs;
 mod openai;
+mod openapi;
+mod predict;
 mod rerank;
 mod status;
 mod tokenize;
@@ -13,13 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{Html, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
+use tracing::Instrument as _;
 
+pub use access::Keys;
 pub use body::parse;
 pub use error::{ApiError, Dialect, answer};
 pub use status::{GpuInfo, Info, ModelInfo};
@@ -27,24 +35,7 @@ pub use status::{GpuInfo, Info, ModelInfo};
 use crate::engine::Engine;
 use crate::metrics::{Metrics, RequestLabels};
 use crate::model::{ModelFiles, TextTokenizer};
-
-/// The routes that metrics name; every other one counts as `other`.
-const ROUTES: &[&str] = &[
-    "/embed",
-    "/rerank",
-    "/tokenize",
-    "/decode",
-    "/info",
-    "/health",
-    "/ready",
-    "/metrics",
-    "/v1/embeddings",
-    "/v1/models",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v1/process",
-    "/v1/analyze",
-];
+use openapi::{Operation, of};
 
 /// A model that is served.
 pub struct Served {
@@ -83,58 +74,324 @@ struct App {
     model: Arc<Served>,
 }
 
-/// Routes that embed, for the role data-factory.
-pub fn embedding_routes(model: Arc<Served>) -> Router {
-    Router::new()
-        .route("/embed", post(embed::embed))
-        .route("/", post(embed::embed))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/decode", post(tokenize::decode))
-        .route("/v1/embeddings", post(openai::embeddings))
-        .route("/embeddings", post(openai::embeddings))
-        .route("/v1/models", get(openai::models))
-        .with_state(App { model })
+/// Routes of one role, with what `/openapi.json` says about them.
+pub struct Routes {
+    router: Router,
+    operations: Vec<&'static Operation>,
 }
 
-/// Routes that score pairs, for the role reranker.
-pub fn rerank_routes(model: Arc<Served>) -> Router {
-    Router::new()
-        .route("/rerank", post(rerank::tei))
-        .route("/", post(rerank::tei))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/decode", post(tokenize::decode))
-        .route("/v1/rerank", post(rerank::jina))
-        .route("/v2/rerank", post(rerank::cohere))
-        .route("/v1/models", get(openai::models))
-        .with_state(App { model })
+const EMBEDDING: &[Operation] = &[
+    Operation {
+        method: "post",
+        path: "/embed",
+        summary: "Texts to vectors",
+        request: Some(of::<embed::EmbedRequest>),
+        response: Some(of::<Vec<Vec<f32>>>),
+        handler: Some(|| post(embed::embed)),
+    },
+    Operation {
+        method: "post",
+        path: "/",
+        summary: "The same as /embed",
+        request: Some(of::<embed::EmbedRequest>),
+        response: Some(of::<Vec<Vec<f32>>>),
+        handler: Some(|| post(embed::embed)),
+    },
+    Operation {
+        method: "post",
+        path: "/embed_all",
+        summary: "Texts to the hidden states of all their tokens",
+        request: Some(of::<embed::TextsRequest>),
+        response: Some(of::<Vec<Vec<Vec<f32>>>>),
+        handler: Some(|| post(embed::embed_all)),
+    },
+    Operation {
+        method: "post",
+        path: "/embed_sparse",
+        summary: "Texts to weights of words",
+        request: Some(of::<embed::TextsRequest>),
+        response: Some(of::<Vec<Vec<embed::SparseValue>>>),
+        handler: Some(|| post(embed::embed_sparse)),
+    },
+    Operation {
+        method: "post",
+        path: "/similarity",
+        summary: "A sentence compared with others",
+        request: Some(of::<embed::SimilarityRequest>),
+        response: Some(of::<Vec<f32>>),
+        handler: Some(|| post(embed::similarity)),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/encode",
+        summary: "Texts to dense, sparse and multi-vector form in one pass",
+        request: Some(of::<encode::EncodeRequest>),
+        response: Some(of::<encode::EncodeResponse>),
+        handler: Some(|| post(encode::encode)),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/embeddings",
+        summary: "OpenAI: texts to vectors",
+        request: Some(of::<openai::EmbeddingsRequest>),
+        response: Some(of::<openai::EmbeddingsResponse>),
+        handler: Some(|| post(openai::embeddings)),
+    },
+    Operation {
+        method: "post",
+        path: "/embeddings",
+        summary: "The same as /v1/embeddings",
+        request: Some(of::<openai::EmbeddingsRequest>),
+        response: Some(of::<openai::EmbeddingsResponse>),
+        handler: Some(|| post(openai::embeddings)),
+    },
+    Operation {
+        method: "post",
+        path: "/v2/embed",
+        summary: "Cohere: texts to vectors as floats, bytes or bits",
+        request: Some(of::<cohere::EmbedRequest>),
+        response: Some(of::<cohere::EmbedResponse>),
+        handler: Some(|| post(cohere::embed)),
+    },
+];
+
+const RERANKING: &[Operation] = &[
+    Operation {
+        method: "post",
+        path: "/rerank",
+        summary: "Texts in the order of their scores by a query",
+        request: Some(of::<rerank::TeiRequest>),
+        response: Some(of::<Vec<rerank::TeiRank>>),
+        handler: Some(|| post(rerank::tei)),
+    },
+    Operation {
+        method: "post",
+        path: "/predict",
+        summary: "Labels of texts or pairs with their scores",
+        request: Some(of::<predict::PredictRequest>),
+        response: Some(of::<predict::Predictions>),
+        handler: Some(|| post(predict::predict)),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/rerank",
+        summary: "Jina: documents in the order of their scores by a query",
+        request: Some(of::<rerank::JinaRequest>),
+        response: Some(of::<rerank::JinaResponse>),
+        handler: Some(|| post(rerank::jina)),
+    },
+    Operation {
+        method: "post",
+        path: "/v2/rerank",
+        summary: "Cohere: documents in the order of their scores by a query",
+        request: Some(of::<rerank::CohereRequest>),
+        response: Some(of::<rerank::CohereResponse>),
+        handler: Some(|| post(rerank::cohere)),
+    },
+];
+
+/// `POST /` of a model with one label, and of one with several.
+const RERANK_ROOT: Operation = Operation {
+    method: "post",
+    path: "/",
+    summary: "The same as /rerank",
+    request: Some(of::<rerank::TeiRequest>),
+    response: Some(of::<Vec<rerank::TeiRank>>),
+    handler: Some(|| post(rerank::tei)),
+};
+const PREDICT_ROOT: Operation = Operation {
+    method: "post",
+    path: "/",
+    summary: "The same as /predict",
+    request: Some(of::<predict::PredictRequest>),
+    response: Some(of::<predict::Predictions>),
+    handler: Some(|| post(predict::predict)),
+};
+
+const ANY_MODEL: &[Operation] = &[
+    Operation {
+        method: "post",
+        path: "/tokenize",
+        summary: "Texts to tokens with their places",
+        request: Some(of::<tokenize::TokenizeRequest>),
+        response: Some(of::<Vec<Vec<tokenize::Token>>>),
+        handler: Some(|| post(tokenize::tokenize)),
+    },
+    Operation {
+        method: "post",
+        path: "/decode",
+        summary: "Token ids to texts",
+        request: Some(of::<tokenize::DecodeRequest>),
+        response: Some(of::<Vec<String>>),
+        handler: Some(|| post(tokenize::decode)),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/models",
+        summary: "OpenAI: the model",
+        request: None,
+        response: Some(of::<openai::Models>),
+        handler: Some(|| get(openai::models)),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/models/{*model}",
+        summary: "OpenAI: the model by its name",
+        request: None,
+        response: Some(of::<openai::Model>),
+        handler: Some(|| get(openai::model)),
+    },
+];
+
+const PROCESS: Operation = Operation {
+    method: "post",
+    path: "/v1/process",
+    summary: "Documents to chunks in context with vectors, as a stream of JSON lines",
+    request: Some(openapi::object),
+    response: None,
+    handler: None,
+};
+const ANALYZE: Operation = Operation {
+    method: "post",
+    path: "/v1/analyze",
+    summary: "A document's type, language, structure and the chunking that suits it",
+    request: Some(openapi::object),
+    response: Some(openapi::object),
+    handler: None,
+};
+
+const COMMON: &[Operation] = &[
+    Operation {
+        method: "get",
+        path: "/info",
+        summary: "What is served, and on what",
+        request: None,
+        response: Some(of::<Info>),
+        handler: None,
+    },
+    Operation {
+        method: "get",
+        path: "/health",
+        summary: "Whether the process lives",
+        request: None,
+        response: None,
+        handler: None,
+    },
+    Operation {
+        method: "get",
+        path: "/ready",
+        summary: "Whether the process may be used",
+        request: None,
+        response: Some(openapi::object),
+        handler: None,
+    },
+    Operation {
+        method: "get",
+        path: "/metrics",
+        summary: "Numbers for Prometheus",
+        request: None,
+        response: None,
+        handler: None,
+    },
+    Operation {
+        method: "get",
+        path: "/openapi.json",
+        summary: "This description",
+        request: None,
+        response: Some(openapi::object),
+        handler: None,
+    },
+    Operation {
+        method: "get",
+        path: "/docs",
+        summary: "This description as a page",
+        request: None,
+        response: None,
+        handler: None,
+    },
+];
+
+impl Routes {
+    fn new(model: Arc<Served>, operations: Vec<&'static Operation>) -> Self {
+        let router = operations
+            .iter()
+            .filter_map(|operation| Some((operation.path, operation.handler?)))
+            .fold(Router::new(), |router, (path, handler)| router.route(path, handler()));
+        Self { router: router.with_state(App { model }), operations }
+    }
+
+    /// Routes that embed, for the role data-factory.
+    pub fn embedding(model: Arc<Served>) -> Self {
+        Self::new(model, EMBEDDING.iter().chain(ANY_MODEL).collect())
+    }
+
+    /// Routes that score pairs or classify, for the role reranker.
+    pub fn scoring(model: Arc<Served>) -> Self {
+        let reranks = model.files.heads.labels.as_ref().is_some_and(|labels| labels.len() == 1);
+        let root = if reranks { &RERANK_ROOT } else { &PREDICT_ROOT };
+        Self::new(model, RERANKING.iter().chain(ANY_MODEL).chain([root]).collect())
+    }
+
+    /// Routes that analyze documents, for the role doc-analyzer.
+    pub fn analyzing(router: Router) -> Self {
+        Self { router, operations: vec![&ANALYZE] }
+    }
+
+    /// The same with the route that processes documents.
+    #[must_use]
+    pub fn with_pipeline(mut self, router: Router) -> Self {
+        self.operations.push(&PROCESS);
+        Self { router: self.router.merge(router), ..self }
+    }
 }
 
-/// Adds to a role's routes what every role has: status, metrics, limits, answers to what is not there.
-pub fn with_common_routes(role_routes: Router, shared: Arc<Shared>, payload_limit: usize) -> Router {
+/// Adds to a role's routes what every role has: status, metrics, limits, keys, answers to what is not there.
+pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: usize, keys: Keys) -> Router {
+    let document = Arc::new(openapi::document(&routes.operations, COMMON, !keys.is_empty()));
     let common = Router::new()
         .route("/info", get(status::info))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(async move || Json((*document).clone())))
+        .route("/docs", get(async || Html(openapi::PAGE)))
         .with_state(Arc::clone(&shared));
-    role_routes
+    routes
+        .router
         .layer(DefaultBodyLimit::max(payload_limit))
+        .route_layer(middleware::from_fn_with_state(Arc::new(keys), access::guard))
         .merge(common)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(shared, measure))
 }
 
+/// Counts and names every request.
 async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let route = ROUTES.iter().copied().find(|route| Some(*route) == matched).unwrap_or("other");
-    let response = next.run(request).await;
-    let labels = RequestLabels { route, status: response.status().as_u16() };
-    shared.metrics.requests.get_or_create(&labels).inc();
+    let mut known = [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], COMMON].into_iter().flatten();
+    let route = known.find(|it| Some(it.path) == matched).map_or("other", |it| it.path);
+    let id = access::id_of(request.headers());
+    let trace = access::trace_of(request.headers()).map(str::to_owned);
+    let span = tracing::info_span!("request", id, route, trace);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let seconds = started.elapsed().as_secs_f64();
+    let status = response.status().as_u16();
+    span.in_scope(|| {
+        if matches!(response.status(), StatusCode::FAILED_DEPENDENCY) || response.status().is_server_error() {
+            tracing::warn!(status, seconds, "a request failed");
+        } else {
+            tracing::debug!(status, seconds, "answered");
+        }
+    });
+    shared.metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
     // Probes and scrapes would hide the requests of clients.
-    if !matches!(route, "/health" | "/ready" | "/metrics" | "/info") {
-        shared.metrics.request_duration.observe(started.elapsed().as_secs_f64());
+    if !COMMON.iter().any(|it| it.path == route) {
+        shared.metrics.request_duration.observe(seconds);
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(access::REQUEST_ID, id);
     }
     response
 }

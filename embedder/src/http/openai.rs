@@ -2,29 +2,29 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::Response;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::cohere::floats_base64;
 use super::error::{ApiError, Dialect, answer};
 use super::inputs::{self, Inputs, VectorOptions};
 use super::{App, parse};
 use crate::model::Truncation;
 
 /// `model` and `user` are accepted and say nothing: one model is served.
-#[derive(Deserialize)]
-struct EmbeddingsRequest {
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct EmbeddingsRequest {
     input: Inputs,
     #[serde(default)]
     encoding_format: EncodingFormat,
     dimensions: Option<usize>,
 }
 
-#[derive(Deserialize, Default, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Default, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     #[default]
@@ -32,29 +32,31 @@ enum EncodingFormat {
     Base64,
 }
 
-#[derive(Serialize)]
-struct EmbeddingsResponse {
+/// Vectors in the order of the inputs.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct EmbeddingsResponse {
     object: &'static str,
     data: Vec<EmbeddingObject>,
     model: String,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbeddingObject {
     object: &'static str,
     index: usize,
     embedding: Encoded,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 enum Encoded {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Serialize)]
+/// Tokens that were computed.
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: usize,
     pub(super) total_tokens: usize,
@@ -77,7 +79,7 @@ async fn respond(
     let request: EmbeddingsRequest = parse(body)?;
     let options = VectorOptions {
         truncation: Truncation::DropEnd,
-        prompt: None,
+        prompt: inputs::prompt(&app.model, None)?,
         normalize: true,
         dimensions: request.dimensions,
     };
@@ -98,14 +100,42 @@ async fn respond(
 fn encode(vector: Vec<f32>, format: EncodingFormat) -> Encoded {
     match format {
         EncodingFormat::Float => Encoded::Float(vector),
-        EncodingFormat::Base64 => {
-            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-            Encoded::Base64(STANDARD.encode(bytes))
-        }
+        EncodingFormat::Base64 => Encoded::Base64(floats_base64(&vector)),
     }
 }
 
-pub(super) async fn models(State(app): State<App>) -> Json<Value> {
-    let model = json!({ "id": app.model.name, "object": "model", "created": 0, "owned_by": "principium" });
-    Json(json!({ "object": "list", "data": [model] }))
+/// The models that are served.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Models {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// The model that is served.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+impl Model {
+    fn of(app: &App) -> Self {
+        Self { id: app.model.name.clone(), object: "model", created: 0, owned_by: "principium" }
+    }
+}
+
+pub(super) async fn models(State(app): State<App>) -> Json<Models> {
+    Json(Models { object: "list", data: vec![Model::of(&app)] })
+}
+
+pub(super) async fn model(State(app): State<App>, Path(name): Path<String>) -> Response {
+    let found = if name == app.model.name {
+        Ok(Json(Model::of(&app)))
+    } else {
+        let message = format!("there is no model {name:?}; {:?} is served", app.model.name);
+        Err(ApiError::no_route(StatusCode::NOT_FOUND, message))
+    };
+    answer(found, Dialect::OpenAi)
 }

@@ -1,24 +1,24 @@
 //! Scores of documents by a query, in three dialects: text-embeddings-inference, Jina and Cohere.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::access::request_id;
+use super::cohere::Meta;
 use super::error::{ApiError, Dialect, answer};
 use super::inputs::{self, Direction};
 use super::openai::Usage;
 use super::{App, parse};
 use crate::model::{self, Input, Truncation};
 
-#[derive(Deserialize)]
-struct TeiRequest {
+/// A query and the texts that are scored by it.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct TeiRequest {
     query: String,
     texts: Vec<String>,
     truncate: Option<bool>,
@@ -30,16 +30,18 @@ struct TeiRequest {
     return_text: bool,
 }
 
-#[derive(Serialize)]
-struct TeiRank {
+/// One text.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TeiRank {
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     score: f32,
 }
 
-#[derive(Deserialize)]
-struct JinaRequest {
+/// A query and the documents that are scored by it.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct JinaRequest {
     model: Option<String>,
     query: String,
     documents: Vec<Document>,
@@ -52,16 +54,47 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Deserialize)]
-struct CohereRequest {
+/// A query and the documents that are scored by it. `model` is accepted and says nothing: one model is served.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct CohereRequest {
     query: String,
     documents: Vec<Document>,
     top_n: Option<usize>,
     max_tokens_per_doc: Option<usize>,
 }
 
+/// The documents in the order of their scores.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct JinaResponse {
+    model: String,
+    usage: Usage,
+    results: Vec<Ranked>,
+}
+
+/// The documents in the order of their scores.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct CohereResponse {
+    id: String,
+    results: Vec<Ranked>,
+    meta: Meta,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Ranked {
+    /// Place in the request.
+    index: usize,
+    relevance_score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<RankedDocument>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RankedDocument {
+    text: String,
+}
+
 /// A text, bare or in an object.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a text or an object with a text")]
 enum Document {
     Text(String),
@@ -98,39 +131,44 @@ pub(super) async fn jina(State(app): State<App>, body: Result<Bytes, BytesReject
     answer(respond_jina(&app, body).await, Dialect::Jina)
 }
 
-async fn respond_jina(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, ApiError> {
+async fn respond_jina(
+    app: &App,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<JinaResponse>, ApiError> {
     let request: JinaRequest = parse(body)?;
     some("documents", &request.documents)?;
     let documents: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
     let texts = if request.return_documents { documents.clone() } else { Vec::new() };
     let scored = score(app, request.query, documents, Truncation::DropEnd, None).await?;
-    let results: Vec<Value> = scored
+    let results = scored
         .top(request.top_n)
-        .map(|(index, score)| match texts.get(index) {
-            Some(text) => json!({ "index": index, "relevance_score": score, "document": { "text": text } }),
-            None => json!({ "index": index, "relevance_score": score }),
+        .map(|(index, relevance_score)| {
+            let document = texts.get(index).map(|text| RankedDocument { text: text.clone() });
+            Ranked { index, relevance_score, document }
         })
         .collect();
     let model = request.model.unwrap_or_else(|| app.model.name.clone());
-    Ok(Json(json!({ "model": model, "usage": Usage::of(scored.tokens), "results": results })))
+    Ok(Json(JinaResponse { model, usage: Usage::of(scored.tokens), results }))
 }
 
 pub(super) async fn cohere(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
     answer(respond_cohere(&app, body).await, Dialect::Cohere)
 }
 
-async fn respond_cohere(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, ApiError> {
+async fn respond_cohere(
+    app: &App,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<CohereResponse>, ApiError> {
     let request: CohereRequest = parse(body)?;
     some("documents", &request.documents)?;
     let documents = request.documents.into_iter().map(Document::into_text).collect();
     let scored =
         score(app, request.query, documents, Truncation::DropEnd, request.max_tokens_per_doc).await?;
-    let results: Vec<Value> = scored
+    let results = scored
         .top(request.top_n)
-        .map(|(index, score)| json!({ "index": index, "relevance_score": score }))
+        .map(|(index, relevance_score)| Ranked { index, relevance_score, document: None })
         .collect();
-    let meta = json!({ "api_version": { "version": "2" }, "billed_units": { "search_units": 1 } });
-    Ok(Json(json!({ "id": request_id(), "results": results, "meta": meta })))
+    Ok(Json(CohereResponse { id: request_id(), results, meta: Meta::search() }))
 }
 
 struct Scored {
@@ -159,6 +197,9 @@ async fn score(
     truncation: Truncation,
     document_tokens: Option<usize>,
 ) -> Result<Scored, ApiError> {
+    if app.model.files.heads.labels.as_ref().is_none_or(|labels| labels.len() != 1) {
+        return Err(ApiError::backend("the model has several labels: it classifies, and does not rerank"));
+    }
     let tokenizer = app.model.tokenizer.clone();
     let inputs = inputs::tokenize(documents, move |document| {
         let document = match document_tokens {
@@ -169,19 +210,13 @@ async fn score(
     })
     .await?;
     let tokens = inputs.iter().map(Input::len).sum();
-    let logits = app.model.engine.run(inputs).await?;
-    let mut ranking: Vec<(usize, f32)> = logits.into_iter().flatten().enumerate().collect();
+    let outputs = app.model.engine.run(inputs).await?;
+    let mut ranking: Vec<(usize, f32)> =
+        outputs.into_iter().flat_map(|output| output.vector).enumerate().collect();
     ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
     Ok(Scored { ranking, tokens })
 }
 
-fn sigmoid(logit: f32) -> f32 {
+pub(super) fn sigmoid(logit: f32) -> f32 {
     1.0 / (1.0 + (-logit).exp())
-}
-
-/// Tells two answers of this process apart, and most likely those of two processes.
-fn request_id() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{now:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed))
 }

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -14,7 +15,7 @@ use super::Shared;
 use super::error::{ApiError, Dialect, answer};
 
 /// The answer of `/info`: that of text-embeddings-inference and what an operator wants to know.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Info {
     /// data-factory, reranker or doc-analyzer.
     pub role: &'static str,
@@ -38,7 +39,7 @@ pub struct Info {
 }
 
 /// The model's part of `/info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ModelInfo {
     /// The name that clients see.
     pub model_id: String,
@@ -74,7 +75,7 @@ pub struct ModelInfo {
 }
 
 /// One GPU that was given.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct GpuInfo {
     /// Index on the node.
     pub index: u32,

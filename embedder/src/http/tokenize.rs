@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
@@ -13,8 +14,9 @@ use super::error::{ApiError, Dialect, answer};
 use super::inputs::{self, Inputs};
 use super::{App, parse};
 
-#[derive(Deserialize)]
-struct TokenizeRequest {
+/// What is cut into tokens.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct TokenizeRequest {
     inputs: Inputs,
     #[serde(default = "yes")]
     add_special_tokens: bool,
@@ -25,8 +27,9 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Serialize)]
-struct Token {
+/// One token.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Token {
     id: u32,
     text: String,
     special: bool,
@@ -59,15 +62,16 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
         .map(Json)
 }
 
-#[derive(Deserialize)]
-struct DecodeRequest {
+/// What is put together again.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct DecodeRequest {
     ids: Ids,
     #[serde(default = "yes")]
     skip_special_tokens: bool,
 }
 
 /// The token ids of one text or of several.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
 enum Ids {
     One(Vec<u32>),

@@ -1,10 +1,11 @@
-//! The BERT encoder with its two heads: pooled vectors and one logit. Texts lie one behind another, without padding.
+//! The BERT encoder: tokens to hidden states. Texts lie one behind another, without padding. What is made of the states is
+//! decided in `heads`.
 
-use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 
 use super::attention;
-use super::files::{ModelFiles, Pooling, Task};
+use super::bert_config::BertConfig;
 use super::ops::{AddLayerNorm, Bias};
 use super::tokens::Input;
 
@@ -13,11 +14,13 @@ pub(super) struct Bert {
     device: Device,
     words: Tensor,
     positions: Tensor,
-    types: Tensor,
+    /// Absent in DistilBERT.
+    types: Option<Tensor>,
     embedding_norm: AddLayerNorm,
     layers: Vec<Layer>,
     heads: usize,
-    classifier: Option<Classifier>,
+    /// Row of a text's first token in the table of positions.
+    first_position: u32,
 }
 
 struct Layer {
@@ -32,19 +35,10 @@ struct Layer {
     down_norm: AddLayerNorm,
 }
 
-struct Classifier {
-    pooler: Linear,
-    output: Linear,
-}
-
 impl Bert {
-    pub(super) fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let root = weights(files, device)?;
-        let config = &files.config;
+    /// Reads the weights from `bert`, the root of the encoder, under BERT's own names.
+    pub(super) fn load(config: &BertConfig, bert: &VarBuilder<'_>, device: &Device) -> Result<Self> {
         let width = config.hidden_size;
-        // Sequence classifiers keep the encoder under its name; sentence-transformers saves it bare.
-        let prefixed = root.contains_tensor("bert.embeddings.word_embeddings.weight");
-        let bert = if prefixed { root.pp("bert") } else { root.clone() };
         let table = |name: &str| bert.pp("embeddings").pp(name).get_unchecked("weight");
         let norm = |vb: &VarBuilder<'_>, bias: Tensor| {
             let vb = vb.pp("LayerNorm");
@@ -54,50 +48,39 @@ impl Bert {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&bert.pp("encoder.layer").pp(index), width, &norm))
             .collect::<Result<_>>()?;
-        let classifier = match files.task {
-            Task::Embedding(_) => None,
-            Task::Reranker(_) => Some(Classifier {
-                pooler: candle_nn::linear(width, width, bert.pp("pooler.dense"))?,
-                output: candle_nn::linear(width, 1, root.pp("classifier"))?,
-            }),
-        };
         Ok(Self {
             words: table("word_embeddings")?,
             positions: table("position_embeddings")?,
-            types: table("token_type_embeddings")?,
+            types: (config.type_vocab_size > 0).then(|| table("token_type_embeddings")).transpose()?,
             embedding_norm,
             layers,
             heads: config.num_attention_heads,
-            classifier,
+            first_position: u32::try_from(config.first_position).map_err(candle_core::Error::wrap)?,
             device: device.clone(),
         })
     }
 
-    pub(super) fn run(&self, inputs: &[&Input], task: &Task) -> Result<Vec<Vec<f32>>> {
-        if inputs.is_empty() {
-            return Ok(Vec::new());
-        }
-        let states = self.encode(inputs)?;
-        match (task, &self.classifier) {
-            (Task::Embedding(pooling), _) => pool(&states, inputs, *pooling)?.to_vec2(),
-            (Task::Reranker(_), Some(classifier)) => {
-                let first = first_tokens(&states, inputs)?;
-                let pooled = classifier.pooler.forward(&first)?.tanh()?;
-                classifier.output.forward(&pooled)?.to_vec2()
-            }
-            (Task::Reranker(_), None) => candle_core::bail!("the model was loaded without its classifier"),
-        }
+    /// The table of words: [vocabulary, width].
+    pub(super) fn words(&self) -> &Tensor {
+        &self.words
     }
 
     /// Hidden states of all tokens of all inputs: [tokens, width].
-    fn encode(&self, inputs: &[&Input]) -> Result<Tensor> {
+    pub(super) fn encode(&self, inputs: &[&Input]) -> Result<Tensor> {
         let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
         let words: Vec<u32> = inputs.iter().flat_map(|input| input.ids.iter().copied()).collect();
-        let types: Vec<u32> = inputs.iter().flat_map(|input| input.type_ids.iter().copied()).collect();
-        let positions: Vec<u32> = inputs.iter().flat_map(|input| (0..).take(input.len())).collect();
+        let positions: Vec<u32> =
+            inputs.iter().flat_map(|input| (self.first_position..).take(input.len())).collect();
         let pick = |table: &Tensor, rows: Vec<u32>| table.index_select(&Tensor::new(rows, &self.device)?, 0);
         let words = pick(&self.words, words)?;
-        let others = pick(&self.positions, positions)?.add(&pick(&self.types, types)?)?;
+        let mut others = pick(&self.positions, positions)?;
+        if let Some(table) = &self.types {
+            // Some tokenizers number the second text of a pair though the model knows one type.
+            let last = u32::try_from(table.dim(0)?.saturating_sub(1)).map_err(candle_core::Error::wrap)?;
+            let types =
+                inputs.iter().flat_map(|input| &input.type_ids).map(|kind| *kind.min(&last)).collect();
+            others = others.add(&pick(table, types)?)?;
+        }
         let mut states = self.embedding_norm.forward(words, &others)?;
         for layer in &self.layers {
             states = layer.forward(&states, &lengths, self.heads)?;
@@ -138,37 +121,4 @@ impl Layer {
         let inner = self.up_bias.add_and_gelu(states.matmul(&self.up.t()?)?)?;
         self.down_norm.forward(inner.matmul(&self.down.t()?)?, &states)
     }
-}
-
-/// Weights are computed in f32, whatever type they are stored in.
-#[allow(unsafe_code, reason = "mapping a file into memory")]
-fn weights(files: &ModelFiles, device: &Device) -> Result<VarBuilder<'static>> {
-    let path = files.folder.join("model.safetensors");
-    // SAFETY: the file belongs to a model folder that nobody writes to while it is served: an image volume, a read-only
-    // mount or a finished download.
-    unsafe { VarBuilder::from_mmaped_safetensors(&[path], DType::F32, device) }
-}
-
-fn pool(states: &Tensor, inputs: &[&Input], pooling: Pooling) -> Result<Tensor> {
-    if pooling == Pooling::Cls {
-        return first_tokens(states, inputs);
-    }
-    let mut start = 0;
-    let mut means = Vec::with_capacity(inputs.len());
-    for input in inputs {
-        means.push(states.narrow(0, start, input.len())?.mean(0)?);
-        start += input.len();
-    }
-    Tensor::stack(&means, 0)
-}
-
-/// The state of each input's first token, `[CLS]`: [inputs, width].
-fn first_tokens(states: &Tensor, inputs: &[&Input]) -> Result<Tensor> {
-    let mut rows = Vec::with_capacity(inputs.len());
-    let mut start = 0_u32;
-    for input in inputs {
-        rows.push(start);
-        start += u32::try_from(input.len()).map_err(candle_core::Error::wrap)?;
-    }
-    states.index_select(&Tensor::new(rows, states.device())?, 0)
 }

@@ -1,227 +1,204 @@
-//! What the files of a model folder say: architecture, pooling, lengths, prompts, digest. No tensor is read here.
+//! What the files of a model folder say: architecture, what can be had of it, lengths, prompts, digest. No tensor is read here.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
 use super::ModelError;
-
-/// The architectures that `bert.rs` computes; named in the error about any other one.
-pub const SUPPORTED: &[&str] = &["BertModel", "BertForSequenceClassification"];
-
-/// `config.json` of a BERT.
-#[derive(Debug, Clone, Deserialize)]
-pub struct BertConfig {
-    /// The classes that transformers would use; the first one decides.
-    #[serde(default)]
-    pub architectures: Vec<String>,
-    /// Width of the hidden states.
-    pub hidden_size: usize,
-    /// Layers of the encoder.
-    pub num_hidden_layers: usize,
-    /// Attention heads a layer.
-    pub num_attention_heads: usize,
-    /// Activation between the two linear layers of the feed-forward part.
-    pub hidden_act: String,
-    /// Added to the variance in layer normalization.
-    pub layer_norm_eps: f64,
-    /// Rows of the position table: the most tokens that the weights can take.
-    pub max_position_embeddings: usize,
-    /// `absolute` is the only kind that is computed.
-    #[serde(default)]
-    pub position_embedding_type: Option<String>,
-    /// Labels of a classifier, by their index as text.
-    #[serde(default)]
-    pub id2label: BTreeMap<String, String>,
-}
-
-/// How the hidden states of a text become one vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
-    /// The mean over all tokens.
-    Mean,
-    /// The state of the first token.
-    Cls,
-}
-
-impl Pooling {
-    /// The name that `/info` shows, as text-embeddings-inference writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mean => "mean",
-            Self::Cls => "cls",
-        }
-    }
-}
-
-/// What a model is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Task {
-    /// Texts to vectors.
-    Embedding(Pooling),
-    /// Pairs to one score each; the label's name.
-    Reranker(String),
-}
+use super::architecture::{self, Backbone, Family, Top};
+use super::sentence::{self, Dense, Markers, Modules, Pooling, Prompts, SparsePooling};
+use super::weights;
 
 /// Everything known about a model before its weights are loaded.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     /// The folder.
     pub folder: PathBuf,
-    /// `config.json`.
-    pub config: BertConfig,
     /// The first entry of `architectures`.
     pub architecture: String,
-    /// Embedding or reranking.
-    pub task: Task,
+    /// What can be had of an input.
+    pub heads: Heads,
     /// The most tokens of one input, special tokens included.
     pub max_input_length: usize,
-    /// Prefixes by name, from `config_sentence_transformers.json`.
-    pub prompts: BTreeMap<String, String>,
+    /// Prefixes, from `config_sentence_transformers.json`.
+    pub prompts: Prompts,
     /// SHA-256 of the weights, in hexadecimal.
     pub weights_digest: String,
+    pub(super) family: Family,
+    pub(super) backbone: Backbone,
+    pub(super) weights: Vec<PathBuf>,
+    /// What a classifier looks at, where its configuration says it.
+    pub(super) classifier_pooling: Option<Pooling>,
 }
 
-impl ModelFiles {
-    /// Reads the files of `folder` and refuses what could only be computed wrongly.
-    pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        let head: Architectures = required(folder, "config.json")?;
-        let architecture = head.architectures.first().cloned().unwrap_or_default();
-        if !SUPPORTED.contains(&architecture.as_str()) {
-            return Err(ModelError::UnsupportedArchitecture {
-                folder: folder.to_owned(),
-                architecture: if architecture.is_empty() { head.model_type } else { architecture },
-            });
-        }
-        let config: BertConfig = required(folder, "config.json")?;
-        if !matches!(config.hidden_act.as_str(), "gelu") {
-            return Err(unsupported(
-                folder,
-                format!("the activation {:?} (only \"gelu\" is)", config.hidden_act),
-            ));
-        }
-        if let Some(kind) = config.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
-            return Err(unsupported(
-                folder,
-                format!("the position embedding {kind:?} (only \"absolute\" is)"),
-            ));
-        }
-        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            return Err(unsupported(
-                folder,
-                format!("{} heads for a width of {}", config.num_attention_heads, config.hidden_size),
-            ));
-        }
-        let task = if architecture == "BertForSequenceClassification" {
-            reranker(folder, &config)?
-        } else {
-            Task::Embedding(pooling(folder)?)
-        };
-        let max_input_length = max_input_length(folder, &config)?;
-        let prompts =
-            optional::<Prompts>(folder, "config_sentence_transformers.json")?.unwrap_or_default().prompts;
-        let weights_digest = digest(&folder.join("model.safetensors"))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            config,
-            architecture,
-            task,
-            max_input_length,
-            prompts,
-            weights_digest,
-        })
-    }
+/// What can be had of an input, besides the hidden states.
+#[derive(Debug, Clone, Default)]
+pub struct Heads {
+    /// One vector for the whole text.
+    pub dense: Option<DenseHead>,
+    /// Scores for labels; the labels in their order.
+    pub labels: Option<Vec<String>>,
+    /// Weights of words.
+    pub sparse: Option<SparseHead>,
+    /// One vector a token.
+    pub multi: Option<MultiHead>,
+}
+
+/// How the states become one vector.
+#[derive(Debug, Clone)]
+pub struct DenseHead {
+    /// Several stand beside one another.
+    pub pooling: Vec<Pooling>,
+    /// Width of the vector.
+    pub width: usize,
+    pub(super) layers: Vec<Dense>,
+}
+
+/// Where the weights of words come from.
+#[derive(Debug, Clone)]
+pub enum SparseHead {
+    /// A masked language model's scores of the whole vocabulary.
+    MaskedLm(SparsePooling),
+    /// A weight for each token of the text, from a file of its own.
+    Tokens(PathBuf),
+}
+
+/// Where the vectors of tokens come from, and which tokens count.
+#[derive(Debug, Clone)]
+pub struct MultiHead {
+    pub(super) layers: Projection,
+    pub(super) markers: Option<Markers>,
+}
+
+/// The linear layer between a token's state and its vector.
+#[derive(Debug, Clone)]
+pub(super) enum Projection {
+    /// `linear` among the model's own weights: ColBERT.
+    Linear,
+    /// Layers of their own folders: PyLate.
+    Dense(Vec<Dense>),
+    /// `colbert_linear.pt`: BGE-M3, which leaves out the first token.
+    File(PathBuf),
 }
 
 #[derive(Deserialize)]
-struct Architectures {
+struct Classes {
     #[serde(default)]
     architectures: Vec<String>,
     #[serde(default)]
     model_type: String,
 }
 
-#[derive(Deserialize, Default)]
-struct Prompts {
-    #[serde(default)]
-    prompts: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct Module {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-#[derive(Deserialize)]
-struct SentenceBert {
-    max_seq_length: Option<usize>,
-}
-
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    /// transformers writes 1e30 for "no limit", which is no integer.
-    model_max_length: Option<f64>,
-}
-
-fn reranker(folder: &Path, config: &BertConfig) -> Result<Task, ModelError> {
-    // transformers leaves the labels out where they are the two default ones.
-    let labels = if config.id2label.is_empty() { 2 } else { config.id2label.len() };
-    match config.id2label.values().next() {
-        Some(label) if labels == 1 => Ok(Task::Reranker(label.clone())),
-        _ => Err(unsupported(folder, format!("a classifier with {labels} labels (a reranker has one)"))),
+impl ModelFiles {
+    /// Reads the files of `folder` and refuses what could only be computed wrongly.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let config: Value = required(folder, "config.json")?;
+        let parse_error = |message| unsupported(folder, message);
+        let classes: Classes = parse(&config).map_err(parse_error)?;
+        let architecture = classes.architectures.first().cloned().unwrap_or_default();
+        let Some((family, top)) = architecture::class(&architecture) else {
+            return Err(ModelError::UnsupportedArchitecture {
+                folder: folder.to_owned(),
+                architecture: if architecture.is_empty() { classes.model_type } else { architecture },
+            });
+        };
+        let backbone = family.backbone(&config).map_err(parse_error)?;
+        let heads = heads(folder, &config, top, &backbone)?;
+        let max_input_length = max_input_length(folder, backbone.positions())?;
+        let weights = weights::paths(folder)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            architecture,
+            heads,
+            max_input_length,
+            prompts: sentence::prompts(folder)?,
+            weights_digest: weights::digest(&weights)?,
+            family,
+            backbone,
+            weights,
+            classifier_pooling: match config.get("classifier_pooling").and_then(Value::as_str) {
+                Some("mean") => Some(Pooling::Mean),
+                _ => None,
+            },
+        })
     }
 }
 
-fn pooling(folder: &Path) -> Result<Pooling, ModelError> {
-    let Some(modules) = optional::<Vec<Module>>(folder, "modules.json")? else {
-        tracing::warn!(folder = %folder.display(), "no modules.json: pooling by the mean, as sentence-transformers does");
-        return Ok(Pooling::Mean);
-    };
-    let mut pooling = None;
-    for module in modules {
-        match module.kind.rsplit('.').next().unwrap_or_default() {
-            // Vectors are normalized on request, which is the default of every API here.
-            "Transformer" | "Normalize" => {}
-            "Pooling" => {
-                let file = format!("{}/config.json", module.path);
-                pooling = Some(read_pooling(folder, &required(folder, &file)?)?);
-            }
-            other => return Err(unsupported(folder, format!("the sentence-transformers module {other}"))),
+fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result<Heads, ModelError> {
+    let modules = sentence::modules(folder)?;
+    let mut heads = Heads::default();
+    if top == Top::Classifier {
+        heads.labels = Some(labels(config));
+        return Ok(heads);
+    }
+    let width = backbone.width();
+    match (top, modules) {
+        (_, Some(Modules { sparse: Some(pooling), .. })) if top == Top::MaskedLm => {
+            heads.sparse = Some(SparseHead::MaskedLm(pooling));
+        }
+        (_, Some(Modules { sparse: Some(_), .. })) => {
+            return Err(unsupported(
+                folder,
+                "a sparse pooling of what is no masked language model".to_owned(),
+            ));
+        }
+        (_, Some(Modules { pooling, dense, .. })) if !pooling.is_empty() => {
+            let pooled = width * pooling.len();
+            let width = dense.last().map_or(pooled, |last| last.width);
+            heads.dense = Some(DenseHead { pooling, width, layers: dense });
+        }
+        (Top::Colbert, _) => {
+            let markers = Some(sentence::markers(folder)?);
+            heads.multi = Some(MultiHead { layers: Projection::Linear, markers });
+        }
+        (_, Some(Modules { dense, .. })) if !dense.is_empty() => {
+            let markers = Some(sentence::markers(folder)?);
+            heads.multi = Some(MultiHead { layers: Projection::Dense(dense), markers });
+        }
+        (_, Some(_)) => {
+            return Err(unsupported(folder, "a modules.json without a pooling".to_owned()));
+        }
+        (Top::MaskedLm, None) => {
+            let pooling = SparsePooling { sum: false, twice: false };
+            heads.sparse = Some(SparseHead::MaskedLm(pooling));
+        }
+        (_, None) => {
+            tracing::warn!(folder = %folder.display(), "no modules.json: pooling by the mean, as sentence-transformers does");
+            heads.dense = Some(DenseHead { pooling: vec![Pooling::Mean], width, layers: Vec::new() });
         }
     }
-    pooling.ok_or_else(|| unsupported(folder, "a modules.json without a Pooling module".to_owned()))
-}
-
-fn read_pooling(folder: &Path, modes: &BTreeMap<String, serde_json::Value>) -> Result<Pooling, ModelError> {
-    let on: Vec<&str> = modes
-        .iter()
-        .filter(|(name, value)| name.starts_with("pooling_mode_") && value.as_bool() == Some(true))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    match (on.as_slice(), modes.get("pooling_mode").and_then(|mode| mode.as_str())) {
-        (["pooling_mode_mean_tokens"], _) | ([], Some("mean")) => Ok(Pooling::Mean),
-        (["pooling_mode_cls_token"], _) | ([], Some("cls")) => Ok(Pooling::Cls),
-        (on, mode) => Err(unsupported(
-            folder,
-            format!("the pooling {on:?} {} (mean or cls is)", mode.unwrap_or_default()),
-        )),
+    // BGE-M3 has all three in one model.
+    let beside = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+    if let Some(path) = beside("sparse_linear.pt") {
+        heads.sparse = Some(SparseHead::Tokens(path));
     }
+    if let Some(path) = beside("colbert_linear.pt") {
+        heads.multi = Some(MultiHead { layers: Projection::File(path), markers: None });
+    }
+    Ok(heads)
 }
 
-fn max_input_length(folder: &Path, config: &BertConfig) -> Result<usize, ModelError> {
-    let sentence =
-        optional::<SentenceBert>(folder, "sentence_bert_config.json")?.and_then(|it| it.max_seq_length);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
-    let tokenizer = optional::<TokenizerConfig>(folder, "tokenizer_config.json")?
-        .and_then(|it| it.model_max_length)
-        .map(|length| length as usize);
-    let length = sentence.or(tokenizer).unwrap_or(usize::MAX).min(config.max_position_embeddings);
+/// The labels of a classifier, in the order of its outputs.
+fn labels(config: &Value) -> Vec<String> {
+    let named: BTreeMap<usize, String> = config
+        .get("id2label")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, label)| Some((id.parse().ok()?, label.as_str()?.to_owned())))
+        .collect();
+    if named.is_empty() {
+        // transformers leaves the labels out where they are the two default ones.
+        return vec!["LABEL_0".to_owned(), "LABEL_1".to_owned()];
+    }
+    named.into_values().collect()
+}
+
+fn max_input_length(folder: &Path, positions: usize) -> Result<usize, ModelError> {
+    let length = sentence::max_length(folder)?.unwrap_or(usize::MAX).min(positions);
     // Two special tokens and one of text: less can't hold anything.
     if length < 3 {
         Err(unsupported(folder, format!("a maximum length of {length} tokens")))
@@ -230,15 +207,20 @@ fn max_input_length(folder: &Path, config: &BertConfig) -> Result<usize, ModelEr
     }
 }
 
-fn unsupported(folder: &Path, what: String) -> ModelError {
+pub(super) fn unsupported(folder: &Path, what: String) -> ModelError {
     ModelError::Unsupported { folder: folder.to_owned(), what }
 }
 
-fn required<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, ModelError> {
+/// A configuration as the fields that one family needs; in words what is missing.
+pub(super) fn parse<T: DeserializeOwned>(config: &Value) -> Result<T, String> {
+    T::deserialize(config).map_err(|error| format!("a config.json that is not what was expected ({error})"))
+}
+
+pub(super) fn required<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, ModelError> {
     optional(folder, name)?.ok_or_else(|| ModelError::MissingFile { path: folder.join(name) })
 }
 
-fn optional<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, ModelError> {
+pub(super) fn optional<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, ModelError> {
     let path = folder.join(name);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -246,21 +228,4 @@ fn optional<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>,
         Err(source) => return Err(ModelError::Read { path, source }),
     };
     serde_json::from_slice(&text).map(Some).map_err(|source| ModelError::Parse { path, source })
-}
-
-fn digest(path: &Path) -> Result<String, ModelError> {
-    let read = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => ModelError::MissingFile { path: path.to_owned() },
-        _ => ModelError::Read { path: path.to_owned(), source },
-    };
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut buffer).map_err(read)?;
-        if count == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hasher.update(&buffer[..count]);
-    }
 }

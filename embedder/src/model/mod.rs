@@ -1,30 +1,47 @@
 //! Models on candle: the only place that knows tensors, devices and weights. Threads, queues and HTTP are elsewhere.
 
+mod architecture;
 mod attention;
 mod bert;
+mod bert_config;
+mod decoders;
 mod device;
+mod encoders;
 mod files;
+mod heads;
 mod kernels;
+mod masked_attention;
 mod ops;
+mod output;
+mod plan;
+mod sentence;
 mod source;
 mod tokens;
+mod transformer;
+mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use device::{Accelerator, accelerators, cuda_compiled};
-pub use files::{ModelFiles, Pooling, SUPPORTED, Task};
+pub use files::{DenseHead, Heads, ModelFiles, MultiHead, SparseHead};
 pub use kernels::name as kernel_name;
+pub use output::{Output, Wants, normalize};
+pub use sentence::{Pooling, Prompts, SparsePooling};
 pub use source::{ModelSource, fetch};
-pub use tokens::{Input, TextTokenizer, TokenizeError, Truncation, beginning};
+pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Truncation, beginning};
 
+use candle_core::{Device, Tensor};
+
+use architecture::Backbone;
 use bert::Bert;
+use transformer::Transformer;
 
 /// Why a model can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file that every model has is not there.
-    #[error("the model has no {}: a model folder holds config.json, tokenizer.json and model.safetensors", path.display())]
+    #[error("the model has no {}: a model folder holds config.json, tokenizer.json and safetensors", path.display())]
     MissingFile {
         /// The file.
         path: PathBuf,
@@ -54,7 +71,7 @@ pub enum ModelError {
         message: String,
     },
     /// `config.json` names an architecture that is not computed here.
-    #[error("the model in {} has the architecture {architecture:?}; supported are {}", folder.display(), SUPPORTED.join(", "))]
+    #[error("the model in {} has the architecture {architecture:?}; supported are {}", folder.display(), architecture::supported())]
     UnsupportedArchitecture {
         /// The model's folder.
         folder: PathBuf,
@@ -94,28 +111,33 @@ pub enum ModelError {
 /// A loaded model on one device. Clones share the weights.
 #[derive(Clone)]
 pub struct Model {
-    bert: Arc<Bert>,
-    files: Arc<ModelFiles>,
+    loaded: Arc<Loaded>,
+}
+
+struct Loaded {
+    encoder: Encoder,
+    heads: heads::Heads,
+}
+
+enum Encoder {
+    Bert(Bert),
+    Transformer(Transformer),
 }
 
 impl Model {
     /// Loads the weights that `files` describe onto `accelerator`'s device, or the CPU.
-    pub fn load(files: Arc<ModelFiles>, accelerator: Option<&Accelerator>) -> Result<Self, ModelError> {
+    pub fn load(files: &ModelFiles, accelerator: Option<&Accelerator>) -> Result<Self, ModelError> {
         let device = device::open(accelerator)?;
-        let bert = Bert::load(&files, &device).map_err(|source| ModelError::Tensor {
-            doing: format!(
-                "loading {} onto {}",
-                files.folder.join("model.safetensors").display(),
-                device::name(accelerator)
-            ),
+        let loaded = Loaded::load(files, &device).map_err(|source| ModelError::Tensor {
+            doing: format!("loading {} onto {}", files.folder.display(), device::name(accelerator)),
             source,
         })?;
-        Ok(Self { bert: Arc::new(bert), files })
+        Ok(Self { loaded: Arc::new(loaded) })
     }
 
-    /// One pooled, not normalized vector for each input of an embedding model, or one logit (a vector of one) of a reranker.
-    pub fn run(&self, inputs: &[&Input]) -> Result<Vec<Vec<f32>>, ModelError> {
-        self.bert.run(inputs, &self.files.task).map_err(|source| ModelError::Tensor {
+    /// What each input wants.
+    pub fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
+        self.loaded.run(inputs).map_err(|source| ModelError::Tensor {
             doing: format!(
                 "computing {} inputs of {} tokens",
                 inputs.len(),
@@ -126,7 +148,46 @@ impl Model {
     }
 }
 
-/// Reads the tokenizer of the model in `folder`.
-pub fn load_tokenizer(folder: &Path, max_input_length: usize) -> Result<TextTokenizer, ModelError> {
-    TextTokenizer::load(&folder.join("tokenizer.json"), max_input_length)
+impl Loaded {
+    fn load(files: &ModelFiles, device: &Device) -> candle_core::Result<Self> {
+        let root = weights::open(&files.weights, device)?;
+        let prefixes = files.family.prefixes();
+        let encoder_root = match &files.backbone {
+            Backbone::Bert(_) => weights::encoder(&root, prefixes, "embeddings.word_embeddings.weight")?,
+            Backbone::Transformer(plan) => {
+                weights::encoder(&root, prefixes, &format!("{}.weight", plan.names.words))?
+            }
+        };
+        let encoder = match &files.backbone {
+            Backbone::Bert(config) => {
+                let renamed = encoder_root.clone().rename_f(config.stored_name).root();
+                Encoder::Bert(Bert::load(config, &renamed, device)?)
+            }
+            Backbone::Transformer(plan) => {
+                Encoder::Transformer(Transformer::load(plan, &encoder_root, device)?)
+            }
+        };
+        let words = match &encoder {
+            Encoder::Bert(bert) => bert.words(),
+            Encoder::Transformer(transformer) => transformer.words(),
+        };
+        let heads = heads::Heads::load(files, &root, &encoder_root, words)?;
+        Ok(Self { encoder, heads })
+    }
+
+    fn run(&self, inputs: &[&Input]) -> candle_core::Result<Vec<Output>> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let states: Tensor = match &self.encoder {
+            Encoder::Bert(bert) => bert.encode(inputs)?,
+            Encoder::Transformer(transformer) => transformer.encode(inputs)?,
+        };
+        self.heads.outputs(&states, inputs)
+    }
+}
+
+/// Reads the tokenizer of the model that `files` describe.
+pub fn load_tokenizer(files: &ModelFiles) -> Result<TextTokenizer, ModelError> {
+    TextTokenizer::load(files)
 }

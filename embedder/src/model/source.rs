@@ -6,17 +6,35 @@ use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Repo, RepoType};
 
 use super::ModelError;
+use super::weights::{INDEX, SINGLE};
 
-/// Files that a model can't do without.
-const REQUIRED: &[&str] = &["config.json", "tokenizer.json", "model.safetensors"];
-/// Files that say more about it.
-const OPTIONAL: &[&str] = &[
+/// Files that say what a model is, and heads in files of their own.
+const KNOWN: &[&str] = &[
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "tokenizer_config.json",
-    "1_Pooling/config.json",
+    "artifact.metadata",
+    "sparse_linear.pt",
+    "colbert_linear.pt",
+    SINGLE,
+    INDEX,
 ];
+
+/// Whether a file of a repository belongs to the model: not its other formats.
+fn belongs(name: &str) -> bool {
+    let shard = |name: &str| name.starts_with("model-") && name.ends_with(".safetensors");
+    match name.split_once('/') {
+        None => KNOWN.contains(&name) || shard(name),
+        // The folders of sentence-transformers' modules: `1_Pooling`, `2_Dense`.
+        Some((folder, file)) => {
+            folder.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+                && (file == "config.json" || file == SINGLE)
+        }
+    }
+}
 
 /// What was configured.
 #[derive(Debug, Clone)]
@@ -59,16 +77,46 @@ pub fn fetch(source: &ModelSource) -> Result<(PathBuf, Option<String>), ModelErr
     ));
     let info = repo.info().map_err(failed)?;
     let mut folder = None;
-    for name in REQUIRED.iter().chain(OPTIONAL) {
-        if info.siblings.iter().any(|file| file.rfilename == *name) {
-            tracing::info!(model = source.model, file = name, "fetching from the hub");
-            let file = repo.get(name).map_err(failed)?;
+    for name in info.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| belongs(name)) {
+        tracing::info!(model = source.model, file = name, "fetching from the hub");
+        let file = repo.get(name).map_err(failed)?;
+        if !name.contains('/') {
             folder = folder.or_else(|| file.parent().map(Path::to_owned));
-        } else if REQUIRED.contains(name) {
-            return Err(ModelError::MissingFile { path: Path::new(&source.model).join(name) });
         }
     }
     folder
         .map(|folder| (folder, Some(info.sha)))
         .ok_or_else(|| ModelError::MissingFile { path: path.join("config.json") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_fetched_and_its_other_formats_are_not() {
+        for name in [
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
+            "colbert_linear.pt",
+        ] {
+            assert!(belongs(name), "{name}");
+        }
+        for name in [
+            "pytorch_model.bin",
+            "onnx/config.json",
+            "onnx/model.safetensors",
+            "openvino/model.safetensors",
+            "README.md",
+            "2_Dense/pytorch_model.bin",
+            "original/1_Pooling/config.json",
+        ] {
+            assert!(!belongs(name), "{name}");
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! Texts to token ids, with truncation on request. Runs outside of the engine's threads.
 
-use std::path::Path;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokenizers::{Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use super::ModelError;
+use super::files::ModelFiles;
+use super::output::Wants;
+use super::sentence::Markers;
 
 /// One text or pair, ready for the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +17,17 @@ pub struct Input {
     pub ids: Vec<u32>,
     /// 0 for the first text, 1 for the second of a pair.
     pub type_ids: Vec<u32>,
+    /// What is to be computed of it.
+    pub wants: Wants,
+}
+
+/// Which side of a search a text stands on; models with one vector a token mark the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What is searched for.
+    Query,
+    /// What is searched in.
+    Document,
 }
 
 impl Input {
@@ -79,19 +93,24 @@ pub struct TextTokenizer {
     drop_end: Arc<Tokenizer>,
     drop_start: Arc<Tokenizer>,
     maximum: usize,
+    markers: Arc<Markers>,
+    /// Ids of the tokens whose vectors are left out of documents.
+    skipped: Arc<HashSet<u32>>,
 }
 
 impl TextTokenizer {
     /// Reads a `tokenizer.json`; padding and truncation that it may contain are replaced.
-    pub(super) fn load(path: &Path, maximum: usize) -> Result<Self, ModelError> {
+    pub(super) fn load(files: &ModelFiles) -> Result<Self, ModelError> {
+        let path = files.folder.join("tokenizer.json");
+        let maximum = files.max_input_length;
         if !path.exists() {
-            return Err(ModelError::MissingFile { path: path.to_owned() });
+            return Err(ModelError::MissingFile { path });
         }
         let wrap = |error: tokenizers::Error| ModelError::Tokenizer {
-            path: path.to_owned(),
+            path: path.clone(),
             message: error.to_string(),
         };
-        let mut plain = Tokenizer::from_file(path).map_err(wrap)?;
+        let mut plain = Tokenizer::from_file(&path).map_err(wrap)?;
         plain.with_padding(None);
         plain.with_truncation(None).map_err(wrap)?;
         let truncating = |direction| {
@@ -103,7 +122,10 @@ impl TextTokenizer {
         };
         let drop_end = truncating(TruncationDirection::Right)?;
         let drop_start = truncating(TruncationDirection::Left)?;
-        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum })
+        let markers = files.heads.multi.as_ref().and_then(|head| head.markers.clone()).unwrap_or_default();
+        let skipped = markers.skipped.iter().filter_map(|word| plain.token_to_id(word)).collect();
+        let (markers, skipped) = (Arc::new(markers), Arc::new(skipped));
+        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum, markers, skipped })
     }
 
     /// The tokenizer without truncation and padding.
@@ -120,6 +142,35 @@ impl TextTokenizer {
     pub fn text(&self, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
         let encoding = self.with(truncation).encode_fast(text, true);
         self.check(encoding)
+    }
+
+    /// Tokens of one text with the marker of its side, for a model with one vector a token.
+    pub fn marked(&self, text: &str, side: Side, truncation: Truncation) -> Result<Input, TokenizeError> {
+        let marker = match side {
+            Side::Query => &self.markers.query,
+            Side::Document => &self.markers.document,
+        };
+        if marker.is_empty() {
+            return self.text(text, truncation);
+        }
+        let known = self.plain.token_to_id(marker).or_else(|| self.plain.token_to_id(marker.trim()));
+        let Some(id) = known else { return self.text(&format!("{marker}{text}"), truncation) };
+        let mut input = self.text(text, truncation)?;
+        // Behind the first token, which is special. What would be one token too many gives way before the last one.
+        if input.len() == self.maximum {
+            let last = input.len() - 2;
+            input.ids.remove(last);
+            input.type_ids.remove(last);
+        }
+        let place = input.len().min(1);
+        input.ids.insert(place, id);
+        input.type_ids.insert(place, 0);
+        Ok(input)
+    }
+
+    /// Whether the vector of this token is left out of a document.
+    pub fn is_skipped(&self, id: u32) -> bool {
+        self.skipped.contains(&id)
     }
 
     /// Tokens of a query and a document.
@@ -155,6 +206,10 @@ impl TextTokenizer {
         if encoding.len() > self.maximum {
             return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
         }
-        Ok(Input { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+        Ok(Input {
+            ids: encoding.get_ids().to_vec(),
+            type_ids: encoding.get_type_ids().to_vec(),
+            wants: Wants::VECTOR,
+        })
     }
 }

@@ -113,7 +113,7 @@ async fn a_body_over_the_limit_is_refused_in_words() {
 
 #[tokio::test]
 async fn routes_that_are_not_there_say_so() {
-    for path in ["/embed_sparse", "/embed_all", "/predict", "/rerank", "/v1/rerank", "/v1/analyze"] {
+    for path in ["/predict", "/rerank", "/v1/rerank", "/v1/analyze"] {
         data_factory().post(path, &json!({})).await.refused(
             404,
             "Validation",

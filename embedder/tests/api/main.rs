@@ -9,6 +9,8 @@ mod embed;
 #[cfg(test)]
 mod enrichment;
 #[cfg(test)]
+mod models;
+#[cfg(test)]
 mod ollama;
 #[cfg(test)]
 mod openai;

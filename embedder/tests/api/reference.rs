@@ -1,9 +1,11 @@
 //! The numbers against those of the reference implementations, which `fixtures/make_references.py` wrote down.
 
-use super::server::{cosine, data_factory, floats, norm, reranker};
+use super::server::{bge_small, colbert, cosine, data_factory, floats, norm, reranker, start};
 use serde_json::{Value, json};
 
 const EMBEDDINGS: &str = include_str!("../../fixtures/embeddings.json");
+const BGE: &str = include_str!("../../fixtures/bge.json");
+const COLBERT: &str = include_str!("../../fixtures/colbert.json");
 const RERANK: &str = include_str!("../../fixtures/rerank.json");
 
 fn references(file: &str) -> (Value, Vec<Value>) {
@@ -55,5 +57,36 @@ async fn scores_are_those_of_onnx_runtime() {
         // The file as it is was not touched by any code of ours: a wrong dequantization would show here.
         let int8 = reference["int8_logit"].as_f64().unwrap();
         assert!((logit - int8).abs() < 0.5, "{document}: {logit}, far from the {int8} of the int8 file");
+    }
+}
+
+#[tokio::test]
+async fn first_tokens_of_bge_are_those_of_onnx_runtime() {
+    let server = start(&["--model", &bge_small()]);
+    let (_, references) = references(BGE);
+    assert_eq!(server.get("/info").await.json()["model_type"]["embedding"]["pooling"], "cls");
+    let texts: Vec<&Value> = references.iter().map(|reference| &reference["text"]).collect();
+    let answer = server.post("/v1/embeddings", &json!({ "input": texts })).await.json();
+    for (index, reference) in references.iter().enumerate() {
+        let (found, expected) = (floats(&answer["data"][index]["embedding"]), floats(&reference["vector"]));
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-4, "{}: a component is off by {worst}", reference["text"]);
+    }
+}
+
+#[tokio::test]
+async fn states_of_colbert_are_those_of_onnx_runtime() {
+    let server = start(&["--model", &colbert()]);
+    let (_, references) = references(COLBERT);
+    let texts: Vec<&Value> = references.iter().map(|reference| &reference["text"]).collect();
+    let answer = server.post("/embed_all", &json!({ "inputs": texts })).await.json();
+    for (index, reference) in references.iter().enumerate() {
+        let states = answer[index].as_array().unwrap();
+        assert_eq!(json!(states.len()), reference["tokens"]);
+        for (token, expected) in reference["states"].as_object().unwrap() {
+            let (found, expected) = (floats(&states[token.parse::<usize>().unwrap()]), floats(expected));
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 1e-3, "{}, token {token}: off by {worst}", reference["text"]);
+        }
     }
 }

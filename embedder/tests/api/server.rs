@@ -44,6 +44,16 @@ pub fn cross_encoder() -> String {
     model("ms-marco-minilm-l12-v2-2.2.0")
 }
 
+/// The folder of bge-small-en.
+pub fn bge_small() -> String {
+    model("bge-small-en-2.2.0")
+}
+
+/// The folder of answerai-colbert-small, without its linear layer.
+pub fn colbert() -> String {
+    model("answerai-colbert-small-2.2.0")
+}
+
 fn model(name: &str) -> String {
     let cache = std::env::var_os("PRINCIPIUM_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/principium")));

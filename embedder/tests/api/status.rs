@@ -91,7 +91,7 @@ fn a_server_does_not_start_with_what_it_can_not_serve() {
     let (minilm, cross_encoder) = (minilm(), cross_encoder());
     let cases: &[(&[&str], &str)] = &[
         (&["--role", "data-factory"], "the role data-factory needs a model: set PRINCIPIUM_MODEL"),
-        (&["--role", "reranker", "--model", &minilm], "the role reranker needs a model with one label"),
+        (&["--role", "reranker", "--model", &minilm], "the role reranker needs a model with labels"),
         (&["--role", "data-factory", "--model", &cross_encoder], "needs a model that embeds texts"),
         (&["--model", "/no/such/folder"], "/no/such/folder/config.json"),
         (&["--model", &minilm, "--chunk-overlap", "200"], "lower PRINCIPIUM_CHUNK_OVERLAP"),
@@ -118,10 +118,7 @@ fn an_unknown_architecture_is_named_with_those_that_are_known() {
         .err()
         .map(|error| error.to_string())
         .unwrap_or_default();
-    assert!(
-        error.contains("\"LlamaForCausalLM\"; supported are BertModel, BertForSequenceClassification"),
-        "{error}"
-    );
+    assert!(error.contains("\"LlamaForCausalLM\"; supported are BertModel, BertForMaskedLM"), "{error}");
     let config: Value = json!({ "architectures": ["BertModel"] });
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let error = serve::build(&arguments(&["--model", &path]))

