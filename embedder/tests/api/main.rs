@@ -3,9 +3,13 @@
 //! demand; the end-to-end tests have the real one.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod analyze;
 #[cfg(test)]
 mod embed;
+#[cfg(test)]
+mod encode;
 #[cfg(test)]
 mod enrichment;
 #[cfg(test)]
@@ -14,6 +18,8 @@ mod models;
 mod ollama;
 #[cfg(test)]
 mod openai;
+#[cfg(test)]
+mod predict;
 #[cfg(test)]
 mod process;
 #[cfg(test)]

@@ -104,6 +104,11 @@ impl Server {
         self.send(reqwest::Client::new().post(format!("{}{path}", self.url)).body(body)).await
     }
 
+    pub async fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        let request = reqwest::Client::new().post(format!("{}{path}", self.url)).body(body.to_string());
+        self.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
+    }
+
     /// The status of an answer whose body is of no interest.
     pub async fn status(&self, path: &str, body: String) -> u16 {
         let request = reqwest::Client::new().post(format!("{}{path}", self.url)).body(body);

@@ -1,0 +1,86 @@
+//! API keys, request ids, and the description of the routes.
+
+use super::models::folder;
+use super::server::{Server, data_factory, reranker, start};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_key_opens_what_the_model_does_and_the_rest_is_open() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "third\n").unwrap();
+    let model = folder("bert").display().to_string();
+    let path = file.path().display().to_string();
+    let server = start(&["--model", &model, "--api-keys", "first,second", "--api-keys-file", &path]);
+    let body = json!({ "inputs": "hot" });
+    server.post("/embed", &body).await.refused(401, "Unauthorized", "Authorization: Bearer <key>");
+    for (key, status) in [("first", 200), ("second", 200), ("third", 200), ("fourth", 401)] {
+        let answer = server.post_with("/embed", &body, &[("authorization", &format!("Bearer {key}"))]).await;
+        assert_eq!(answer.status, status, "{key}");
+    }
+    for (path, field) in [("/v1/embeddings", "error"), ("/v2/embed", "message")] {
+        let answer = server.post(path, &json!({ "input": "hot" })).await;
+        assert_eq!((answer.status, answer.headers["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+        assert!(serde_json::from_str::<Value>(&answer.text).unwrap().get(field).is_some(), "{}", answer.text);
+    }
+    for path in ["/info", "/health", "/ready", "/metrics", "/openapi.json", "/docs"] {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    assert_eq!(server.get("/v1/models").await.status, 401);
+    let description = server.get("/openapi.json").await.json();
+    assert_eq!(description["paths"]["/embed"]["post"]["security"], json!([{ "key": [] }]));
+    assert_eq!(description["paths"]["/info"]["get"].get("security"), None);
+}
+
+#[tokio::test]
+async fn every_answer_has_an_id_and_the_clients_own_is_kept() {
+    let body = json!({ "inputs": "hot" });
+    let own = data_factory().post_with("/embed", &body, &[("x-request-id", "mine-1")]).await;
+    assert_eq!(own.headers["x-request-id"], "mine-1");
+    let one = data_factory().post("/embed", &body).await;
+    let two = data_factory().post("/no/such/route", &body).await;
+    assert_ne!(one.headers["x-request-id"], two.headers["x-request-id"]);
+}
+
+/// Asks for everything that a server says it has, and follows every reference of the description.
+async fn check(server: &Server, some: &[&str]) {
+    let description = server.get("/openapi.json").await.json();
+    assert_eq!(description["openapi"], "3.1.0");
+    let paths = description["paths"].as_object().unwrap();
+    for path in some {
+        assert!(paths.contains_key(*path), "{path} is not described");
+    }
+    for (path, operations) in paths {
+        for (method, operation) in operations.as_object().unwrap() {
+            let path = path.replace("{*model}", "none");
+            let answer = match method.as_str() {
+                "get" => server.get(&path).await,
+                "post" => server.post(&path, &json!([])).await,
+                other => panic!("{other} is not tried"),
+            };
+            let missing = answer.status == 405 || answer.text.contains("there is no route");
+            assert!(!missing, "{method} {path} is described, but: {}", answer.text);
+            assert!(operation["summary"].as_str().unwrap().len() > 5);
+        }
+    }
+    let text = description.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        assert!(description.pointer(reference).is_some(), "{reference} leads nowhere");
+    }
+}
+
+#[tokio::test]
+async fn the_description_is_that_of_the_routes() {
+    check(data_factory(), &["/embed", "/v1/encode", "/v1/process", "/v2/embed", "/info"]).await;
+    check(reranker(), &["/rerank", "/predict", "/", "/v2/rerank", "/metrics"]).await;
+    check(&start(&["--role", "doc-analyzer"]), &["/v1/analyze", "/docs"]).await;
+    let inputs = &data_factory().get("/openapi.json").await.json()["components"]["schemas"]["EmbedRequest"];
+    assert_eq!(inputs["required"], json!(["inputs"]));
+    assert!(inputs["properties"]["prompt_name"]["description"].as_str().unwrap().contains("prompt"));
+}
+
+#[tokio::test]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let page = data_factory().get("/docs").await;
+    assert!(page.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(page.text.contains("openapi.json") && !page.text.contains("://"));
+}
