@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use principium_local_cluster::progress::step;
 use principium_local_cluster::tools::{self, Tools};
-use principium_local_cluster::{Cache, chart, cluster, images, models};
+use principium_local_cluster::{Cache, chart, cluster, images, models, python};
 use std::path::{Path, PathBuf};
 
 /// The local cluster alone: one node with eight simulated GPUs' room, kept between runs.
@@ -63,6 +63,12 @@ pub fn fetch_models() -> Result<()> {
     let cache = Cache::from_environment()?;
     tools::install_packages()?;
     step("the models", || models::fetch(cache.root(), &crate::root(), |_| {})).map(drop)
+}
+
+/// The Python packages that the embedder is asked with in its tests.
+pub fn fetch_clients() -> Result<()> {
+    let cache = Cache::from_environment()?;
+    step("the clients", || python::environment(cache.root(), "clients", &python::CLIENTS)).map(drop)
 }
 
 fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<images::Image>> {

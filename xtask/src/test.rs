@@ -37,7 +37,10 @@ impl Test {
             outcome
         };
         let outcome = (|| {
-            phase("models", &mut || crate::cluster::fetch_models())?;
+            phase("models and clients", &mut || {
+                crate::cluster::fetch_models()?;
+                crate::cluster::fetch_clients()
+            })?;
             phase("unit and API tests", &mut || {
                 let mut cargo = crate::cargo();
                 cargo.args(["test", "--workspace"]).args(&self.filter);

@@ -9,7 +9,7 @@ use std::sync::{LazyLock, mpsc};
 
 /// A server that runs until the tests end.
 pub struct Server {
-    url: String,
+    pub url: String,
 }
 
 /// What a server answered.
@@ -54,16 +54,22 @@ pub fn colbert() -> String {
     model("answerai-colbert-small-2.2.0")
 }
 
-fn model(name: &str) -> String {
+/// A file or folder that `cargo xtask test` put into the cache.
+pub fn cached(path: &str) -> PathBuf {
     let cache = std::env::var_os("PRINCIPIUM_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/principium")));
-    let folder = cache.expect("neither PRINCIPIUM_CACHE nor HOME is set").join("models").join(name);
+    let path = cache.expect("neither PRINCIPIUM_CACHE nor HOME is set").join(path);
     assert!(
-        folder.join("model.safetensors").is_file(),
-        "the model {} is missing: `cargo xtask test` fetches it and runs these tests",
-        folder.display()
+        path.exists(),
+        "{} is missing: `cargo xtask test` fetches it and runs these tests",
+        path.display()
     );
-    folder.display().to_string()
+    path
+}
+
+fn model(name: &str) -> String {
+    let folder = cached(&format!("models/{name}/model.safetensors"));
+    folder.parent().unwrap().display().to_string()
 }
 
 /// The arguments of a server on a port that is free.

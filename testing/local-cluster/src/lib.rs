@@ -9,6 +9,7 @@ pub mod command;
 pub mod images;
 pub mod models;
 pub mod progress;
+pub mod python;
 pub mod tools;
 mod versions;
 

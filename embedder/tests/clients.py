@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Asks running servers with the clients that people use, and checks what they understand of the answers.
+
+    clients.py <URL of a data-factory> <URL of a reranker> <API key>
+
+Both servers want the key. Needs the packages that testing/local-cluster/src/clients.rs pins.
+"""
+
+import asyncio
+import math
+import sys
+
+import cohere
+import openai
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+
+EMBED, RERANK, KEY = sys.argv[1:4]
+TEXTS = ["a hot card", "Berlin is the capital of Germany.", "Fans cool the graphics card when it gets hot."]
+QUERY = "how is a hot graphics card cooled down"
+
+
+def same(one, two, tolerance=1e-5):
+    assert len(one) == len(two), (len(one), len(two))
+    off = max(abs(a - b) for a, b in zip(one, two))
+    assert off < tolerance, f"off by {off}"
+
+
+def with_openai():
+    client = openai.OpenAI(base_url=f"{EMBED}/v1", api_key=KEY)
+    assert [model.id for model in client.models.list()] == ["small"]
+    assert client.models.retrieve("small").id == "small"
+    # The client asks for base64 unless told otherwise.
+    answer = client.embeddings.create(model="small", input=TEXTS)
+    floats = client.embeddings.create(model="small", input=TEXTS, encoding_format="float")
+    for one, two in zip(answer.data, floats.data, strict=True):
+        same(one.embedding, two.embedding)
+        assert math.isclose(sum(x * x for x in one.embedding), 1, abs_tol=1e-5)
+    assert answer.usage.total_tokens > len(TEXTS)
+    short = client.embeddings.create(model="small", input=TEXTS[0], dimensions=16)
+    assert len(short.data[0].embedding) == 16
+    tokens = client.embeddings.create(model="small", input=[[2784, 4003]])
+    words = client.embeddings.create(model="small", input=["red card"])
+    assert len(tokens.data[0].embedding) == len(words.data[0].embedding)
+    try:
+        client.embeddings.create(model="small", input=TEXTS[0], dimensions=100_000)
+    except openai.UnprocessableEntityError as error:
+        assert "dimensions is 100000" in error.message, error.message
+    else:
+        raise AssertionError("too many dimensions were not refused")
+    try:
+        openai.OpenAI(base_url=f"{EMBED}/v1", api_key="wrong").models.list()
+    except openai.AuthenticationError as error:
+        assert "API key" in error.message, error.message
+    else:
+        raise AssertionError("a wrong key was not refused")
+    return [row.embedding for row in answer.data]
+
+
+def with_cohere(vectors):
+    client = cohere.ClientV2(api_key=KEY, base_url=EMBED)
+    answer = client.embed(
+        model="small", texts=TEXTS, input_type="search_document",
+        embedding_types=["float", "int8", "uint8", "binary", "ubinary", "base64"],
+    )
+    for one, two in zip(answer.embeddings.float_, vectors, strict=True):
+        same(one, two)
+    assert all(-128 <= value <= 127 for row in answer.embeddings.int8 for value in row)
+    assert all(0 <= value <= 255 for row in answer.embeddings.uint8 for value in row)
+    assert len(answer.embeddings.ubinary[0]) == len(answer.embeddings.binary[0]) == len(vectors[0]) // 8
+    ranks = cohere.ClientV2(api_key=KEY, base_url=RERANK).rerank(model="small", query=QUERY, documents=TEXTS, top_n=2)
+    assert [rank.index for rank in ranks.results] == [2, 0], ranks
+    assert ranks.results[0].relevance_score > 0.5
+    try:
+        client.embed(model="small", texts=[], input_type="search_document")
+    except cohere.BadRequestError as error:
+        assert "texts is []" in str(error.body), error.body
+    else:
+        raise AssertionError("a request without texts was not refused")
+
+
+def with_hub(vectors):
+    client = InferenceClient(model=EMBED, token=KEY)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        same(client.feature_extraction(text, normalize=True)[0].tolist(), vector)
+    scores = InferenceClient(model=f"{EMBED}/similarity", token=KEY).sentence_similarity(TEXTS[0], TEXTS[:2])
+    assert math.isclose(scores[0], 1, abs_tol=1e-4) and scores[1] < 0.5, scores
+
+    async def one():
+        return await AsyncInferenceClient(model=EMBED, token=KEY).feature_extraction(TEXTS[0])
+
+    same(asyncio.run(one())[0].tolist(), vectors[0])
+
+
+def with_langchain(vectors):
+    # With the length check the client would send ids of OpenAI's own tokenizer.
+    client = OpenAIEmbeddings(model="small", base_url=f"{EMBED}/v1", api_key=KEY, check_embedding_ctx_length=False)
+    for one, two in zip(client.embed_documents(TEXTS), vectors, strict=True):
+        same(one, two)
+    same(client.embed_query(TEXTS[1]), vectors[1])
+
+
+def with_llama_index(vectors):
+    # It puts an instruction before every text, where it is not told to leave that.
+    client = TextEmbeddingsInference(
+        model_name="small", base_url=EMBED, auth_token=KEY, query_instruction="", text_instruction="",
+    )
+    for one, two in zip(client.get_text_embedding_batch(TEXTS), vectors, strict=True):
+        same(one, two)
+    same(client.get_query_embedding(TEXTS[0]), vectors[0])
+
+
+def main():
+    vectors = with_openai()
+    print("openai")
+    for name, check in [
+        ("cohere", with_cohere), ("huggingface_hub", with_hub), ("langchain", with_langchain),
+        ("llama-index", with_llama_index),
+    ]:
+        check(vectors)
+        print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+//! Python environments of our own in the cache: the distribution's Python may have no pip.
+
+use crate::command::run;
+use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The clients that `embedder/tests/clients.py` asks with. langchain-huggingface is not among them: it takes no URL.
+pub const CLIENTS: [&str; 5] = [
+    "openai==3.57.0",
+    "cohere==7.3.1",
+    "huggingface_hub==1.33.0",
+    "langchain-openai==1.7.4",
+    "llama-index-embeddings-text-embeddings-inference==0.6.0",
+];
+
+/// The Python of the environment `name`, in which `requirements` are installed.
+///
+/// # Errors
+/// When Python is missing or a package can't be had.
+pub fn environment(cache: &Path, name: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let folder = cache.join("venvs").join(name);
+    let python = folder.join("bin/python");
+    if !python.is_file() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    }
+    let stamp = folder.join("requirements");
+    let wanted = requirements.join(" ");
+    if !requirements.is_empty() && !fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        run(pip(&python)
+            .args(["install", "--quiet", "--disable-pip-version-check", "--no-compile"])
+            .args(requirements))?;
+        fs::write(stamp, wanted)?;
+    }
+    Ok(python)
+}
+
+/// pip of an environment.
+pub fn pip(python: &Path) -> Command {
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip"]);
+    pip
+}
