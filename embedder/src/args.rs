@@ -20,6 +20,12 @@ pub struct Args {
 pub enum Command {
     /// Serves the HTTP API of one role until SIGTERM.
     Serve(Box<ServeArgs>),
+    /// Embeds texts of local files and writes them as JSON lines with their vectors.
+    Embed(EmbedArgs),
+    /// Puts texts of local files in the order of their scores by a query.
+    Rerank(RerankArgs),
+    /// Measures a model on this machine.
+    Bench(BenchArgs),
 }
 
 /// What a process is for.
@@ -80,6 +86,9 @@ pub struct ServeArgs {
     /// The GPUs of this pod: `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`.
     #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus, default_value = "[]")]
     pub gpus: Gpus,
+    /// The driver's library, which is asked for names, temperatures and memory of the GPUs.
+    #[arg(long, env = "PRINCIPIUM_NVML_LIBRARY", default_value = "libnvidia-ml.so.1")]
+    pub nvml_library: PathBuf,
     /// Whether to be ready only while every given GPU is used.
     #[arg(long, env = "PRINCIPIUM_REQUIRE_ACCELERATION", action = clap::ArgAction::Set, default_value_t = false)]
     pub require_acceleration: bool,
@@ -119,6 +128,121 @@ pub struct ServeArgs {
     /// The document analyzer of this data factory, shown in `/info`.
     #[arg(long, env = "PRINCIPIUM_ANALYZER_URL")]
     pub analyzer_url: Option<String>,
+}
+
+impl ServeArgs {
+    /// What `serve` has without flags: the environment's values, and the defaults.
+    pub fn defaults() -> Self {
+        #[derive(Parser)]
+        struct NoFlags {
+            #[command(flatten)]
+            serve: ServeArgs,
+        }
+        NoFlags::parse_from(["principium-embedder"]).serve
+    }
+}
+
+/// Which model, for the commands on local files. Everything else is as the environment has it for `serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelFlags {
+    /// A folder, or a name on the Hugging Face hub.
+    #[arg(long, env = "PRINCIPIUM_MODEL")]
+    pub model: String,
+    /// Branch, tag or commit on the hub.
+    #[arg(long, env = "PRINCIPIUM_MODEL_REVISION")]
+    pub model_revision: Option<String>,
+    /// Where models of the hub are kept.
+    #[arg(long, env = "PRINCIPIUM_MODEL_CACHE")]
+    pub model_cache: Option<PathBuf>,
+    /// Tokens of one batch.
+    #[arg(long, env = "PRINCIPIUM_MAX_BATCH_TOKENS", value_parser = positive)]
+    pub max_batch_tokens: Option<usize>,
+}
+
+/// Which texts.
+#[derive(Debug, Clone, clap::Args)]
+pub struct InputFlags {
+    /// Files with a text on each line, or JSON lines where the name ends in .jsonl or .ndjson; - is standard input.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// The field of JSON lines that holds the text; with it, every file is read as JSON lines. `text` for .jsonl.
+    #[arg(long)]
+    pub field: Option<String>,
+    /// Each file is one text.
+    #[arg(long, conflicts_with = "field")]
+    pub whole_files: bool,
+}
+
+/// Flags of `embed`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EmbedArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelFlags,
+    /// The texts.
+    #[command(flatten)]
+    pub input: InputFlags,
+    /// Where the vectors go; standard output where it is not given.
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
+    /// What is wanted, divided by commas: dense, sparse, multi_vector; all that the model has where it is not given.
+    #[arg(long, value_delimiter = ',')]
+    pub outputs: Option<Vec<String>>,
+    /// The texts are queries, not documents.
+    #[arg(long)]
+    pub query: bool,
+    /// A prompt of the model's files that is put before each text.
+    #[arg(long)]
+    pub prompt_name: Option<String>,
+    /// How many of the first dimensions are kept.
+    #[arg(long, value_parser = positive)]
+    pub dimensions: Option<usize>,
+    /// Leaves vectors at the length that the model gives them.
+    #[arg(long)]
+    pub no_normalize: bool,
+    /// Repeats each text beside its vector.
+    #[arg(long)]
+    pub with_text: bool,
+}
+
+/// Flags of `rerank`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RerankArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelFlags,
+    /// What the texts are scored by.
+    #[arg(long)]
+    pub query: String,
+    /// The texts.
+    #[command(flatten)]
+    pub input: InputFlags,
+    /// Prints so many of the best; all where it is not given.
+    #[arg(long, value_parser = positive)]
+    pub top: Option<usize>,
+    /// Prints JSON lines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelFlags,
+    /// The model scores pairs.
+    #[arg(long)]
+    pub reranker: bool,
+    /// Tokens of a text.
+    #[arg(long, default_value_t = 175, value_parser = positive)]
+    pub tokens: usize,
+    /// Texts of one request.
+    #[arg(long, default_value_t = 256, value_parser = positive)]
+    pub texts: usize,
+    /// Seconds that each of the two measurements takes at least.
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
 }
 
 /// The GPUs of a pod. A type of its own, because clap reads a `Vec` as one value an element.

@@ -2,12 +2,14 @@
 //!
 //! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
 //! together, `http/` speaks to clients, `ollama` to language models, `pipeline/` and `analyze/` serve whole documents.
-//! `args` alone reads flags and environment variables.
+//! `gpus` asks the driver about the cards. `cli/` does the same on local files. `args` alone reads flags and environment variables.
 
 pub mod analyze;
 pub mod args;
 pub mod batch;
+pub mod cli;
 pub mod engine;
+pub mod gpus;
 pub mod http;
 pub mod metrics;
 pub mod model;

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::args::Gpu;
+
 /// Labels of one HTTP request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -25,13 +27,36 @@ pub struct WorkerLabels {
     pub worker: u32,
 }
 
+/// Labels of one route.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteLabels {
+    /// The route as declared.
+    pub route: &'static str,
+}
+
+/// Labels of one card that was given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GpuLabels {
+    /// Index on the node.
+    pub gpu: u32,
+    /// The driver's name for the card.
+    pub uuid: String,
+}
+
+impl GpuLabels {
+    /// The labels of `gpu`.
+    pub fn of(gpu: &Gpu) -> Self {
+        Self { gpu: gpu.index, uuid: gpu.uuid.clone() }
+    }
+}
+
 /// All metrics of this process.
 pub struct Metrics {
     registry: Registry,
     /// Requests by route and status.
     pub requests: Family<RequestLabels, Counter>,
     /// From the request's arrival to its answer, in seconds.
-    pub request_duration: Histogram,
+    pub request_duration: Family<RouteLabels, Histogram>,
     /// From an input's arrival in the queue to its batch, in seconds.
     pub queue_duration: Histogram,
     /// Computation of one batch, in seconds.
@@ -50,20 +75,25 @@ pub struct Metrics {
     pub overloaded: Counter,
     /// 1 where the GPUs that were given are used.
     pub accelerated: Gauge<f64, AtomicU64>,
+    /// °C of each card that was given and answers.
+    pub gpu_temperature: Family<GpuLabels, Gauge>,
+    /// Bytes in use of each card, by whomever.
+    pub gpu_memory_used: Family<GpuLabels, Gauge>,
+    /// Bytes of each card that are this process's share.
+    pub gpu_share: Family<GpuLabels, Gauge>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let seconds = || {
-            Histogram::new([
-                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-            ])
-        };
         let sizes = || Histogram::new((0..16).map(|power| f64::from(1_u32 << power)));
         let mut metrics = Self {
             registry: Registry::with_prefix("principium_embedder"),
             requests: Family::default(),
-            request_duration: seconds(),
+            request_duration: Family::new_with_constructor(seconds as fn() -> Histogram),
             queue_duration: seconds(),
             batch_duration: seconds(),
             batch_inputs: sizes(),
@@ -73,6 +103,9 @@ impl Default for Metrics {
             queue_inputs: Gauge::default(),
             overloaded: Counter::default(),
             accelerated: Gauge::default(),
+            gpu_temperature: Family::default(),
+            gpu_memory_used: Family::default(),
+            gpu_share: Family::default(),
         };
         metrics.register();
         metrics
@@ -94,6 +127,9 @@ impl Metrics {
             queue_inputs,
             overloaded,
             accelerated,
+            gpu_temperature,
+            gpu_memory_used,
+            gpu_share,
         } = self;
         registry.register("requests", "HTTP requests by route and status", requests.clone());
         let unit = || Unit::Seconds;
@@ -129,6 +165,24 @@ impl Metrics {
             "accelerated",
             "1 where the model runs on the GPUs that were given",
             accelerated.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_temperature",
+            "Temperature of a card that was given",
+            Unit::Celsius,
+            gpu_temperature.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_memory_used",
+            "Memory in use of a card that was given, by whomever",
+            Unit::Bytes,
+            gpu_memory_used.clone(),
+        );
+        registry.register_with_unit(
+            "gpu_memory_share",
+            "This process's share of the memory of a card",
+            Unit::Bytes,
+            gpu_share.clone(),
         );
     }
 

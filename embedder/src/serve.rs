@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use axum::Router;
 use serde_json::json;
 
-use crate::args::{Gpu, Role, ServeArgs};
+use crate::args::{Role, ServeArgs};
 use crate::batch::Budget;
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
@@ -17,10 +17,13 @@ use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelFiles, ModelSource};
 use crate::ollama::{self, OllamaConfig};
 use crate::pipeline::PipelineConfig;
-use crate::{analyze, pipeline};
+use crate::{analyze, gpus, pipeline};
 
 /// How long a process that is told to end still takes requests, so that every proxy has heard of it.
 const LAME_DUCK: Duration = Duration::from_secs(2);
+
+/// Most inputs of a batch; the tokens are what limits it.
+const BATCH_INPUTS: usize = 1024;
 
 /// What one process serves.
 pub struct Service {
@@ -46,11 +49,13 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     let ollama = ollama_config(args)?;
     let (routes, engine, devices, model) = match args.role {
         Role::DocAnalyzer => {
-            let devices = devices(&[]);
+            let devices = devices(args);
             (Routes::analyzing(analyze::router(ollama)), None, devices, None)
         }
         Role::DataFactory | Role::Reranker => {
-            let devices = devices(&args.gpus.0);
+            let devices = devices(args);
+            gpus::watch(args.nvml_library.clone(), args.gpus.0.clone(), &metrics)
+                .context("starting the thread that watches the GPUs")?;
             let (served, info) = load(args, &devices, &metrics)?;
             let engine = served.engine.clone();
             (model_routes(args, &served, ollama)?, Some(engine), devices, Some(info))
@@ -84,6 +89,15 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     let shared = Arc::new(Shared { info, not_ready, draining: AtomicBool::new(false), metrics });
     let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
     Ok(Service { router, shared, engine })
+}
+
+/// The model of `args` with its workers, without a server. Blocks: it reads files and may download them.
+pub fn load_model(args: &ServeArgs) -> anyhow::Result<Arc<Served>> {
+    let devices = devices(args);
+    if let Some(reason) = devices.missing.as_ref().filter(|_| !args.gpus.0.is_empty()) {
+        tracing::warn!("computing on the CPU although GPUs were given: {reason}");
+    }
+    Ok(load(args, &devices, &Arc::new(Metrics::default()))?.0)
 }
 
 /// Serves until SIGTERM or SIGINT, then lets running requests end.
@@ -160,12 +174,16 @@ fn ollama_config(args: &ServeArgs) -> anyhow::Result<Option<OllamaConfig>> {
     Ok(Some(OllamaConfig { hosts, model, context_max_tokens: args.context_max_tokens }))
 }
 
-fn devices(gpus: &[Gpu]) -> Devices {
+fn devices(args: &ServeArgs) -> Devices {
+    // The analyzer computes nothing.
+    let gpus = if args.role == Role::DocAnalyzer { &[] } else { args.gpus.0.as_slice() };
+    let mut names = gpus::names(&args.nvml_library, gpus).into_iter();
     let (accelerators, missing) = model::accelerators(gpus.len());
     let used = accelerators.len();
     let info = gpus.iter().enumerate().map(|(position, gpu)| GpuInfo {
         index: gpu.index,
         uuid: gpu.uuid.clone(),
+        name: names.next().flatten(),
         memory_mib: gpu.memory_mib,
         // CUDA counts the cards in the order of CUDA_VISIBLE_DEVICES, which is that of the list.
         used: position < used,
@@ -201,8 +219,11 @@ fn load(
         model_type: model_type(&files),
         architecture: files.architecture.clone(),
         dimension: files.heads.dense.as_ref().map(|head| head.width),
+        outputs: files.heads.outputs(),
+        prompts: files.prompts.by_name.keys().cloned().collect(),
         max_input_length: files.max_input_length,
         max_batch_tokens: tokens,
+        max_batch_requests: BATCH_INPUTS,
         max_concurrent_requests: args.max_queue,
         max_client_batch_size: args.max_queue,
         auto_truncate: true,
@@ -217,7 +238,8 @@ fn load(
         kernel = info.kernel,
         "loaded the model"
     );
-    let limits = EngineLimits { batch: Budget { tokens, inputs: 1024 }, queue_inputs: args.max_queue };
+    let limits =
+        EngineLimits { batch: Budget { tokens, inputs: BATCH_INPUTS }, queue_inputs: args.max_queue };
     let engine =
         Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
     Ok((Arc::new(Served { engine, tokenizer, files, name }), info))

@@ -1,5 +1,7 @@
 //! `POST /v1/encode`: the dense, the sparse and the multi-vector form of texts, as far as the model has them, from one pass.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -9,10 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ApiError, Dialect, answer};
-use super::inputs::{self, Direction, Inputs, Preparation};
+use super::inputs::{self, Direction, Inputs, OneInput, Preparation};
 use super::openai::Usage;
-use super::{App, parse};
-use crate::model::{Heads, Side, Wants};
+use super::{App, Served, parse};
+use crate::model::{Heads, Output, Side, Truncation, Wants};
 
 /// What is encoded, into what.
 #[derive(Deserialize, JsonSchema)]
@@ -60,13 +62,20 @@ enum InputType {
 #[derive(Serialize, JsonSchema)]
 pub(super) struct EncodeResponse {
     model: String,
-    data: Vec<Encoded>,
+    data: Vec<Indexed>,
     usage: Usage,
 }
 
 #[derive(Serialize, JsonSchema)]
-struct Encoded {
+struct Indexed {
     index: usize,
+    #[serde(flatten)]
+    encoded: Encoded,
+}
+
+/// One text in the forms that were wanted.
+#[derive(Serialize, JsonSchema)]
+pub struct Encoded {
     #[serde(skip_serializing_if = "Option::is_none")]
     dense: Option<Vec<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +93,28 @@ struct Sparse {
     values: Vec<f32>,
 }
 
+impl Kind {
+    fn parse(name: &str) -> Result<Self, ApiError> {
+        match name {
+            "dense" => Ok(Self::Dense),
+            "sparse" => Ok(Self::Sparse),
+            "multi_vector" => Ok(Self::MultiVector),
+            other => Err(ApiError::validation(format!(
+                "the output {other:?} is none of dense, sparse, multi_vector"
+            ))),
+        }
+    }
+}
+
+impl InputType {
+    fn side(self) -> Side {
+        match self {
+            Self::Query => Side::Query,
+            Self::Document => Side::Document,
+        }
+    }
+}
+
 fn yes() -> bool {
     true
 }
@@ -94,52 +125,107 @@ pub(super) async fn encode(State(app): State<App>, body: Result<Bytes, BytesReje
 
 async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<EncodeResponse>, ApiError> {
     let request: EncodeRequest = parse(body)?;
-    let heads = &app.model.files.heads;
-    let wants = wants(heads, request.outputs.as_deref())?;
-    if let Some(dense) = &heads.dense {
-        inputs::shorter_than(request.dimensions, "dimensions", dense.width)?;
-    }
-    let (side, name) = match request.input_type {
-        InputType::Query => (Side::Query, "query"),
-        InputType::Document => (Side::Document, "document"),
-    };
-    // A model with markers has them under the same names as prompts, and gets them as tokens.
-    let marked = heads.multi.is_some() && heads.dense.is_none();
-    let by_type = Some(name).filter(|name| !marked && app.model.files.prompts.by_name.contains_key(*name));
-    let preparation = Preparation {
-        truncation: inputs::truncation(request.truncate, request.truncation_direction),
-        prompt: match request.prompt_name.as_deref().or(by_type) {
-            None if marked => None,
-            name => inputs::prompt(&app.model, name)?,
-        },
-        side: heads.multi.is_some().then_some(side),
+    let wants = wants(&app.model.files.heads, request.outputs.as_deref())?;
+    let forms = Forms {
         wants,
+        side: request.input_type.side(),
+        truncation: inputs::truncation(request.truncate, request.truncation_direction),
+        prompt_name: request.prompt_name,
+        normalize: request.normalize,
+        dimensions: request.dimensions,
     };
-    let computed = inputs::compute(&app.model, request.inputs.into_list("inputs")?, preparation).await?;
-    let tokenizer = &app.model.tokenizer;
-    let mut data = Vec::with_capacity(computed.outputs.len());
-    for (index, (output, ids)) in computed.outputs.into_iter().zip(computed.ids).enumerate() {
-        let dense =
-            wants.vector.then(|| inputs::finish(output.vector, request.dimensions, request.normalize));
-        let sparse = wants.sparse.then(|| {
-            let (indices, values) = output.sparse.into_iter().unzip();
-            Sparse { indices, values }
-        });
-        let multi_vector = wants.multi.then(|| {
-            // The first tokens have no vector where the model leaves them out.
-            let ids = &ids[ids.len() - output.multi.len()..];
-            let counts = |id: u32| side == Side::Query || !tokenizer.is_skipped(id);
-            output
-                .multi
-                .into_iter()
-                .zip(ids)
-                .filter(|(_, id)| counts(**id))
-                .map(|(vector, _)| vector)
-                .collect()
-        });
-        data.push(Encoded { index, dense, sparse, multi_vector });
+    let (encoded, tokens) = forms.encode(&app.model, request.inputs.into_list("inputs")?).await?;
+    let data = encoded.into_iter().enumerate().map(|(index, encoded)| Indexed { index, encoded }).collect();
+    Ok(Json(EncodeResponse { model: app.model.name.clone(), data, usage: Usage::of(tokens) }))
+}
+
+/// How texts are encoded outside of a request.
+pub struct EncodeOptions {
+    /// Names of what is wanted; everything that the model has for `None`.
+    pub outputs: Option<Vec<String>>,
+    /// Whether the texts are queries.
+    pub query: bool,
+    /// A prompt of the model's files.
+    pub prompt_name: Option<String>,
+    /// Whether dense vectors have length one.
+    pub normalize: bool,
+    /// How many of the first dimensions of dense vectors are kept.
+    pub dimensions: Option<usize>,
+}
+
+/// Every text in the forms that are wanted, and the tokens of all.
+pub async fn encode_texts(
+    model: &Arc<Served>,
+    texts: Vec<String>,
+    options: &EncodeOptions,
+) -> Result<(Vec<Encoded>, usize), ApiError> {
+    let kinds = options.outputs.as_ref().map(|names| names.iter().map(|name| Kind::parse(name)).collect());
+    let kinds: Option<Vec<Kind>> = kinds.transpose()?;
+    let forms = Forms {
+        wants: wants(&model.files.heads, kinds.as_deref())?,
+        side: if options.query { Side::Query } else { Side::Document },
+        truncation: Truncation::DropEnd,
+        prompt_name: options.prompt_name.clone(),
+        normalize: options.normalize,
+        dimensions: options.dimensions,
+    };
+    forms.encode(model, texts.into_iter().map(OneInput::Text).collect()).await
+}
+
+/// What is made of texts.
+struct Forms {
+    wants: Wants,
+    side: Side,
+    truncation: Truncation,
+    prompt_name: Option<String>,
+    normalize: bool,
+    dimensions: Option<usize>,
+}
+
+impl Forms {
+    async fn encode(
+        &self,
+        model: &Arc<Served>,
+        list: Vec<OneInput>,
+    ) -> Result<(Vec<Encoded>, usize), ApiError> {
+        let heads = &model.files.heads;
+        if let Some(dense) = &heads.dense {
+            inputs::shorter_than(self.dimensions, "dimensions", dense.width)?;
+        }
+        let name = match self.side {
+            Side::Query => "query",
+            Side::Document => "document",
+        };
+        // A model with markers has them under the same names as prompts, and gets them as tokens.
+        let marked = heads.multi.is_some() && heads.dense.is_none();
+        let by_side = Some(name).filter(|name| !marked && model.files.prompts.by_name.contains_key(*name));
+        let preparation = Preparation {
+            truncation: self.truncation,
+            prompt: match self.prompt_name.as_deref().or(by_side) {
+                None if marked => None,
+                name => inputs::prompt(model, name)?,
+            },
+            side: heads.multi.is_some().then_some(self.side),
+            wants: self.wants,
+        };
+        let computed = inputs::compute(model, list, preparation).await?;
+        let encoded = computed.outputs.into_iter().zip(&computed.ids);
+        Ok((encoded.map(|(output, ids)| self.finish(model, output, ids)).collect(), computed.tokens))
     }
-    Ok(Json(EncodeResponse { model: app.model.name.clone(), data, usage: Usage::of(computed.tokens) }))
+
+    fn finish(&self, model: &Served, output: Output, ids: &[u32]) -> Encoded {
+        // The first tokens have no vector where the model leaves them out.
+        let ids = &ids[ids.len() - output.multi.len().min(ids.len())..];
+        let counts = |id: u32| self.side == Side::Query || !model.tokenizer.is_skipped(id);
+        let multi =
+            output.multi.into_iter().zip(ids).filter(|(_, id)| counts(**id)).map(|(vector, _)| vector);
+        let (indices, values) = output.sparse.into_iter().unzip();
+        Encoded {
+            multi_vector: self.wants.multi.then(|| multi.collect()),
+            sparse: self.wants.sparse.then_some(Sparse { indices, values }),
+            dense: self.wants.vector.then(|| inputs::finish(output.vector, self.dimensions, self.normalize)),
+        }
+    }
 }
 
 /// What to compute for the kinds that a request names; everything for none.

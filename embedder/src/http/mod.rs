@@ -29,11 +29,13 @@ use tracing::Instrument as _;
 
 pub use access::Keys;
 pub use body::parse;
+pub use encode::{EncodeOptions, Encoded, encode_texts};
 pub use error::{ApiError, Dialect, answer};
+pub use rerank::score_texts;
 pub use status::{GpuInfo, Info, ModelInfo};
 
 use crate::engine::Engine;
-use crate::metrics::{Metrics, RequestLabels};
+use crate::metrics::{Metrics, RequestLabels, RouteLabels};
 use crate::model::{ModelFiles, TextTokenizer};
 use openapi::{Operation, of};
 
@@ -388,7 +390,7 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     shared.metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
     // Probes and scrapes would hide the requests of clients.
     if !COMMON.iter().any(|it| it.path == route) {
-        shared.metrics.request_duration.observe(seconds);
+        shared.metrics.request_duration.get_or_create(&RouteLabels { route }).observe(seconds);
     }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(access::REQUEST_ID, id);

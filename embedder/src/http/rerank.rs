@@ -13,7 +13,7 @@ use super::cohere::Meta;
 use super::error::{ApiError, Dialect, answer};
 use super::inputs::{self, Direction};
 use super::openai::Usage;
-use super::{App, parse};
+use super::{App, Served, parse};
 use crate::model::{self, Input, Truncation};
 
 /// A query and the texts that are scored by it.
@@ -190,6 +190,16 @@ fn some<T>(field: &str, list: &[T]) -> Result<(), ApiError> {
     if list.is_empty() { Err(ApiError::empty(format!("{field} is []: give at least one"))) } else { Ok(()) }
 }
 
+/// The scores of `texts` by `query`, between 0 and 1 in their order, and the tokens of all.
+pub async fn score_texts(
+    model: &Served,
+    query: &str,
+    texts: Vec<String>,
+) -> Result<(Vec<f32>, usize), ApiError> {
+    let (logits, tokens) = logits(model, query.to_owned(), texts, Truncation::DropEnd, None).await?;
+    Ok((logits.into_iter().map(sigmoid).collect(), tokens))
+}
+
 async fn score(
     app: &App,
     query: String,
@@ -197,10 +207,24 @@ async fn score(
     truncation: Truncation,
     document_tokens: Option<usize>,
 ) -> Result<Scored, ApiError> {
-    if app.model.files.heads.labels.as_ref().is_none_or(|labels| labels.len() != 1) {
+    let (logits, tokens) = logits(&app.model, query, documents, truncation, document_tokens).await?;
+    let mut ranking: Vec<(usize, f32)> = logits.into_iter().enumerate().collect();
+    ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Ok(Scored { ranking, tokens })
+}
+
+/// One logit for each document, in their order, and the tokens of all pairs.
+async fn logits(
+    model: &Served,
+    query: String,
+    documents: Vec<String>,
+    truncation: Truncation,
+    document_tokens: Option<usize>,
+) -> Result<(Vec<f32>, usize), ApiError> {
+    if model.files.heads.labels.as_ref().is_none_or(|labels| labels.len() != 1) {
         return Err(ApiError::backend("the model has several labels: it classifies, and does not rerank"));
     }
-    let tokenizer = app.model.tokenizer.clone();
+    let tokenizer = model.tokenizer.clone();
     let inputs = inputs::tokenize(documents, move |document| {
         let document = match document_tokens {
             Some(maximum) => model::beginning(&tokenizer.plain(), &document, maximum)?,
@@ -210,11 +234,8 @@ async fn score(
     })
     .await?;
     let tokens = inputs.iter().map(Input::len).sum();
-    let outputs = app.model.engine.run(inputs).await?;
-    let mut ranking: Vec<(usize, f32)> =
-        outputs.into_iter().flat_map(|output| output.vector).enumerate().collect();
-    ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
-    Ok(Scored { ranking, tokens })
+    let outputs = model.engine.run(inputs).await?;
+    Ok((outputs.into_iter().flat_map(|output| output.vector).collect(), tokens))
 }
 
 pub(super) fn sigmoid(logit: f32) -> f32 {

@@ -56,10 +56,16 @@ pub struct ModelInfo {
     /// Width of the vectors; absent for a reranker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimension: Option<usize>,
+    /// What `/v1/encode` gives: dense, sparse, multi_vector; nothing for a model that scores.
+    pub outputs: Vec<&'static str>,
+    /// Names of the prompts that the model was trained with.
+    pub prompts: Vec<String>,
     /// Most tokens of an input.
     pub max_input_length: usize,
     /// Most tokens of a batch.
     pub max_batch_tokens: usize,
+    /// Most inputs of a batch.
+    pub max_batch_requests: usize,
     /// Waiting inputs from which on requests are refused for the moment.
     pub max_concurrent_requests: usize,
     /// Inputs that one request may hold without waiting for room; larger ones are split and taken as well.
@@ -81,6 +87,9 @@ pub struct GpuInfo {
     pub index: u32,
     /// The driver's name for the card.
     pub uuid: String,
+    /// The product, where the driver could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The share of its memory, in MiB.
     pub memory_mib: u64,
     /// Whether a replica of the model runs on it.

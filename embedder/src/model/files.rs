@@ -47,6 +47,16 @@ pub struct Heads {
     pub multi: Option<MultiHead>,
 }
 
+impl Heads {
+    /// The names of what is there, as requests name it.
+    pub fn outputs(&self) -> Vec<&'static str> {
+        let dense = self.dense.is_some().then_some("dense");
+        let sparse = self.sparse.is_some().then_some("sparse");
+        let multi = self.multi.is_some().then_some("multi_vector");
+        [dense, sparse, multi].into_iter().flatten().collect()
+    }
+}
+
 /// How the states become one vector.
 #[derive(Debug, Clone)]
 pub struct DenseHead {

@@ -75,8 +75,10 @@ fn model(name: &str) -> String {
 /// The arguments of a server on a port that is free.
 pub fn arguments(flags: &[&str]) -> ServeArgs {
     let fixed = ["principium-embedder", "serve", "--listen", "127.0.0.1:0"];
-    let Args { command: Command::Serve(args) } = Args::try_parse_from(fixed.iter().chain(flags)).unwrap();
-    *args
+    match Args::try_parse_from(fixed.iter().chain(flags)).unwrap().command {
+        Command::Serve(args) => *args,
+        other => panic!("{other:?} does not serve"),
+    }
 }
 
 /// Starts a server with threads of its own, so that it outlives the test that needs it first.

@@ -77,7 +77,7 @@ async fn metrics_count_what_was_done() {
         r#"principium_embedder_requests_total{route="/embed",status="422"} "#,
         r#"principium_embedder_requests_total{route="other",status="404"} "#,
         r#"principium_embedder_tokens_total{worker="0"} "#,
-        "principium_embedder_request_duration_seconds_count ",
+        r#"principium_embedder_request_duration_seconds_count{route="/embed"} "#,
         "principium_embedder_batch_tokens_sum ",
         "principium_embedder_accelerated 0.0",
         "# EOF",
