@@ -107,7 +107,9 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}; is another process there?", args.listen))?;
-    tracing::info!(role = args.role.name(), listen = %args.listen, device = shared.info.device, "serving");
+    // Not the one that was asked for: its port may have been 0, for any.
+    let address = listener.local_addr().context("asking for the address that is listened on")?;
+    tracing::info!(role = args.role.name(), listen = %address, device = shared.info.device, "serving");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = axum::serve(listener, router).with_graceful_shutdown(async {
         // A sender that is gone means the same.

@@ -281,6 +281,14 @@ const COMMON: &[Operation] = &[
     },
     Operation {
         method: "get",
+        path: "/ping",
+        summary: "The same as /health",
+        request: None,
+        response: None,
+        handler: None,
+    },
+    Operation {
+        method: "get",
         path: "/ready",
         summary: "Whether the process may be used",
         request: None,
@@ -353,6 +361,7 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
     let common = Router::new()
         .route("/info", get(status::info))
         .route("/health", get(status::health))
+        .route("/ping", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(async move || Json((*document).clone())))

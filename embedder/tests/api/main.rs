@@ -11,6 +11,8 @@ mod cli;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod drain;
+#[cfg(test)]
 mod embed;
 #[cfg(test)]
 mod encode;
