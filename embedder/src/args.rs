@@ -83,6 +83,9 @@ pub struct ServeArgs {
     /// Where models of the hub are kept.
     #[arg(long, env = "PRINCIPIUM_MODEL_CACHE")]
     pub model_cache: Option<PathBuf>,
+    /// The prompt of the model's files for requests that name none, instead of the one that the files call the default.
+    #[arg(long, env = "PRINCIPIUM_DEFAULT_PROMPT_NAME")]
+    pub default_prompt_name: Option<String>,
     /// The GPUs of this pod: `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`.
     #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus, default_value = "[]")]
     pub gpus: Gpus,

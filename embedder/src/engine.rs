@@ -226,16 +226,18 @@ pub struct PipelineEmbedder {
     pub engine: Engine,
     /// Tokenizes.
     pub tokenizer: TextTokenizer,
+    /// Put before every text: the model's prompt for documents.
+    pub prompt: String,
 }
 
 impl EmbedTexts for PipelineEmbedder {
     fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
         Box::pin(async move {
-            let tokenizer = self.tokenizer.clone();
+            let (tokenizer, prompt) = (self.tokenizer.clone(), self.prompt.clone());
             let tokenize = move || {
                 texts
                     .iter()
-                    .map(|text| tokenizer.text(text, Truncation::DropEnd))
+                    .map(|text| tokenizer.text(&format!("{prompt}{text}"), Truncation::DropEnd))
                     .collect::<Result<Vec<_>, _>>()
             };
             let inputs = tokio::task::spawn_blocking(tokenize)

@@ -206,7 +206,17 @@ fn load(
         cache: args.model_cache.clone(),
     };
     let (folder, commit) = model::fetch(&source)?;
-    let files = Arc::new(ModelFiles::read(&folder)?);
+    let mut files = ModelFiles::read(&folder)?;
+    if let Some(name) = given(args.default_prompt_name.as_ref()) {
+        let prompts = &files.prompts.by_name;
+        anyhow::ensure!(
+            prompts.contains_key(&name),
+            "the model has no prompt {name:?} for PRINCIPIUM_DEFAULT_PROMPT_NAME; it has {:?}",
+            prompts.keys().collect::<Vec<_>>()
+        );
+        files.prompts.default = Some(name);
+    }
+    let files = Arc::new(files);
     check_role(args.role, &files)?;
     let tokenizer = model::load_tokenizer(&files)?;
     let workers = replicas(&files, devices, args.gpus.0.len())?;
@@ -310,15 +320,21 @@ fn model_routes(
         args.chunk_overlap,
         args.chunk_max_tokens
     );
+    let prompt = served.files.prompts.document().to_owned();
+    // The prompt takes room from every chunk.
+    let prompt_tokens = served.tokenizer.plain().encode(prompt.as_str(), false);
+    let prompt_tokens =
+        prompt_tokens.map_err(|error| anyhow::anyhow!("tokenizing the prompt: {error}"))?.len();
     let config = PipelineConfig {
         tokenizer: served.tokenizer.plain(),
-        max_tokens: served.tokenizer.maximum(),
+        max_tokens: served.tokenizer.maximum().saturating_sub(prompt_tokens),
         model_name: served.name.clone(),
         model_digest: served.files.weights_digest.clone(),
         chunk_max_tokens: args.chunk_max_tokens,
         chunk_overlap: args.chunk_overlap,
         ollama,
     };
-    let embedder = PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone() };
+    let embedder =
+        PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone(), prompt };
     Ok(routes.with_pipeline(pipeline::router(config, Arc::new(embedder))))
 }

@@ -206,6 +206,15 @@ pub struct Prompts {
     pub default: Option<String>,
 }
 
+impl Prompts {
+    /// What stands before documents: the prompt of that name, or the default one.
+    pub fn document(&self) -> &str {
+        let named = ["document", "passage"].into_iter().find_map(|name| self.by_name.get(name));
+        let default = || self.default.as_ref().and_then(|name| self.by_name.get(name));
+        named.or_else(default).map_or("", String::as_str)
+    }
+}
+
 /// Reads the prompts of `config_sentence_transformers.json`.
 pub(super) fn prompts(folder: &Path) -> Result<Prompts, ModelError> {
     Ok(optional(folder, "config_sentence_transformers.json")?.unwrap_or_default())

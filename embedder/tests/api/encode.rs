@@ -152,6 +152,16 @@ async fn prompts_come_by_name_by_default_and_by_the_side_of_the_search() {
     close(&floats(&encoded["data"][0]["dense"]), &plain);
     let refused = server.post("/embed", &json!({ "inputs": "hot", "prompt_name": "x" })).await;
     refused.refused(422, "Validation", "no prompt \"x\"; it has [\"document\", \"query\"]");
+    // Chunks of documents come with the prompt for documents.
+    let lines = server.post("/v1/process", &json!({ "documents": [{ "text": "hot cards" }] })).await.lines();
+    let chunk = lines.iter().find(|line| line["type"] == "chunk").unwrap();
+    close(
+        &floats(&chunk["vector"]),
+        &embed(json!({ "inputs": "hot cards", "prompt_name": "document" })).await,
+    );
+    let server =
+        start(&["--model", &folder("nomic-bert").display().to_string(), "--default-prompt-name", "query"]);
+    close(&floats(&server.post("/embed", &json!({ "inputs": "hot" })).await.json()[0]), &plain);
     // The default prompt of this model is that of queries.
     let server = start(&["--model", &folder("roberta").display().to_string()]);
     let embed = async |body: Value| floats(&server.post("/embed", &body).await.json()[0]);

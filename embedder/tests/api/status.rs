@@ -94,6 +94,7 @@ fn a_server_does_not_start_with_what_it_can_not_serve() {
         (&["--role", "reranker", "--model", &minilm], "the role reranker needs a model with labels"),
         (&["--role", "data-factory", "--model", &cross_encoder], "needs a model that embeds texts"),
         (&["--model", "/no/such/folder"], "/no/such/folder/config.json"),
+        (&["--model", &minilm, "--default-prompt-name", "query"], "the model has no prompt \"query\""),
         (&["--model", &minilm, "--chunk-overlap", "200"], "lower PRINCIPIUM_CHUNK_OVERLAP"),
         (
             &["--model", &minilm, "--ollama-url", "ollama:11434"],
