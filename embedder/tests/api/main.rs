@@ -19,6 +19,8 @@ mod encode;
 #[cfg(test)]
 mod enrichment;
 #[cfg(test)]
+mod hub;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod ollama;

@@ -5,6 +5,7 @@ use principium_embedder::model::{
     Input, Model, ModelFiles, Output, Side, TextTokenizer, Truncation, Wants, load_tokenizer, normalize,
 };
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The largest difference of a number that is of the order of one.
@@ -205,9 +206,38 @@ fn changed(name: &str, file: &str, change: impl Fn(&mut Value)) -> tempfile::Tem
     copy
 }
 
-fn walk(folder: &Path) -> Vec<PathBuf> {
+/// All files below a folder.
+pub fn walk(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn weights_in_several_files_are_one_model() {
+    let whole = Fixture::load("nomic-bert");
+    let copy = changed("nomic-bert", "config.json", |_| ());
+    let single = copy.path().join("model.safetensors");
+    let all = candle_core::safetensors::load(&single, &candle_core::Device::Cpu).unwrap();
+    let mut map = serde_json::Map::new();
+    for number in [0, 1] {
+        let file = format!("model-0000{number}-of-00002.safetensors");
+        let part: HashMap<_, _> =
+            all.clone().into_iter().filter(|(name, _)| name.len() % 2 == number).collect();
+        assert!(!part.is_empty());
+        map.extend(part.keys().map(|name| (name.clone(), json!(file))));
+        candle_core::safetensors::save(&part, copy.path().join(file)).unwrap();
+    }
+    std::fs::remove_file(single).unwrap();
+    let index = copy.path().join("model.safetensors.index.json");
+    std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+    let files = ModelFiles::read(copy.path()).unwrap();
+    assert_ne!(files.weights_digest, whole.files.weights_digest, "the digest is that of the files");
+    let parts = Model::load(&files, None).unwrap();
+    let inputs = whole.inputs(Wants::VECTOR);
+    assert_eq!(parts.run(&inputs.iter().collect::<Vec<_>>()).unwrap(), whole.run(&inputs));
+    std::fs::remove_file(index).unwrap();
+    let error = ModelFiles::read(copy.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("the model has no") && error.contains("model.safetensors"), "{error}");
 }
 
 #[test]
