@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::model::Precision;
+
 /// Embeds, reranks and prepares documents.
 #[derive(Debug, Parser)]
 #[command(name = "principium-embedder", version, about, propagate_version = true)]
@@ -86,6 +88,10 @@ pub struct ServeArgs {
     /// The prompt of the model's files for requests that name none, instead of the one that the files call the default.
     #[arg(long, env = "PRINCIPIUM_DEFAULT_PROMPT_NAME")]
     pub default_prompt_name: Option<String>,
+    /// Number format of the computation: `f32`, `bf16`, `int8` (CPU only), `f16` (GPU only), or `auto`, which is f32 on the CPU
+    /// and 16 bits on a GPU.
+    #[arg(long, env = "PRINCIPIUM_DTYPE", value_parser = parse_dtype, default_value = "auto")]
+    pub dtype: Precision,
     /// The GPUs of this pod: `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`.
     #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus, default_value = "[]")]
     pub gpus: Gpus,
@@ -95,7 +101,7 @@ pub struct ServeArgs {
     /// Whether to be ready only while every given GPU is used.
     #[arg(long, env = "PRINCIPIUM_REQUIRE_ACCELERATION", action = clap::ArgAction::Set, default_value_t = false)]
     pub require_acceleration: bool,
-    /// Tokens of one batch; by default 16384 on a GPU and 4096 on the CPU, where larger ones only make others wait.
+    /// Tokens of one batch; by default 1024 on the CPU, and as many on a GPU as its memory has room for, 16384 at most.
     #[arg(long, env = "PRINCIPIUM_MAX_BATCH_TOKENS", value_parser = positive)]
     pub max_batch_tokens: Option<usize>,
     /// Waiting inputs from which on requests are answered with 429.
@@ -160,6 +166,9 @@ pub struct ModelFlags {
     /// Tokens of one batch.
     #[arg(long, env = "PRINCIPIUM_MAX_BATCH_TOKENS", value_parser = positive)]
     pub max_batch_tokens: Option<usize>,
+    /// Number format of the computation, as for `serve`.
+    #[arg(long, env = "PRINCIPIUM_DTYPE", value_parser = parse_dtype, default_value = "auto")]
+    pub dtype: Precision,
 }
 
 /// Which texts.
@@ -257,6 +266,18 @@ fn parse_gpus(text: &str) -> Result<Gpus, String> {
         return Ok(Gpus::default());
     }
     serde_json::from_str(text).map(Gpus).map_err(|error| format!("not a JSON list of GPUs: {error}"))
+}
+
+/// The names of text-embeddings-inference are understood as well; an empty variable is not set.
+fn parse_dtype(text: &str) -> Result<Precision, String> {
+    match text.trim() {
+        "" | "auto" => Ok(Precision::Auto),
+        "f32" | "float32" => Ok(Precision::F32),
+        "f16" | "float16" => Ok(Precision::F16),
+        "bf16" | "bfloat16" => Ok(Precision::Bf16),
+        "int8" => Ok(Precision::Int8),
+        _ => Err("must be auto, f32, f16, bf16 or int8".to_owned()),
+    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {

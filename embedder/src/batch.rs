@@ -1,14 +1,21 @@
-//! Which waiting inputs are computed together. Pure: the engine holds the queue and calls `choose`.
+//! Which waiting inputs are computed together, and how many. Pure: the engine holds the queue and asks.
 //!
-//! Interactive inputs (of small requests) go first, but leave half of the budget to bulk ones while these wait, so that
-//! neither starves the other. Among its own kind the oldest input always goes; the rest of the budget is filled with
-//! inputs of about its length, because a batch of like lengths keeps every core and every GPU kernel evenly busy.
+//! Inputs of small requests are interactive, all others bulk. The two kinds take turns while both wait: an interactive
+//! input waits for one bulk batch at most, and however many of them come, every second batch is a bulk one. Within a kind
+//! the oldest input always goes; the rest of the budget is filled with inputs of about its length, because a batch of like
+//! lengths keeps every core and every GPU kernel evenly busy.
 
 /// Requests of at most this many inputs count as interactive.
 pub const INTERACTIVE_INPUTS: usize = 8;
 
 /// How far behind the oldest input one of a better length is looked for.
-const WINDOW: usize = 256;
+pub const WINDOW: usize = 256;
+
+/// Batches without trouble after which a budget that was halved is doubled again.
+const RECOVERY: u32 = 256;
+
+/// The smallest budget that running out of memory leads to, in tokens.
+const SMALLEST: usize = 64;
 
 /// What one batch may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,49 +26,101 @@ pub struct Budget {
     pub inputs: usize,
 }
 
-/// One waiting input.
+/// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
-    /// Its tokens.
-    pub tokens: usize,
-    /// Whether it belongs to a small request.
-    pub interactive: bool,
+pub enum Kind {
+    /// Inputs of small requests.
+    Interactive,
+    /// All others.
+    Bulk,
 }
 
-/// Positions in `queue` (oldest first) of the inputs for the next batch, in ascending order. Empty only for an empty queue.
-pub fn choose(queue: &[Waiting], budget: Budget) -> Vec<usize> {
-    let of_kind = |interactive| move |index: &usize| queue[*index].interactive == interactive;
-    let interactive: Vec<usize> = (0..queue.len()).filter(of_kind(true)).collect();
-    let bulk: Vec<usize> = (0..queue.len()).filter(of_kind(false)).collect();
-    let mut chosen = Chosen { indices: Vec::new(), tokens: 0 };
-    let share = if bulk.is_empty() { budget.tokens } else { budget.tokens / 2 };
-    chosen.fill(queue, &interactive, Budget { tokens: share, ..budget });
-    chosen.fill(queue, &bulk, budget);
-    chosen.indices.sort_unstable();
-    chosen.indices
+impl Kind {
+    /// The kind of a request's inputs.
+    pub fn of(inputs: usize) -> Self {
+        if inputs <= INTERACTIVE_INPUTS { Self::Interactive } else { Self::Bulk }
+    }
 }
 
-struct Chosen {
-    indices: Vec<usize>,
-    tokens: usize,
+/// Whose turn it is after `last`, where so many inputs of each kind wait; `None` where none does.
+pub fn turn(interactive: usize, bulk: usize, last: Kind) -> Option<Kind> {
+    match (interactive, bulk, last) {
+        (0, 0, _) => None,
+        (0, _, _) | (1.., 1.., Kind::Interactive) => Some(Kind::Bulk),
+        (_, 0, _) | (1.., 1.., Kind::Bulk) => Some(Kind::Interactive),
+    }
 }
 
-impl Chosen {
-    /// Adds the oldest of `candidates`, then those nearest to it in length, as far as the budget goes.
-    fn fill(&mut self, queue: &[Waiting], candidates: &[usize], budget: Budget) {
-        let Some(&oldest) = candidates.first() else { return };
-        let mut order: Vec<usize> = candidates.iter().copied().take(WINDOW).collect();
-        // Stable: of equal lengths the older one goes first. The oldest has distance zero to itself.
-        order.sort_by_key(|index| (*index != oldest, queue[*index].tokens.abs_diff(queue[oldest].tokens)));
-        for index in order {
-            let fits =
-                self.tokens + queue[index].tokens <= budget.tokens && self.indices.len() < budget.inputs;
-            if fits || self.indices.is_empty() {
-                self.tokens += queue[index].tokens;
-                self.indices.push(index);
-            }
+/// Positions of the inputs for the next batch, in ascending order, of a queue of inputs of so many tokens, oldest first. Empty
+/// only for an empty queue. Looks at the first [`WINDOW`] inputs.
+pub fn choose(queue: &[usize], budget: Budget) -> Vec<usize> {
+    let Some(&oldest) = queue.first() else { return Vec::new() };
+    let mut order: Vec<usize> = (0..queue.len().min(WINDOW)).collect();
+    // Stable: of equal lengths the older one goes first. The oldest has distance zero to itself.
+    order.sort_by_key(|index| (*index != 0, queue[*index].abs_diff(oldest)));
+    let (mut chosen, mut tokens) = (Vec::new(), 0);
+    for index in order {
+        let fits = tokens + queue[index] <= budget.tokens && chosen.len() < budget.inputs;
+        if fits || chosen.is_empty() {
+            tokens += queue[index];
+            chosen.push(index);
         }
     }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// The budget of one worker, which shrinks where its device runs out of memory and grows back when it no longer does: what
+/// takes the memory may be a neighbor on the same GPU, who comes and goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Adaptive {
+    full: Budget,
+    tokens: usize,
+    untroubled: u32,
+}
+
+impl Adaptive {
+    /// Begins with all of `full`.
+    pub fn new(full: Budget) -> Self {
+        Self { full, tokens: full.tokens, untroubled: 0 }
+    }
+
+    /// What the next batch may hold.
+    pub fn budget(&self) -> Budget {
+        Budget { tokens: self.tokens, ..self.full }
+    }
+
+    /// A batch of `tokens` was too large for the device's memory.
+    pub fn ran_out_of_memory(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min((tokens / 2).max(SMALLEST));
+        self.untroubled = 0;
+    }
+
+    /// A batch went well.
+    pub fn succeeded(&mut self) {
+        self.untroubled = self.untroubled.saturating_add(1);
+        if self.untroubled >= RECOVERY && self.tokens < self.full.tokens {
+            self.tokens = (self.tokens * 2).min(self.full.tokens);
+            self.untroubled = 0;
+        }
+    }
+}
+
+/// What the tensors of a model take on a GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// Bytes of the weights.
+    pub weights: u64,
+    /// Bytes that one token of a batch takes at the worst: in texts of the model's full length.
+    pub token: u64,
+}
+
+/// Tokens of a batch that fit into `share` bytes of a GPU beside the weights, at most `most`. An eighth of the share is left
+/// to the driver and to fragmentation.
+pub fn tokens_within(share: u64, footprint: Footprint, most: usize) -> usize {
+    let room = (share - share / 8).saturating_sub(footprint.weights);
+    let tokens = usize::try_from(room / footprint.token.max(1)).unwrap_or(usize::MAX);
+    tokens.clamp(SMALLEST, most.max(SMALLEST))
 }
 
 #[cfg(test)]
@@ -70,35 +129,15 @@ mod tests {
 
     const BUDGET: Budget = Budget { tokens: 100, inputs: 4 };
 
-    fn bulk(tokens: usize) -> Waiting {
-        Waiting { tokens, interactive: false }
-    }
-
-    fn interactive(tokens: usize) -> Waiting {
-        Waiting { tokens, interactive: true }
-    }
-
     #[test]
     fn batches_by_case() {
-        let cases: &[(&str, &[Waiting], &[usize])] = &[
+        let cases: &[(&str, &[usize], &[usize])] = &[
             ("nothing waits", &[], &[]),
-            ("an input over the budget goes alone", &[bulk(500), bulk(1)], &[0]),
-            ("the budget of tokens holds", &[bulk(50), bulk(50), bulk(50)], &[0, 1]),
-            ("the budget of inputs holds", &[bulk(1), bulk(1), bulk(1), bulk(1), bulk(1)], &[0, 1, 2, 3]),
-            ("like lengths go together", &[bulk(30), bulk(90), bulk(31), bulk(29)], &[0, 2, 3]),
-            ("the oldest goes though the others are alike", &[bulk(90), bulk(10), bulk(10)], &[0, 1]),
-            ("interactive inputs pass bulk ones", &[bulk(60), bulk(60), interactive(40)], &[0, 2]),
-            (
-                "interactive inputs leave half to bulk ones",
-                &[interactive(30), interactive(30), bulk(50)],
-                &[0, 2],
-            ),
-            (
-                "interactive inputs alone have it all",
-                &[interactive(30), interactive(30), interactive(30)],
-                &[0, 1, 2],
-            ),
-            ("a long interactive input delays bulk", &[bulk(60), interactive(90)], &[1]),
+            ("an input over the budget goes alone", &[500, 1], &[0]),
+            ("the budget of tokens holds", &[50, 50, 50], &[0, 1]),
+            ("the budget of inputs holds", &[1, 1, 1, 1, 1], &[0, 1, 2, 3]),
+            ("like lengths go together", &[30, 90, 31, 29], &[0, 2, 3]),
+            ("the oldest goes though the others are alike", &[90, 10, 10], &[0, 1]),
         ];
         for (name, queue, expected) in cases {
             assert_eq!(choose(queue, BUDGET), *expected, "{name}");
@@ -106,18 +145,65 @@ mod tests {
     }
 
     #[test]
-    fn every_input_is_computed_in_the_end() {
-        let mut queue: Vec<Waiting> =
-            (0..1000).map(|n| Waiting { tokens: 1 + (n * 7919) % 120, interactive: n % 13 == 0 }).collect();
+    fn kinds_take_turns_while_both_wait() {
+        use Kind::{Bulk, Interactive};
+        for (interactive, bulk, last, expected) in [
+            (0, 0, Bulk, None),
+            (3, 0, Interactive, Some(Interactive)),
+            (0, 3, Bulk, Some(Bulk)),
+            (1, 1, Bulk, Some(Interactive)),
+            (9, 1, Interactive, Some(Bulk)),
+        ] {
+            assert_eq!(turn(interactive, bulk, last), expected, "{interactive} and {bulk} after {last:?}");
+        }
+        assert_eq!((Kind::of(INTERACTIVE_INPUTS), Kind::of(INTERACTIVE_INPUTS + 1)), (Interactive, Bulk));
+    }
+
+    #[test]
+    fn no_input_waits_for_more_than_its_window_of_older_ones() {
+        // Whatever the lengths, the oldest goes with every batch, so that position p is the oldest after p batches.
+        let mut queue: Vec<(usize, usize)> = (0..1000).map(|n| (n, 1 + (n * 7919) % 120)).collect();
         let mut batches = 0;
         while !queue.is_empty() {
-            let chosen = choose(&queue, BUDGET);
-            assert!(!chosen.is_empty(), "a queue of {} gave an empty batch", queue.len());
+            let lengths: Vec<usize> = queue.iter().map(|(_, tokens)| *tokens).collect();
+            let chosen = choose(&lengths, BUDGET);
+            assert_eq!(chosen.first(), Some(&0), "the oldest did not go");
             for index in chosen.into_iter().rev() {
-                queue.remove(index);
+                let (arrived, _) = queue.remove(index);
+                assert!(batches <= arrived, "input {arrived} went only with batch {batches}");
             }
             batches += 1;
         }
-        assert!(batches <= 1000);
+    }
+
+    #[test]
+    fn a_budget_halves_when_memory_runs_out_and_grows_back() {
+        let mut adaptive = Adaptive::new(Budget { tokens: 4096, inputs: 8 });
+        adaptive.ran_out_of_memory(3000);
+        assert_eq!(adaptive.budget(), Budget { tokens: 1500, inputs: 8 });
+        // A smaller batch says nothing about larger ones that went well.
+        adaptive.ran_out_of_memory(100);
+        assert_eq!(adaptive.budget().tokens, 64);
+        for _ in 0..RECOVERY * 6 {
+            adaptive.succeeded();
+        }
+        assert_eq!(adaptive.budget().tokens, 4096);
+        for _ in 0..RECOVERY * 2 {
+            adaptive.succeeded();
+        }
+        assert_eq!(adaptive.budget().tokens, 4096);
+    }
+
+    #[test]
+    fn batches_fit_into_the_share_of_a_gpu() {
+        const GIB: u64 = 1 << 30;
+        let footprint = Footprint { weights: GIB, token: 1 << 20 };
+        for (name, share, expected) in [
+            ("seven eighths of 8 GiB, less 1 GiB of weights, at 1 MiB a token", 8 * GIB, 6144),
+            ("never more than asked for", 80 * GIB, 16_384),
+            ("weights that fill the share leave the smallest batch", GIB, SMALLEST),
+        ] {
+            assert_eq!(tokens_within(share, footprint, 16_384), expected, "{name}");
+        }
     }
 }

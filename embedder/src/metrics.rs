@@ -67,6 +67,8 @@ pub struct Metrics {
     pub batch_tokens: Histogram,
     /// Tokens computed, by worker.
     pub tokens: Family<WorkerLabels, Counter>,
+    /// Positions computed beyond the tokens, by worker: what padding wastes.
+    pub padding: Family<WorkerLabels, Counter>,
     /// Inputs whose client was gone before their turn.
     pub cancelled: Counter,
     /// Inputs that wait.
@@ -99,6 +101,7 @@ impl Default for Metrics {
             batch_inputs: sizes(),
             batch_tokens: sizes(),
             tokens: Family::default(),
+            padding: Family::default(),
             cancelled: Counter::default(),
             queue_inputs: Gauge::default(),
             overloaded: Counter::default(),
@@ -123,6 +126,7 @@ impl Metrics {
             batch_inputs,
             batch_tokens,
             tokens,
+            padding,
             cancelled,
             queue_inputs,
             overloaded,
@@ -150,6 +154,11 @@ impl Metrics {
         registry.register("batch_inputs", "Inputs of a batch", batch_inputs.clone());
         registry.register("batch_tokens", "Tokens of a batch", batch_tokens.clone());
         registry.register("tokens", "Tokens computed", tokens.clone());
+        registry.register(
+            "padding",
+            "Positions that attention computed beyond the tokens; none on the CPU",
+            padding.clone(),
+        );
         registry.register(
             "cancelled_inputs",
             "Inputs whose client was gone before their turn",

@@ -14,7 +14,7 @@ use crate::batch::Budget;
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
 use crate::metrics::Metrics;
-use crate::model::{self, Model, ModelFiles, ModelSource};
+use crate::model::{self, Model, ModelFiles, ModelSource, Precision};
 use crate::ollama::{self, OllamaConfig};
 use crate::pipeline::PipelineConfig;
 use crate::{analyze, gpus, pipeline};
@@ -24,6 +24,10 @@ const LAME_DUCK: Duration = Duration::from_secs(2);
 
 /// Most inputs of a batch; the tokens are what limits it.
 const BATCH_INPUTS: usize = 1024;
+/// Tokens of a batch on a GPU, where its memory suffices.
+pub const GPU_BATCH_TOKENS: usize = 16_384;
+/// Tokens of a batch on the CPU, where larger ones are no faster and make others wait.
+pub const CPU_BATCH_TOKENS: usize = 1024;
 
 /// What one process serves.
 pub struct Service {
@@ -219,15 +223,15 @@ fn load(
     let files = Arc::new(files);
     check_role(args.role, &files)?;
     let tokenizer = model::load_tokenizer(&files)?;
-    let workers = replicas(&files, devices, args.gpus.0.len())?;
+    let workers = replicas(&files, devices, args.gpus.0.len(), args.dtype)?;
     let on_gpu = !devices.accelerators.is_empty();
-    let tokens = args.max_batch_tokens.unwrap_or(if on_gpu { 16384 } else { 4096 });
+    let tokens = args.max_batch_tokens.unwrap_or(if on_gpu { GPU_BATCH_TOKENS } else { CPU_BATCH_TOKENS });
     let name = given(args.model_name.as_ref()).unwrap_or(model);
     let info = ModelInfo {
         model_id: name.clone(),
         model_sha: commit.unwrap_or_else(|| files.weights_digest.clone()),
         weights_digest: files.weights_digest.clone(),
-        model_dtype: "float32",
+        model_dtype: workers.first().map_or(Precision::Auto, Model::precision).name(),
         model_type: model_type(&files),
         architecture: files.architecture.clone(),
         dimension: files.heads.dense.as_ref().map(|head| head.width),
@@ -240,7 +244,7 @@ fn load(
         max_client_batch_size: args.max_queue,
         auto_truncate: true,
         tokenization_workers: rayon::current_num_threads(),
-        kernel: if on_gpu { "cuda" } else { model::kernel_name() },
+        kernel: workers.first().map_or("", Model::kernel_name),
         workers: workers.len(),
     };
     tracing::info!(
@@ -250,8 +254,9 @@ fn load(
         kernel = info.kernel,
         "loaded the model"
     );
-    let limits =
-        EngineLimits { batch: Budget { tokens, inputs: BATCH_INPUTS }, queue_inputs: args.max_queue };
+    let workers =
+        workers.into_iter().map(|worker| (worker, Budget { tokens, inputs: BATCH_INPUTS })).collect();
+    let limits = EngineLimits { queue_inputs: args.max_queue };
     let engine =
         Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
     Ok((Arc::new(Served { engine, tokenizer, files, name }), info))
@@ -290,12 +295,17 @@ fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
 }
 
 /// One replica a GPU; on the CPU as many as GPUs were given, which share the weights and the cores.
-fn replicas(files: &ModelFiles, devices: &Devices, given: usize) -> anyhow::Result<Vec<Model>> {
+fn replicas(
+    files: &ModelFiles,
+    devices: &Devices,
+    given: usize,
+    precision: Precision,
+) -> anyhow::Result<Vec<Model>> {
     if devices.accelerators.is_empty() {
-        let model = Model::load(files, None)?;
+        let model = Model::load(files, None, precision)?;
         return Ok(vec![model; given.max(1)]);
     }
-    devices.accelerators.iter().map(|it| Ok(Model::load(files, Some(it))?)).collect()
+    devices.accelerators.iter().map(|it| Ok(Model::load(files, Some(it), precision)?)).collect()
 }
 
 fn model_routes(

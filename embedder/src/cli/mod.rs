@@ -32,6 +32,7 @@ async fn load(flags: &ModelFlags, role: Role) -> anyhow::Result<Arc<Served>> {
     args.model_revision.clone_from(&flags.model_revision);
     args.model_cache.clone_from(&flags.model_cache);
     args.max_batch_tokens = flags.max_batch_tokens;
+    args.dtype = flags.dtype;
     let spinner = bar(None, "{spinner} loading {msg}");
     spinner.set_message(flags.model.clone());
     let served =

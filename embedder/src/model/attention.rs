@@ -1,167 +1,314 @@
 //! Self-attention over texts that lie one behind another without padding: each text attends to itself alone.
+//!
+//! On the CPU it is an op of our own. On any other device candle's functions do it, for which the texts are padded to the
+//! longest of a group of like lengths: inside of attention alone, where it costs the least.
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
 
-use super::{kernels, ops};
+pub(super) use super::kernels::Reach;
+use super::kernels::{self, Heads, Microkernel, Strided};
+use super::precision::Place;
 
-/// Query rows of one task: their scores against 512 keys stay in the second-level cache.
-const ROWS: usize = 64;
+/// A group is padded by at most this part of its tokens: 1/8.
+const PADDING: usize = 8;
 
-/// Attention of `qkv` ([tokens, 3 · width]: queries, keys, values) for texts of `lengths` tokens; gives [tokens, width].
-pub(super) fn attend(qkv: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
-    if qkv.device().is_cpu() {
-        return qkv.apply_op1_no_bwd(&Attention { lengths, heads });
-    }
-    let width = qkv.dim(1)? / 3;
-    let head = width / heads;
-    #[expect(clippy::cast_precision_loss, reason = "the width of a head is a small number")]
-    let scale = 1.0 / (head as f64).sqrt();
-    let mut start = 0;
-    let mut outputs = Vec::with_capacity(lengths.len());
-    for length in lengths {
-        // [3, heads, length, head]
-        let text = qkv
-            .narrow(0, start, *length)?
-            .reshape((*length, 3, heads, head))?
-            .permute((1, 2, 0, 3))?
-            .contiguous()?;
-        let (queries, keys, values) = (text.get(0)?, text.get(1)?, text.get(2)?);
-        let scores = (queries.matmul(&keys.t()?)? * scale)?;
-        let output = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&values)?;
-        outputs.push(output.transpose(0, 1)?.reshape((*length, width))?);
-        start += length;
-    }
-    Tensor::cat(&outputs, 0)
+/// The attention of one layer.
+pub(super) struct Attention {
+    heads: Heads,
+    microkernel: Microkernel,
 }
 
-struct Attention<'a> {
+impl Attention {
+    /// As many heads of keys and values as of queries, `width` numbers each, scaled by `1 / sqrt(width)`; attends to the whole text.
+    pub(super) fn new(heads: usize, width: usize, place: &Place) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "the width of a head is a small number")]
+        let scale = 1.0 / (width as f32).sqrt();
+        let heads =
+            Heads { queries: heads, keys: heads, width, scale, reach: Reach::All, slopes: Vec::new() };
+        Self { heads, microkernel: place.attention_microkernel() }
+    }
+
+    /// Fewer heads of keys and values, which neighboring heads of queries share.
+    pub(super) fn with_key_heads(mut self, keys: usize) -> Self {
+        self.heads.keys = keys;
+        self
+    }
+
+    /// Another scale.
+    pub(super) fn with_scale(mut self, scale: f32) -> Self {
+        self.heads.scale = scale;
+        self
+    }
+
+    /// Which tokens a token attends to.
+    pub(super) fn with_reach(mut self, reach: Reach) -> Self {
+        self.heads.reach = reach;
+        self
+    }
+
+    /// What each token of distance costs, a number for each head of queries (ALiBi).
+    pub(super) fn with_slopes(mut self, slopes: Vec<f32>) -> Self {
+        self.heads.slopes = slopes;
+        self
+    }
+
+    /// Attention of `qkv` ([tokens, queries, keys and values side by side]) for texts of `lengths` tokens.
+    pub(super) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        let (queries, keys) = (self.heads.queries * self.heads.width, self.heads.keys * self.heads.width);
+        self.forward_parts(
+            &qkv.narrow(1, 0, queries)?,
+            &qkv.narrow(1, queries, keys)?,
+            &qkv.narrow(1, queries + keys, keys)?,
+            lengths,
+        )
+    }
+
+    /// The same for queries, keys and values as three tensors of [tokens, heads · width].
+    pub(super) fn forward_parts(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        lengths: &[usize],
+    ) -> Result<Tensor> {
+        let tokens: usize = lengths.iter().sum();
+        for (tensor, heads) in
+            [(queries, self.heads.queries), (keys, self.heads.keys), (values, self.heads.keys)]
+        {
+            if tensor.dims2()? != (tokens, heads * self.heads.width) {
+                candle_core::bail!(
+                    "attention over {tokens} tokens with {heads} heads of {} got {:?}",
+                    self.heads.width,
+                    tensor.shape()
+                );
+            }
+        }
+        if queries.device().is_cpu() {
+            queries.apply_op3_no_bwd(keys, values, &Attend { attention: self, lengths })
+        } else {
+            self.elsewhere(queries, keys, values, lengths)
+        }
+    }
+
+    /// With candle's functions, on any device.
+    fn elsewhere(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        lengths: &[usize],
+    ) -> Result<Tensor> {
+        let Heads { queries: query_heads, keys: key_heads, width, scale, .. } = self.heads;
+        let device = queries.device();
+        let groups = groups(lengths);
+        let mut outputs = Vec::with_capacity(groups.len());
+        // Where each token's row is, once the outputs of all groups are one behind another.
+        let mut places = vec![0_u32; lengths.iter().sum()];
+        let mut next = 0;
+        for Group { texts, longest } in groups {
+            let mut rows = Vec::with_capacity(texts.len() * longest);
+            for (start, length) in &texts {
+                // Padding repeats the text's last token; the mask leaves it out.
+                rows.extend((0..longest).map(|position| start + position.min(length - 1)));
+                for position in 0..*length {
+                    places[start + position] =
+                        u32::try_from(next + position).map_err(candle_core::Error::wrap)?;
+                }
+                next += longest;
+            }
+            let rows: Vec<u32> = rows
+                .into_iter()
+                .map(u32::try_from)
+                .collect::<std::result::Result<_, _>>()
+                .map_err(candle_core::Error::wrap)?;
+            let rows = Tensor::new(rows, device)?;
+            // [texts, heads of keys, heads of queries for each of these · longest, width]
+            let split = |x: &Tensor, heads: usize| {
+                x.contiguous()?
+                    .index_select(&rows, 0)?
+                    .reshape((texts.len(), longest, heads, width))?
+                    .transpose(1, 2)?
+                    .contiguous()
+            };
+            let share = query_heads / key_heads;
+            let queries =
+                split(queries, query_heads)?.reshape((texts.len(), key_heads, share * longest, width))?;
+            let (keys, values) = (split(keys, key_heads)?, split(values, key_heads)?);
+            let scores = (queries.matmul(&keys.t()?)? * f64::from(scale))?;
+            let scores = scores.reshape((texts.len(), query_heads, longest, longest))?;
+            let mask = self.mask(&texts, longest, device)?;
+            // Sums of exponentials need more digits than 16 bits have.
+            let scores = scores.to_dtype(DType::F32)?.broadcast_add(&mask)?;
+            let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
+            let weights = weights.reshape((texts.len(), key_heads, share * longest, longest))?;
+            let output = weights.matmul(&values)?.reshape((texts.len(), query_heads, longest, width))?;
+            outputs.push(output.transpose(1, 2)?.reshape((texts.len() * longest, query_heads * width))?);
+        }
+        Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(places, device)?, 0)
+    }
+
+    /// What is added to the scores of a group: [texts, 1 or heads, longest, longest].
+    fn mask(&self, texts: &[(usize, usize)], longest: usize, device: &Device) -> Result<Tensor> {
+        let slopes: &[f32] = if self.heads.slopes.is_empty() { &[0.0] } else { &self.heads.slopes };
+        let mut mask = Vec::with_capacity(texts.len() * slopes.len() * longest * longest);
+        for (_, length) in texts {
+            for slope in slopes {
+                for row in 0..longest {
+                    // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
+                    let range = self.heads.reach.range(row.min(length - 1), *length);
+                    mask.extend((0..longest).map(|column| {
+                        if range.contains(&column) {
+                            -slope * row.abs_diff(column) as f32
+                        } else {
+                            f32::NEG_INFINITY
+                        }
+                    }));
+                }
+            }
+        }
+        Tensor::from_vec(mask, (texts.len(), slopes.len(), longest, longest), device)
+    }
+}
+
+/// The slopes of ALiBi: a geometric series for a power of two of heads, and for other numbers the rest from between.
+pub(super) fn slopes(heads: usize) -> Vec<f32> {
+    #[expect(clippy::cast_precision_loss, reason = "heads are few")]
+    let series = |count: usize| {
+        let ratio = 2_f32.powf(-8.0 / count as f32);
+        std::iter::successors(Some(ratio), move |slope| Some(slope * ratio)).take(count)
+    };
+    if heads.is_power_of_two() {
+        return series(heads).collect();
+    }
+    let below = heads.next_power_of_two() / 2;
+    series(below).chain(series(2 * below).step_by(2).take(heads - below)).collect()
+}
+
+/// Texts that are computed together: where each starts and its length.
+struct Group {
+    texts: Vec<(usize, usize)>,
+    longest: usize,
+}
+
+/// Texts of like lengths, the longest first.
+fn groups(lengths: &[usize]) -> Vec<Group> {
+    let mut texts: Vec<(usize, usize)> = lengths
+        .iter()
+        .scan(0, |next, length| {
+            let start = *next;
+            *next += length;
+            Some((start, *length))
+        })
+        .filter(|(_, length)| *length > 0)
+        .collect();
+    texts.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
+    let mut groups: Vec<Group> = Vec::new();
+    for text in texts {
+        match groups.last_mut().filter(|group| (group.longest - text.1) * PADDING <= group.longest) {
+            Some(group) => group.texts.push(text),
+            None => groups.push(Group { longest: text.1, texts: vec![text] }),
+        }
+    }
+    groups
+}
+
+/// Positions that attention on `device` computes for texts of `lengths` tokens beyond their tokens.
+pub(super) fn padding(lengths: &[usize], device: &Device) -> usize {
+    if device.is_cpu() {
+        return 0;
+    }
+    let padded = |group: &Group| group.texts.iter().map(|(_, length)| group.longest - length).sum::<usize>();
+    groups(lengths).iter().map(padded).sum()
+}
+
+struct Attend<'a> {
+    attention: &'a Attention,
     lengths: &'a [usize],
-    heads: usize,
 }
 
-/// Some query rows of one text.
-struct Block<'a> {
-    /// First token of the text.
-    text: usize,
-    /// Tokens of the text.
-    length: usize,
-    /// First query row, counted from the text's first token.
-    row: usize,
-    output: &'a mut [f32],
-}
-
-impl candle_core::CustomOp1 for Attention<'_> {
+impl candle_core::CustomOp3 for Attend<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = ops::contiguous(storage, layout)?;
-        let (tokens, triple) = layout.shape().dims2()?;
-        let width = triple / 3;
-        if self.lengths.iter().sum::<usize>() != tokens {
-            candle_core::bail!(
-                "attention over {tokens} tokens got lengths for {}",
-                self.lengths.iter().sum::<usize>()
-            );
-        }
-        let mut output = vec![0.0; tokens * width];
-        let mut blocks = Vec::new();
-        let (mut rest, mut text) = (output.as_mut_slice(), 0);
-        for &length in self.lengths {
-            for row in (0..length).step_by(ROWS) {
-                let (output, tail) = rest.split_at_mut(ROWS.min(length - row) * width);
-                rest = tail;
-                blocks.push(Block { text, length, row, output });
-            }
-            text += length;
-        }
-        blocks.into_par_iter().for_each_init(Vec::new, |scores, mut block| {
-            attend_block(qkv, width, self.heads, &mut block, scores);
-        });
-        Ok((CpuStorage::F32(output), Shape::from((tokens, width))))
+    fn cpu_fwd(
+        &self,
+        queries: &CpuStorage,
+        queries_layout: &Layout,
+        keys: &CpuStorage,
+        keys_layout: &Layout,
+        values: &CpuStorage,
+        values_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let Attention { heads, microkernel } = self.attention;
+        let parts =
+            [strided(queries, queries_layout)?, strided(keys, keys_layout)?, strided(values, values_layout)?];
+        let output = kernels::attend(*microkernel, parts, self.lengths, heads);
+        let tokens = self.lengths.iter().sum::<usize>();
+        Ok((CpuStorage::F32(output), Shape::from((tokens, heads.queries * heads.width))))
     }
 }
 
-fn attend_block(qkv: &[f32], width: usize, heads: usize, block: &mut Block<'_>, scores: &mut Vec<f32>) {
-    let head = width / heads;
-    #[expect(clippy::cast_precision_loss, reason = "the width of a head is a small number")]
-    let scale = 1.0 / (head as f32).sqrt();
-    let rows = block.output.len() / width;
-    scores.resize(rows * block.length, 0.0);
-    let triple = 3 * width;
-    for index in 0..heads {
-        let queries = Matrix {
-            values: &qkv[(block.text + block.row) * triple + index * head..],
-            row: triple,
-            column: 1,
-        };
-        let keys = &qkv[block.text * triple + width + index * head..];
-        let values = &qkv[block.text * triple + 2 * width + index * head..];
-        // The keys stand in rows; read by columns they are their own transpose.
-        let transposed = Matrix { values: keys, row: 1, column: triple };
-        multiply((rows, block.length, head), scores, block.length, &queries, &transposed);
-        for row in scores.chunks_exact_mut(block.length) {
-            kernels::softmax(row, scale);
+/// A matrix whose rows are contiguous: whole, or some columns of a wider one.
+fn strided<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Strided<'a>> {
+    match (storage, layout.stride()) {
+        (CpuStorage::F32(values), [row, 1]) => {
+            Ok(Strided { values: &values[layout.start_offset()..], row: *row })
         }
-        let scores = Matrix { values: scores, row: block.length, column: 1 };
-        let values = Matrix { values, row: triple, column: 1 };
-        multiply((rows, head, block.length), &mut block.output[index * head..], width, &scores, &values);
+        _ => candle_core::bail!("attention wants rows of f32"),
     }
 }
 
-/// A view of a matrix: `values[r * row + c * column]`.
-struct Matrix<'a> {
-    values: &'a [f32],
-    row: usize,
-    column: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::precision::Precision;
 
-impl Matrix<'_> {
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.values.len()
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015_625, 0.007_812_5, 0.003_906_25]);
+        let twelve = slopes(12);
+        assert_eq!(twelve.len(), 12);
+        for (found, expected) in twelve[8..].iter().zip([0.5, 1.5, 2.5, 3.5].map(|n: f32| 2_f32.powf(-n))) {
+            assert!((found - expected).abs() < 1e-6, "{found} instead of {expected}");
+        }
     }
-}
 
-/// `output[m × n] = left[m × k] · right[k × n]` on this thread; rows of the output lie `row` floats apart.
-#[allow(unsafe_code, reason = "gemm takes raw pointers, so that it can read transposed and strided matrices")]
-#[allow(clippy::cast_possible_wrap, reason = "strides are far below isize::MAX")]
-fn multiply(
-    (m, n, k): (usize, usize, usize),
-    output: &mut [f32],
-    row: usize,
-    left: &Matrix<'_>,
-    right: &Matrix<'_>,
-) {
-    assert!(left.holds(m, k) && right.holds(k, n), "a product reads outside of its matrices");
-    assert!(
-        n <= row && (m == 0 || (m - 1) * row + n <= output.len()),
-        "a product writes outside of its matrix"
-    );
-    // SAFETY: the assertions above keep every element inside the slices; the output is borrowed mutably, so that nothing
-    // else reads or writes it, and every element of it is initialized.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            output.as_mut_ptr(),
-            1,
-            row as isize,
-            false,
-            left.values.as_ptr(),
-            left.column as isize,
-            left.row as isize,
-            right.values.as_ptr(),
-            right.column as isize,
-            right.row as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    #[test]
+    fn candle_s_functions_give_what_the_kernels_give() {
+        let place = Place::new(Device::Cpu, Precision::F32).unwrap();
+        let (heads, keys, width) = (4, 2, 8);
+        let lengths = [1, 70, 0, 64, 150];
+        let tokens: usize = lengths.iter().sum();
+        let qkv = Tensor::randn(0_f32, 1.0, (tokens, (heads + 2 * keys) * width), &Device::Cpu).unwrap();
+        let part = |start, count| qkv.narrow(1, start * width, count * width).unwrap();
+        for (reach, slopes) in [
+            (Reach::All, Vec::new()),
+            (Reach::All, slopes(heads)),
+            (Reach::Before, Vec::new()),
+            (Reach::Within(5), Vec::new()),
+            (Reach::Window(9), Vec::new()),
+        ] {
+            let attention = Attention::new(heads, width, &place)
+                .with_key_heads(keys)
+                .with_scale(0.3)
+                .with_reach(reach)
+                .with_slopes(slopes);
+            let own = attention.forward(&qkv, &lengths).unwrap();
+            let general = attention
+                .elsewhere(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &lengths)
+                .unwrap();
+            let off = (own - general).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(off < 1e-5, "{reach:?}: off by {off}");
+        }
+    }
+
+    #[test]
+    fn texts_of_like_lengths_are_padded_together_and_no_others() {
+        let sizes: Vec<(usize, usize)> = groups(&[100, 8, 95, 0, 7, 88, 87])
+            .iter()
+            .map(|group| (group.longest, group.texts.len()))
+            .collect();
+        assert_eq!(sizes, [(100, 3), (87, 1), (8, 2)]);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::encoders::{inverse_root, rotation};
 use super::files::parse;
-use super::plan::{Activation, BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation};
+use super::plan::{BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation, parse_activation};
 
 const QWEN3: Names = Names {
     words: "embed_tokens",
@@ -67,7 +67,7 @@ impl Sizes {
             embedding_scale: 1.0,
             norm: Norm::Rms { less_one: false },
             epsilon: self.rms_norm_eps,
-            activation: Activation::parse(self.hidden_act.as_deref().unwrap_or(activation))?,
+            activation: parse_activation(self.hidden_act.as_deref().unwrap_or(activation))?,
             causal: true,
             alibi: false,
             layers: vec![layer; self.num_hidden_layers],

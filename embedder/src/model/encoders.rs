@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::bert_config::heads_fit;
 use super::files::parse;
-use super::plan::{Activation, BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation};
+use super::plan::{BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation, parse_activation};
 
 const NOMIC_BERT: Names = Names {
     words: "embeddings.word_embeddings",
@@ -100,7 +100,7 @@ impl Sizes {
             embedding_scale: 1.0,
             norm: Norm::Layer,
             epsilon: self.layer_norm_eps,
-            activation: Activation::parse(activation)?,
+            activation: parse_activation(activation)?,
             causal: false,
             alibi: false,
             layers: vec![layer; self.num_hidden_layers],

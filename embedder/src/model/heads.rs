@@ -7,6 +7,7 @@ use candle_nn::{LayerNorm, VarBuilder};
 
 use super::architecture::Family;
 use super::files::{ModelFiles, Projection, SparseHead};
+use super::ops::{first_of_texts, means_of_texts};
 use super::output::{Output, normalize};
 use super::sentence::{Dense, Pooling, SparsePooling, Squash};
 use super::tokens::Input;
@@ -260,7 +261,7 @@ fn masked_lm(
 
 fn dense_layers(layers: &[Dense], device: &Device) -> Result<Vec<Layer>> {
     let load = |layer: &Dense| {
-        let vb = super::weights::open(std::slice::from_ref(&layer.weights), device)?;
+        let vb = super::weights::open(std::slice::from_ref(&layer.weights), DType::F32, device)?;
         Layer::load(&vb.pp("linear"), layer.squash)
     };
     layers.iter().map(load).collect()
@@ -274,27 +275,35 @@ fn pickled_layer(path: &Path, device: &Device) -> Result<Layer> {
 
 /// One row for each input: [inputs, width].
 fn pool(states: &Tensor, inputs: &[&Input], pooling: Pooling) -> Result<Tensor> {
-    let mut start = 0;
-    let mut rows = Vec::with_capacity(inputs.len());
-    for input in inputs {
-        let length = input.len();
-        let own = states.narrow(0, start, length)?;
-        start += length;
-        #[expect(clippy::cast_precision_loss, reason = "texts are shorter than 2^24 tokens")]
-        let row = match pooling {
-            Pooling::Cls => own.i(0)?,
-            Pooling::LastToken => own.i(length - 1)?,
-            Pooling::Mean => own.mean(0)?,
-            Pooling::Max => own.max(0)?,
-            Pooling::MeanSqrtLength => (own.sum(0)? / (length as f64).sqrt())?,
-            Pooling::WeightedMean => {
-                let weights: Vec<f32> = (1..=length).map(|place| place as f32).collect();
-                let total: f32 = weights.iter().sum();
-                let weights = Tensor::from_vec(weights, (length, 1), own.device())?.to_dtype(own.dtype())?;
-                (own.broadcast_mul(&weights)?.sum(0)? / f64::from(total))?
-            }
-        };
-        rows.push(row);
+    let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
+    #[expect(clippy::cast_precision_loss, reason = "texts are shorter than 2^24 tokens")]
+    match pooling {
+        Pooling::Cls => first_of_texts(states, &lengths),
+        Pooling::Mean => means_of_texts(states, &lengths),
+        Pooling::LastToken => of_each_text(states, &lengths, |own, length| own.i(length - 1)),
+        Pooling::Max => of_each_text(states, &lengths, |own, _| own.max(0)),
+        Pooling::MeanSqrtLength => {
+            of_each_text(states, &lengths, |own, length| own.sum(0)? / (length as f64).sqrt())
+        }
+        Pooling::WeightedMean => of_each_text(states, &lengths, |own, length| {
+            let weights: Vec<f32> = (1..=length).map(|place| place as f32).collect();
+            let total: f32 = weights.iter().sum();
+            let weights = Tensor::from_vec(weights, (length, 1), own.device())?.to_dtype(own.dtype())?;
+            own.broadcast_mul(&weights)?.sum(0)? / f64::from(total)
+        }),
     }
+}
+
+/// What `row` makes of the states of each text and its length, one below another.
+fn of_each_text(
+    states: &Tensor,
+    lengths: &[usize],
+    row: impl Fn(&Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let starts = lengths.iter().scan(0, |next, length| Some(std::mem::replace(next, *next + length)));
+    let rows = starts
+        .zip(lengths)
+        .map(|(start, length)| row(&states.narrow(0, start, *length)?, *length))
+        .collect::<Result<Vec<_>>>()?;
     Tensor::stack(&rows, 0)
 }

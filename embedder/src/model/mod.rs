@@ -10,10 +10,12 @@ mod encoders;
 mod files;
 mod heads;
 mod kernels;
-mod masked_attention;
+mod linear;
 mod ops;
 mod output;
 mod plan;
+mod precision;
+mod rotary;
 mod sentence;
 mod source;
 mod tokens;
@@ -25,16 +27,18 @@ use std::sync::Arc;
 
 pub use device::{Accelerator, accelerators, cuda_compiled};
 pub use files::{DenseHead, Heads, ModelFiles, MultiHead, SparseHead};
-pub use kernels::name as kernel_name;
 pub use output::{Output, Wants, normalize};
+pub use precision::Precision;
 pub use sentence::{Pooling, Prompts, SparsePooling};
 pub use source::{ModelSource, fetch};
 pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Truncation, beginning};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
 
 use architecture::Backbone;
 use bert::Bert;
+use precision::Place;
 use transformer::Transformer;
 
 /// Why a model can't be used.
@@ -86,6 +90,16 @@ pub enum ModelError {
         /// The detail, with what is supported.
         what: String,
     },
+    /// The device does not compute in the number format that was asked for.
+    #[error("the number format {wanted} is not computed on {device}: choose {instead}, or auto")]
+    Precision {
+        /// What was asked for.
+        wanted: &'static str,
+        /// Where.
+        device: &'static str,
+        /// What is computed there.
+        instead: &'static str,
+    },
     /// Weights or devices failed.
     #[error("{doing}: {source}")]
     Tensor {
@@ -108,10 +122,19 @@ pub enum ModelError {
     },
 }
 
+impl ModelError {
+    /// Whether a smaller batch may go well where this one did not.
+    pub fn is_out_of_memory(&self) -> bool {
+        // The text is CUDA's, which candle passes on in errors of several kinds.
+        matches!(self, Self::Tensor { source, .. } if source.to_string().to_lowercase().replace('_', " ").contains("out of memory"))
+    }
+}
+
 /// A loaded model on one device. Clones share the weights.
 #[derive(Clone)]
 pub struct Model {
     loaded: Arc<Loaded>,
+    place: Place,
 }
 
 struct Loaded {
@@ -125,14 +148,33 @@ enum Encoder {
 }
 
 impl Model {
-    /// Loads the weights that `files` describe onto `accelerator`'s device, or the CPU.
-    pub fn load(files: &ModelFiles, accelerator: Option<&Accelerator>) -> Result<Self, ModelError> {
-        let device = device::open(accelerator)?;
-        let loaded = Loaded::load(files, &device).map_err(|source| ModelError::Tensor {
+    /// Loads the weights that `files` describe onto `accelerator`'s device, or the CPU, to be computed with `precision`.
+    pub fn load(
+        files: &ModelFiles,
+        accelerator: Option<&Accelerator>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let place = Place::new(device::open(accelerator)?, precision)?;
+        let loaded = Loaded::load(files, &place).map_err(|source| ModelError::Tensor {
             doing: format!("loading {} onto {}", files.folder.display(), device::name(accelerator)),
             source,
         })?;
-        Ok(Self { loaded: Arc::new(loaded) })
+        Ok(Self { loaded: Arc::new(loaded), place })
+    }
+
+    /// The number format that is computed in.
+    pub fn precision(&self) -> Precision {
+        self.place.precision
+    }
+
+    /// The instruction set or library that computes.
+    pub fn kernel_name(&self) -> &'static str {
+        self.place.kernel_name()
+    }
+
+    /// Positions that are computed for inputs of `lengths` tokens beyond their tokens.
+    pub fn padding(&self, lengths: &[usize]) -> usize {
+        attention::padding(lengths, &self.place.device)
     }
 
     /// What each input wants.
@@ -149,29 +191,26 @@ impl Model {
 }
 
 impl Loaded {
-    fn load(files: &ModelFiles, device: &Device) -> candle_core::Result<Self> {
-        let root = weights::open(&files.weights, device)?;
-        let prefixes = files.family.prefixes();
-        let encoder_root = match &files.backbone {
-            Backbone::Bert(_) => weights::encoder(&root, prefixes, "embeddings.word_embeddings.weight")?,
-            Backbone::Transformer(plan) => {
-                weights::encoder(&root, prefixes, &format!("{}.weight", plan.names.words))?
-            }
-        };
+    fn load(files: &ModelFiles, place: &Place) -> candle_core::Result<Self> {
+        let root = weights::open(&files.weights, place.dtype(), &place.device)?;
+        let encoder_weights = encoder_root(files, &root)?;
         let encoder = match &files.backbone {
             Backbone::Bert(config) => {
-                let renamed = encoder_root.clone().rename_f(config.stored_name).root();
-                Encoder::Bert(Bert::load(config, &renamed, device)?)
+                let renamed = encoder_weights.clone().rename_f(config.stored_name).root();
+                Encoder::Bert(Bert::load(config, &renamed, place)?)
             }
             Backbone::Transformer(plan) => {
-                Encoder::Transformer(Transformer::load(plan, &encoder_root, device)?)
+                Encoder::Transformer(Transformer::load(plan, &encoder_weights, place)?)
             }
         };
         let words = match &encoder {
             Encoder::Bert(bert) => bert.words(),
             Encoder::Transformer(transformer) => transformer.words(),
         };
-        let heads = heads::Heads::load(files, &root, &encoder_root, words)?;
+        // Heads have little to compute, and their results are f32 anyway.
+        let root = weights::open(&files.weights, DType::F32, &place.device)?;
+        let words = words.to_dtype(DType::F32)?;
+        let heads = heads::Heads::load(files, &root, &encoder_root(files, &root)?, &words)?;
         Ok(Self { encoder, heads })
     }
 
@@ -183,8 +222,17 @@ impl Loaded {
             Encoder::Bert(bert) => bert.encode(inputs)?,
             Encoder::Transformer(transformer) => transformer.encode(inputs)?,
         };
-        self.heads.outputs(&states, inputs)
+        self.heads.outputs(&states.to_dtype(DType::F32)?, inputs)
     }
+}
+
+/// Where the encoder's weights lie among all.
+fn encoder_root<'a>(files: &ModelFiles, root: &VarBuilder<'a>) -> candle_core::Result<VarBuilder<'a>> {
+    let first = match &files.backbone {
+        Backbone::Bert(_) => "embeddings.word_embeddings.weight".to_owned(),
+        Backbone::Transformer(plan) => format!("{}.weight", plan.names.words),
+    };
+    weights::encoder(root, files.family.prefixes(), &first)
 }
 
 /// Reads the tokenizer of the model that `files` describe.

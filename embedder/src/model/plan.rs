@@ -1,6 +1,8 @@
 //! What a transformer of the newer kinds is made of, as data: `encoders` and `decoders` fill it in from a model's
 //! `config.json`, `transformer` computes it. All of them have a gated feed-forward part; no type here knows a tensor.
 
+use super::kernels::Activation;
+
 /// Everything that tells one transformer from another.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
@@ -73,27 +75,15 @@ pub(super) enum Norm {
     Rms { less_one: bool },
 }
 
-/// What the gate goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
-    /// The exact one, with erf.
-    Gelu,
-    /// The approximation with tanh, where the model was trained with it.
-    GeluTanh,
-    Silu,
-    Relu,
-}
-
-impl Activation {
-    /// By transformers' name; in words what is not known.
-    pub(super) fn parse(name: &str) -> Result<Self, String> {
-        match name {
-            "gelu" | "geglu" => Ok(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
-            "silu" | "swish" | "swiglu" => Ok(Self::Silu),
-            "relu" | "reglu" => Ok(Self::Relu),
-            other => Err(format!("the activation {other:?}")),
-        }
+/// What the gate goes through, by transformers' name; in words what is not known.
+pub(super) fn parse_activation(name: &str) -> Result<Activation, String> {
+    match name {
+        // The exact one, with erf.
+        "gelu" | "geglu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "silu" | "swish" | "swiglu" => Ok(Activation::Silu),
+        "relu" | "reglu" => Ok(Activation::Relu),
+        other => Err(format!("the activation {other:?}")),
     }
 }
 

@@ -45,12 +45,12 @@ pub(super) fn paths(folder: &Path) -> std::result::Result<Vec<PathBuf>, ModelErr
     }
 }
 
-/// Opens weights. They are computed in f32, whatever type they are stored in.
+/// Opens weights, which are read as `dtype`, whatever type they are stored in.
 #[allow(unsafe_code, reason = "mapping files into memory")]
-pub(super) fn open(paths: &[PathBuf], device: &Device) -> Result<VarBuilder<'static>> {
+pub(super) fn open(paths: &[PathBuf], dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
     // SAFETY: the files belong to a model folder that nobody writes to while it is served: an image volume, a read-only
     // mount or a finished download.
-    unsafe { VarBuilder::from_mmaped_safetensors(paths, DType::F32, device) }
+    unsafe { VarBuilder::from_mmaped_safetensors(paths, dtype, device) }
 }
 
 /// The weights of an encoder, which some checkpoints keep at the root and others under a prefix.

@@ -2,7 +2,8 @@
 //! `fixtures/make_models.py` writes; and what of a model's files is refused.
 
 use principium_embedder::model::{
-    Input, Model, ModelFiles, Output, Side, TextTokenizer, Truncation, Wants, load_tokenizer, normalize,
+    Input, Model, ModelFiles, Output, Precision, Side, TextTokenizer, Truncation, Wants, load_tokenizer,
+    normalize,
 };
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ impl Fixture {
         let expected = std::fs::read_to_string(folder(name).join("expected.json")).unwrap();
         let expected: Value = serde_json::from_str(&expected).unwrap();
         let tokenizer = load_tokenizer(&files).unwrap();
-        let model = Model::load(&files, None).unwrap();
+        let model = Model::load(&files, None, Precision::F32).unwrap();
         let references = expected["references"].as_array().unwrap().clone();
         assert!(references.len() >= 3);
         Self { name, files, tokenizer, model, references }
@@ -232,7 +233,7 @@ fn weights_in_several_files_are_one_model() {
     std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
     let files = ModelFiles::read(copy.path()).unwrap();
     assert_ne!(files.weights_digest, whole.files.weights_digest, "the digest is that of the files");
-    let parts = Model::load(&files, None).unwrap();
+    let parts = Model::load(&files, None, Precision::F32).unwrap();
     let inputs = whole.inputs(Wants::VECTOR);
     assert_eq!(parts.run(&inputs.iter().collect::<Vec<_>>()).unwrap(), whole.run(&inputs));
     std::fs::remove_file(index).unwrap();

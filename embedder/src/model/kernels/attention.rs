@@ -1,0 +1,312 @@
+//! Self-attention over texts that lie one behind another without padding: each text attends to itself alone.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::dot::{Format, Microkernel, Operands, PANEL};
+use super::output::Output;
+use super::panels::Panels;
+use super::rows;
+
+/// Which tokens a token attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Reach {
+    /// All of its text.
+    All,
+    /// Itself and those before it.
+    Before,
+    /// Those at most so many tokens away, in both directions.
+    Within(usize),
+    /// Itself and so many before it.
+    Window(usize),
+}
+
+impl Reach {
+    /// The tokens that token `position` of a text of `length` attends to.
+    pub(in super::super) fn range(self, position: usize, length: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::All => 0..length,
+            Self::Before => 0..position + 1,
+            Self::Within(distance) => position.saturating_sub(distance)..length.min(position + distance + 1),
+            Self::Window(distance) => position.saturating_sub(distance)..position + 1,
+        }
+    }
+}
+
+/// What attention computes, but for the numbers.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Heads {
+    /// Heads of the queries.
+    pub(in super::super) queries: usize,
+    /// Heads of keys and values; neighboring query heads share one.
+    pub(in super::super) keys: usize,
+    /// Numbers of a head.
+    pub(in super::super) width: usize,
+    /// Factor of the products of queries and keys.
+    pub(in super::super) scale: f32,
+    pub(in super::super) reach: Reach,
+    /// What each token of distance costs, by query head; empty for nothing.
+    pub(in super::super) slopes: Vec<f32>,
+}
+
+/// The rows of a matrix, which may be part of a wider one.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Strided<'a> {
+    pub(in super::super) values: &'a [f32],
+    /// From one row to the next.
+    pub(in super::super) row: usize,
+}
+
+impl<'a> Strided<'a> {
+    fn part(self, row: usize, start: usize, length: usize) -> &'a [f32] {
+        &self.values[row * self.row + start..][..length]
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    keys: Panels,
+    values: Panels,
+    queries: Vec<u32>,
+    scores: Vec<u32>,
+    weights: Vec<u32>,
+    output: Vec<u32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Attention for texts of `lengths` tokens; gives [tokens, heads.queries * heads.width].
+///
+/// # Panics
+/// When the matrices have fewer rows than `lengths` say.
+#[allow(unsafe_code, reason = "tasks write into one output")]
+pub(in super::super) fn attend(
+    microkernel: Microkernel,
+    [queries, keys, values]: [Strided<'_>; 3],
+    lengths: &[usize],
+    heads: &Heads,
+) -> Vec<f32> {
+    let tokens: usize = lengths.iter().sum();
+    let row = heads.queries * heads.width;
+    let output = Output::new(tokens * row);
+    let starts = lengths.iter().scan(0, |next, length| {
+        let start = *next;
+        *next += length;
+        Some((start, *length))
+    });
+    let tasks: Vec<(usize, usize, usize)> =
+        starts.flat_map(|(start, length)| (0..heads.keys).map(move |head| (start, length, head))).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(start, length, head)| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let text = Text { microkernel, queries, keys, values, start, length, heads };
+            text.attend(head, scratch, &output);
+        });
+    });
+    // SAFETY: the tasks have written every head of every token.
+    unsafe { output.finish() }
+}
+
+struct Text<'a> {
+    microkernel: Microkernel,
+    queries: Strided<'a>,
+    keys: Strided<'a>,
+    values: Strided<'a>,
+    start: usize,
+    length: usize,
+    heads: &'a Heads,
+}
+
+impl Text<'_> {
+    fn attend(&self, head: usize, scratch: &mut Scratch, output: &Output) {
+        let Heads { width, queries, keys, .. } = *self.heads;
+        let format = self.microkernel.format;
+        let key = |token: usize| self.keys.part(self.start + token, head * width, width);
+        let value = |token: usize| self.values.part(self.start + token, head * width, width);
+        scratch.keys.pack_columns(format, (width, self.length), key);
+        scratch.values.pack_rows(format, (self.length, width), value);
+        let share = queries / keys;
+        let tiles = self.length.div_ceil(self.microkernel.rows());
+        for query in head * share..(head + 1) * share {
+            for tile in 0..tiles {
+                let rows = tile * self.length / tiles..(tile + 1) * self.length / tiles;
+                self.tile(query, rows, scratch, output);
+            }
+        }
+    }
+
+    /// Some rows of one head of the queries.
+    #[allow(unsafe_code, reason = "microkernels take pointers, and tasks write into one output")]
+    fn tile(&self, head: usize, rows: std::ops::Range<usize>, scratch: &mut Scratch, output: &Output) {
+        let Scratch { keys, values, queries, scores, weights, output: sums } = scratch;
+        let Heads { width, scale, reach, ref slopes, .. } = *self.heads;
+        let format = self.microkernel.format;
+        // Keys that any of the rows attends to, in whole panels.
+        let first = reach.range(rows.start, self.length).start / PANEL * PANEL;
+        let last = reach.range(rows.end - 1, self.length).end;
+        let (panels, inner) = (first / PANEL..last.div_ceil(PANEL), format.words(width));
+        let (count, row_length) = (rows.len(), panels.len() * PANEL);
+        queries.resize(count * inner, 0);
+        for (row, words) in rows.clone().zip(queries.chunks_exact_mut(inner)) {
+            convert(format, self.queries.part(self.start + row, head * width, width), words);
+        }
+        scores.resize(count * row_length, 0);
+        for (index, panel) in panels.enumerate() {
+            let (panel, words) = keys.panel(panel, 0);
+            let operands = Operands {
+                left: queries.as_ptr(),
+                left_row: inner,
+                panel,
+                words,
+                output: scores.as_mut_ptr().wrapping_add(index * PANEL),
+                output_row: row_length,
+            };
+            // SAFETY: `count` rows of `words` words are in `queries`, and the scores have room for a panel from `index` on.
+            unsafe { self.microkernel.run(count, operands) };
+        }
+        let words = format.words(last - first);
+        weights.resize(count * words, 0);
+        let mut totals = [0.0; 16];
+        for (((row, scores), weights), total) in rows
+            .clone()
+            .zip(scores.chunks_exact_mut(row_length))
+            .zip(weights.chunks_exact_mut(words))
+            .zip(&mut totals)
+        {
+            let scores: &mut [f32] = &mut bytemuck::cast_slice_mut(scores)[..last - first];
+            let range = reach.range(row, self.length);
+            let (before, rest) = scores.split_at_mut(range.start - first);
+            let (within, after) = rest.split_at_mut(range.len());
+            before.fill(0.0);
+            after.fill(0.0);
+            if let Some(slope) = slopes.get(head) {
+                rows::subtract_distance(within, range.start, row, slope / scale);
+            }
+            *total = rows::softmax_exp(within, scale);
+            convert(format, scores, weights);
+        }
+        sums.resize(count * PANEL, 0);
+        for panel in 0..width.div_ceil(PANEL) {
+            let (right, _) = values.panel(panel, first / format.per_word());
+            let operands = Operands {
+                left: weights.as_ptr(),
+                left_row: words,
+                panel: right,
+                words,
+                output: sums.as_mut_ptr(),
+                output_row: PANEL,
+            };
+            // SAFETY: `count` rows of `words` words are in `weights`; the panel holds all tokens of the text, of which
+            // `words` hold those from `first` to `last`; `sums` has room for a panel.
+            unsafe { self.microkernel.run(count, operands) };
+            rows::divide_rows(sums, &totals);
+            let columns = (width - panel * PANEL).min(PANEL);
+            for (row, sums) in rows.clone().zip(sums.chunks_exact(PANEL)) {
+                let token = (self.start + row) * self.heads.queries * width;
+                // SAFETY: no other task has this head of this token.
+                unsafe {
+                    output
+                        .write(token + head * width + panel * PANEL, bytemuck::cast_slice(&sums[..columns]));
+                }
+            }
+        }
+    }
+}
+
+fn convert(format: Format, row: &[f32], words: &mut [u32]) {
+    match format {
+        Format::Bf16 => rows::to_bf16(row, words),
+        Format::F32 | Format::Int8 => words.copy_from_slice(bytemuck::cast_slice(row)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Attention by its definition, in f64.
+    fn reference([q, k, v]: [Strided<'_>; 3], lengths: &[usize], heads: &Heads) -> Vec<f64> {
+        let mut result = Vec::new();
+        let mut start = 0;
+        for &length in lengths {
+            for row in 0..length {
+                for head in 0..heads.queries {
+                    let shared = head / (heads.queries / heads.keys);
+                    let query = q.part(start + row, head * heads.width, heads.width);
+                    let range = heads.reach.range(row, length);
+                    let scores = range.clone().map(|token| {
+                        let key = k.part(start + token, shared * heads.width, heads.width);
+                        let product: f64 =
+                            query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                        let slope = heads.slopes.get(head).copied().unwrap_or_default();
+                        product * f64::from(heads.scale) - f64::from(slope) * row.abs_diff(token) as f64
+                    });
+                    let weights: Vec<f64> = scores.map(f64::exp).collect();
+                    let total: f64 = weights.iter().sum();
+                    for column in 0..heads.width {
+                        let sum: f64 = weights
+                            .iter()
+                            .zip(range.clone())
+                            .map(|(weight, token)| {
+                                weight
+                                    * f64::from(
+                                        v.part(start + token, shared * heads.width, heads.width)[column],
+                                    )
+                            })
+                            .sum();
+                        result.push(sum / total);
+                    }
+                }
+            }
+            start += length;
+        }
+        result
+    }
+
+    fn reach() -> impl Strategy<Value = Reach> {
+        prop_oneof![
+            Just(Reach::All),
+            Just(Reach::Before),
+            (0..50_usize).prop_map(Reach::Within),
+            (0..50_usize).prop_map(Reach::Window),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn attention_is_that_of_the_definition_on_every_instruction_set(
+            lengths in prop::collection::vec(0..100_usize, 1..4), keys in 1..3_usize, share in 1..3_usize,
+            width in 1..70_usize, reach in reach(), fading: bool, seed in 0..1000_u32,
+        ) {
+            let queries = keys * share;
+            let heads = Heads {
+                queries, keys, width, scale: 0.5, reach,
+                slopes: if fading { (0..queries).map(|head| 0.1 * head as f32).collect() } else { Vec::new() },
+            };
+            let row = (queries + 2 * keys) * width;
+            let tokens: usize = lengths.iter().sum();
+            let qkv: Vec<f32> = (0..tokens * row).map(|n| ((n as f32 + seed as f32) * 12.9898).sin()).collect();
+            let part = |start: usize| Strided { values: qkv.get(start..).unwrap_or_default(), row };
+            let parts = [part(0), part(queries * width), part((queries + keys) * width)];
+            let expected = reference(parts, &lengths, &heads);
+            for format in [Format::F32, Format::Bf16] {
+                for microkernel in Microkernel::all(format) {
+                    let got = attend(microkernel, parts, &lengths, &heads);
+                    prop_assert_eq!(got.len(), expected.len());
+                    let bound = if format == Format::F32 { 2e-5 } else { 4e-2 };
+                    for (got, expected) in got.iter().zip(&expected) {
+                        prop_assert!(
+                            (f64::from(*got) - expected).abs() < bound,
+                            "{} {:?}: {} instead of {}", microkernel.name, format, got, expected
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! Loops over rows, compiled for several instruction sets and chosen when the program runs.
+//!
+//! The bodies are plain Rust that the compiler vectorizes; sums run in sixteen lanes, so that it may.
+
+use super::dot::PANEL;
+
+/// Lanes of a sum: one AVX-512 register, two of AVX2.
+const LANES: usize = 16;
+
+/// What a linear layer does with its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in super::super) enum Activation {
+    /// Nothing.
+    #[default]
+    Identity,
+    /// x · Φ(x) with the exact erf.
+    Gelu,
+    /// The approximation of GELU by tanh: only for models that were trained with it.
+    GeluTanh,
+    /// x · sigmoid(x), also known as swish.
+    Silu,
+    /// max(x, 0).
+    Relu,
+}
+
+/// The constants of a normalization: `(x + bias + residual)` normalized, times `weight`, plus `shift`.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Norm {
+    pub(in super::super) weight: Vec<f32>,
+    /// None for zeros.
+    pub(in super::super) shift: Option<Vec<f32>>,
+    pub(in super::super) epsilon: f32,
+}
+
+/// What follows the products of one panel, by column.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Columns {
+    pub(super) bias: [f32; PANEL],
+    /// Of bytes: what one unit is worth.
+    pub(super) scale: [f32; PANEL],
+    /// Of bytes: the sum of the column, in units of the weights.
+    pub(super) sum: [f32; PANEL],
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum Level {
+    Avx512,
+    Avx2,
+    Portable,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn level() -> Level {
+    // std caches the answer of CPUID: these are loads and bit tests.
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Level::Avx2
+    } else {
+        Level::Portable
+    }
+}
+
+macro_rules! by_instruction_set {
+    ($(#[$doc:meta])* $name:ident = $body:ident($($argument:ident: $kind:ty),*) $(-> $result:ty)?) => {
+        $(#[$doc])*
+        #[allow(unsafe_code, reason = "functions with a target feature, called after the feature was detected")]
+        pub(in super::super) fn $name($($argument: $kind),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+                fn avx512($($argument: $kind),*) $(-> $result)? {
+                    $body($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($argument: $kind),*) $(-> $result)? {
+                    $body($($argument),*)
+                }
+                match level() {
+                    // SAFETY: the processor has these features, as `level` found out.
+                    Level::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: the processor has these features, as `level` found out.
+                    Level::Avx2 => return unsafe { avx2($($argument),*) },
+                    Level::Portable => {}
+                }
+            }
+            $body($($argument),*)
+        }
+    };
+}
+
+by_instruction_set! {
+    /// What a linear layer does with the sums of some rows of one panel, which are f32 as bits.
+    finish = finish_body(tile: &mut [u32], columns: &Columns, activation: Activation)
+}
+by_instruction_set! {
+    /// The same with sums of bytes; the result is f32 as bits. `ranges` has scale and smallest number of each row.
+    finish_int8 = finish_int8_body(tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation)
+}
+by_instruction_set! {
+    /// `out = activation(gate) * up`
+    gate_row = gate_row_body(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation)
+}
+by_instruction_set! {
+    /// `row = layer_norm(row + residual)`; no residual is an empty one.
+    add_layer_norm = add_layer_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm)
+}
+by_instruction_set! {
+    /// `row = rms_norm(row + residual)`; no residual is an empty one.
+    add_rms_norm = add_rms_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm)
+}
+by_instruction_set! {
+    /// `row = exp((row - max(row)) * scale)`, which is a softmax but for the division by the sum, which it gives.
+    softmax_exp = softmax_exp_body(row: &mut [f32], scale: f32) -> f32
+}
+by_instruction_set! {
+    /// `row[i] -= slope * |i + first - position|`: attention that fades with distance.
+    subtract_distance = subtract_distance_body(row: &mut [f32], first: usize, position: usize, slope: f32)
+}
+by_instruction_set! {
+    /// Divides the rows of one panel, f32 as bits, by a number each.
+    divide_rows = divide_rows_body(tile: &mut [u32], divisors: &[f32])
+}
+by_instruction_set! {
+    /// Rounds to bf16, two to a word; what is left of the last word becomes zero.
+    to_bf16 = to_bf16_body(row: &[f32], words: &mut [u32])
+}
+by_instruction_set! {
+    /// Rounds to bf16 the numbers of two rows, which share words.
+    pair_bf16 = pair_bf16_body(first: &[f32], second: &[f32], words: &mut [u32])
+}
+by_instruction_set! {
+    /// Rounds a row to unsigned bytes, four to a word, and gives scale and smallest number: `x ≈ smallest + scale * byte`.
+    quantize = quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32)
+}
+
+/// Rounds a column of weights to signed bytes and gives the scale: `x ≈ scale * byte`.
+pub(super) fn quantize_symmetric(column: &[f32], bytes: &mut [i8]) -> f32 {
+    let highest = column.iter().fold(0.0_f32, |highest, value| highest.max(value.abs()));
+    let scale = highest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    for (byte, value) in bytes.iter_mut().zip(column) {
+        #[expect(clippy::cast_possible_truncation, reason = "the quotient is between -127 and 127")]
+        let rounded = (value * inverse).round() as i8;
+        *byte = rounded;
+    }
+    scale
+}
+
+#[inline(always)]
+fn finish_body(tile: &mut [u32], columns: &Columns, activation: Activation) {
+    for row in tile.chunks_exact_mut(PANEL) {
+        for (value, bias) in row.iter_mut().zip(&columns.bias) {
+            *value = (f32::from_bits(*value) + bias).to_bits();
+        }
+    }
+    activate(tile, activation);
+}
+
+#[inline(always)]
+fn finish_int8_body(tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation) {
+    for (row, (scale, smallest)) in tile.chunks_exact_mut(PANEL).zip(ranges) {
+        for (((value, factor), sum), bias) in
+            row.iter_mut().zip(&columns.scale).zip(&columns.sum).zip(&columns.bias)
+        {
+            // Σ (smallest + scale · byte) · weight
+            let product = value.cast_signed() as f32 * (scale * factor) + (smallest * sum + bias);
+            *value = product.to_bits();
+        }
+    }
+    activate(tile, activation);
+}
+
+#[inline(always)]
+fn activate(tile: &mut [u32], activation: Activation) {
+    /// One loop for each activation: a choice inside of it could not be vectorized.
+    #[inline(always)]
+    fn each(tile: &mut [u32], function: impl Fn(f32) -> f32) {
+        for value in tile {
+            *value = function(f32::from_bits(*value)).to_bits();
+        }
+    }
+    match activation {
+        Activation::Identity => {}
+        Activation::Gelu => each(tile, gelu),
+        Activation::GeluTanh => each(tile, gelu_tanh),
+        Activation::Silu => each(tile, silu),
+        Activation::Relu => each(tile, |x| x.max(0.0)),
+    }
+}
+
+#[inline(always)]
+fn gate_row_body(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation) {
+    #[inline(always)]
+    fn each(gate: &[f32], up: &[f32], out: &mut [f32], function: impl Fn(f32) -> f32) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = function(*gate) * up;
+        }
+    }
+    match activation {
+        Activation::Identity => each(gate, up, out, |x| x),
+        Activation::Gelu => each(gate, up, out, gelu),
+        Activation::GeluTanh => each(gate, up, out, gelu_tanh),
+        Activation::Silu => each(gate, up, out, silu),
+        Activation::Relu => each(gate, up, out, |x| x.max(0.0)),
+    }
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    // 1 + tanh(y) = 2 · sigmoid(2y)
+    let y = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-2.0 * y))
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn add(row: &mut [f32], residual: &[f32]) {
+    for (value, residual) in row.iter_mut().zip(residual) {
+        *value += residual;
+    }
+}
+
+#[inline(always)]
+fn add_layer_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm) {
+    add(row, residual);
+    let scale = 1.0 / row.len() as f32;
+    let mean = sum(row, |value| value) * scale;
+    // Two passes: the difference of large squares would lose the digits of the variance.
+    let variance = sum(row, |value| (value - mean) * (value - mean)) * scale;
+    let inverse = 1.0 / (variance + norm.epsilon).sqrt();
+    for (value, weight) in row.iter_mut().zip(&norm.weight) {
+        *value = (*value - mean) * inverse * weight;
+    }
+    add(row, norm.shift.as_deref().unwrap_or_default());
+}
+
+#[inline(always)]
+fn add_rms_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm) {
+    add(row, residual);
+    let scale = 1.0 / row.len() as f32;
+    let inverse = 1.0 / (sum(row, |value| value * value) * scale + norm.epsilon).sqrt();
+    for (value, weight) in row.iter_mut().zip(&norm.weight) {
+        *value *= inverse * weight;
+    }
+}
+
+#[inline(always)]
+fn softmax_exp_body(row: &mut [f32], scale: f32) -> f32 {
+    let highest = highest(row);
+    for value in row.iter_mut() {
+        *value = exp((*value - highest) * scale);
+    }
+    sum(row, |value| value)
+}
+
+#[inline(always)]
+fn subtract_distance_body(row: &mut [f32], first: usize, position: usize, slope: f32) {
+    let mut distance = first as f32 - position as f32;
+    for value in row {
+        *value -= slope * distance.abs();
+        distance += 1.0;
+    }
+}
+
+#[inline(always)]
+fn divide_rows_body(tile: &mut [u32], divisors: &[f32]) {
+    for (row, divisor) in tile.chunks_exact_mut(PANEL).zip(divisors) {
+        let factor = 1.0 / divisor;
+        for value in row {
+            *value = (f32::from_bits(*value) * factor).to_bits();
+        }
+    }
+}
+
+#[inline(always)]
+fn to_bf16_body(row: &[f32], words: &mut [u32]) {
+    if row.len() % 2 == 1 {
+        words[row.len() / 2] = 0;
+    }
+    // As a list of halves it is one loop over a row, which needs no shuffling.
+    for (half, value) in bytemuck::cast_slice_mut::<u32, u16>(words).iter_mut().zip(row) {
+        *half = bf16(*value);
+    }
+}
+
+#[inline(always)]
+fn pair_bf16_body(first: &[f32], second: &[f32], words: &mut [u32]) {
+    for ((word, first), second) in words.iter_mut().zip(first).zip(second) {
+        // The first one is where `to_bf16` puts the first of two halves.
+        *word = if cfg!(target_endian = "little") {
+            u32::from(bf16(*first)) | u32::from(bf16(*second)) << 16
+        } else {
+            u32::from(bf16(*second)) | u32::from(bf16(*first)) << 16
+        };
+    }
+}
+
+/// The nearest bf16, to even where two are equally near; not-a-number stays one.
+#[inline(always)]
+fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    let bits = if value.is_nan() { 0x7fc0_0000 } else { rounded };
+    (bits >> 16) as u16
+}
+
+#[inline(always)]
+fn quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32) {
+    let (smallest, highest) = (-highest_of(row, |value| -value), highest(row));
+    let scale = (highest - smallest) / 255.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    if let Some(last) = words.last_mut() {
+        *last = 0;
+    }
+    for (byte, value) in bytemuck::cast_slice_mut::<u32, u8>(words).iter_mut().zip(row) {
+        // Adding `ROUND` rounds to a whole number, which then stands in the low bits.
+        #[expect(clippy::cast_possible_truncation, reason = "the quotient is between 0 and 255")]
+        let rounded = ((value - smallest) * inverse + ROUND).to_bits() as u8;
+        *byte = rounded;
+    }
+    (scale, smallest)
+}
+
+#[inline(always)]
+fn highest(row: &[f32]) -> f32 {
+    highest_of(row, |value| value)
+}
+
+#[inline(always)]
+fn highest_of(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = row.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            let value = term(*value);
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    let rest = chunks.remainder().iter().map(|value| term(*value));
+    lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[inline(always)]
+fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let mut chunks = row.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + chunks.remainder().iter().map(|value| term(*value)).sum::<f32>()
+}
+
+/// erf by a rational minimax approximation on [-4, 4], outside of which f32 can't tell it from ±1.
+/// The coefficients are the well-known ones of Eigen; at most some units in the last place off.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the coefficients as published")]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let s = x * x;
+    let mut p = -2.726_142_258_013_06e-10;
+    for coefficient in [
+        2.770_681_424_959_02e-8,
+        -2.101_024_020_825_08e-6,
+        -5.692_506_394_623_46e-5,
+        -7.349_906_303_268_55e-4,
+        -2.954_599_808_540_25e-3,
+        -1.609_603_332_624_15e-2,
+    ] {
+        p = p * s + coefficient;
+    }
+    let mut q = -1.456_607_184_649_96e-5;
+    for coefficient in [
+        -2.133_740_552_789_05e-4,
+        -1.682_826_974_382_03e-3,
+        -7.373_329_167_204_68e-3,
+        -1.426_473_905_141_89e-2,
+    ] {
+        q = q * s + coefficient;
+    }
+    x * p / q
+}
+
+/// 1.5 · 2^23: what is added to a small float to round it to a whole number, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// exp between -87 and 88: 2^n · e^r with |r| ≤ ln 2 / 2, the polynomial of degree 6 in r.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "ln 2 in two parts, so that n times the first is exact")]
+fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_375 - n * -2.121_944_40e-4;
+    let mut p = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + coefficient;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127).wrapping_shl(23);
+    p * f32::from_bits(exponent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// erf by its series in f64, exact to more digits than f32 has for |x| < 4.
+    fn reference_erf(x: f64) -> f64 {
+        let (mut term, mut total) = (x, x);
+        for n in 1..200 {
+            let n = f64::from(n);
+            term *= -x * x / n;
+            total += term / (2.0 * n + 1.0);
+        }
+        total * 2.0 / std::f64::consts::PI.sqrt()
+    }
+
+    #[test]
+    fn erf_is_the_exact_one_and_not_the_tanh_form() {
+        for step in -390..390_i16 {
+            let x = f32::from(step) / 100.0;
+            assert!((f64::from(erf(x)) - reference_erf(f64::from(x))).abs() < 5e-7, "erf({x}) = {}", erf(x));
+        }
+        assert!((erf(9.0) - 1.0).abs() < 1e-6);
+        assert!((erf(-9.0) + 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn exp_has_the_precision_of_f32() {
+        for step in -8600..8700_i16 {
+            let x = f32::from(step) / 100.0;
+            let relative = f64::from(exp(x)) / f64::from(x).exp() - 1.0;
+            assert!(relative.abs() < 5e-7, "exp({x}) is off by {relative}");
+        }
+    }
+
+    #[test]
+    fn activations_are_those_of_their_formulas() {
+        type Formula = fn(f64) -> f64;
+        let cases: [(Activation, Formula); 4] = [
+            (Activation::Gelu, |x| 0.5 * x * (1.0 + reference_erf(x / std::f64::consts::SQRT_2))),
+            (Activation::GeluTanh, |x| {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }),
+            (Activation::Silu, |x| x / (1.0 + (-x).exp())),
+            (Activation::Relu, |x| x.max(0.0)),
+        ];
+        for (activation, formula) in cases {
+            for step in -50..=50_i8 {
+                let x = f32::from(step) / 10.0;
+                let mut out = [0.0];
+                gate_row(&[x], &[2.0], &mut out, activation);
+                let expected = 2.0 * formula(f64::from(x));
+                assert!(
+                    (f64::from(out[0]) - expected).abs() < 5e-6,
+                    "{activation:?}({x}) = {}",
+                    out[0] / 2.0
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_of_a_softmax_adds_up_to_its_sum_at_any_length() {
+        for length in [1, 2, 15, 16, 17, 250, 512_u16] {
+            let mut row: Vec<f32> = (0..length).map(|i| f32::from(i % 37) - 5.0).collect();
+            let expected: Vec<f64> = row.iter().map(|x| f64::from(*x * 0.25).exp()).collect();
+            let sum = f64::from(softmax_exp(&mut row, 0.25));
+            let total: f64 = expected.iter().sum();
+            for (value, expected) in row.iter().zip(&expected) {
+                assert!((f64::from(*value) / sum - expected / total).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_of_a_row_has_mean_zero_and_variance_one() {
+        let length = 50_u8;
+        let mut row: Vec<f32> = (0..length).map(f32::from).collect();
+        let ones = vec![1.0; row.len()];
+        let norm = Norm { weight: ones.clone(), shift: Some(vec![0.5; row.len()]), epsilon: 1e-12 };
+        add_layer_norm(&mut row, &ones, &norm);
+        let mean = row.iter().sum::<f32>() / f32::from(length);
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / f32::from(length);
+        assert!(
+            (mean - 0.5).abs() < 1e-5 && (variance - 1.0).abs() < 1e-4,
+            "mean {mean}, variance {variance}"
+        );
+    }
+
+    #[test]
+    fn bf16_rounds_to_the_nearest_even_and_keeps_what_is_no_number() {
+        for (value, expected) in [
+            (1.0, 0x3f80),
+            (f32::from_bits(0x3f80_8000), 0x3f80),
+            (f32::from_bits(0x3f81_8000), 0x3f82),
+            (f32::from_bits(0x3f80_8001), 0x3f81),
+            (f32::INFINITY, 0x7f80),
+            (f32::NAN, 0x7fc0),
+            (-0.0, 0x8000),
+        ] {
+            assert_eq!(bf16(value), expected, "{value}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! In which number format a model computes: what a user may ask for, and what a device does.
+
+use candle_core::{DType, Device};
+
+use super::ModelError;
+use super::kernels::{Format, Microkernel};
+
+/// What a user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 on the CPU, where it gives the numbers of the reference implementations; 16 bits on a GPU.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats; on GPUs only.
+    F16,
+    /// The upper half of 32-bit floats, with sums in f32.
+    Bf16,
+    /// Weights in bytes with a scale a column, inputs of each product with a scale a token; sums are exact. On the CPU only.
+    Int8,
+}
+
+impl Precision {
+    /// The name in `/info`, as text-embeddings-inference writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// Where and how one replica of a model computes. Every op is made for a place.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) device: Device,
+    /// Never `Auto`.
+    pub(super) precision: Precision,
+}
+
+impl Place {
+    /// What `wanted` means on `device`.
+    pub(super) fn new(device: Device, wanted: Precision) -> Result<Self, ModelError> {
+        let precision = match (wanted, device.is_cpu()) {
+            (Precision::Auto, true) => Precision::F32,
+            (Precision::Auto, false) if device.supports_bf16() => Precision::Bf16,
+            (Precision::Auto, false) => Precision::F16,
+            (Precision::F16, true) => {
+                return Err(ModelError::Precision {
+                    wanted: wanted.name(),
+                    device: "the CPU",
+                    instead: "f32, bf16 or int8",
+                });
+            }
+            (Precision::Int8, false) => {
+                return Err(ModelError::Precision {
+                    wanted: wanted.name(),
+                    device: "a GPU",
+                    instead: "f32, f16 or bf16",
+                });
+            }
+            (wanted, _) => wanted,
+        };
+        Ok(Self { device, precision })
+    }
+
+    /// The type of the tensors between the ops, and of the weights before they are packed.
+    pub(super) fn dtype(&self) -> DType {
+        match (self.device.is_cpu(), self.precision) {
+            (false, Precision::F16) => DType::F16,
+            (false, Precision::Bf16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    /// What multiplies weights on the CPU.
+    pub(super) fn microkernel(&self) -> Microkernel {
+        Microkernel::best(match self.precision {
+            Precision::Int8 => Format::Int8,
+            Precision::Bf16 => Format::Bf16,
+            Precision::Auto | Precision::F32 | Precision::F16 => Format::F32,
+        })
+    }
+
+    /// What multiplies activations with one another on the CPU: bytes would be too coarse for scores.
+    pub(super) fn attention_microkernel(&self) -> Microkernel {
+        match self.precision {
+            Precision::Bf16 | Precision::Int8 => {
+                let bf16 = Microkernel::best(Format::Bf16);
+                // Widening bf16 costs more than it saves.
+                if bf16.name.ends_with("bf16") { bf16 } else { Microkernel::best(Format::F32) }
+            }
+            Precision::Auto | Precision::F32 | Precision::F16 => Microkernel::best(Format::F32),
+        }
+    }
+
+    /// Instruction set or library, as `/info` shows it.
+    pub(super) fn kernel_name(&self) -> &'static str {
+        if self.device.is_cpu() { self.microkernel().name } else { "cuda" }
+    }
+}
