@@ -1,12 +1,16 @@
 //! Flags and environment: the only place that reads them.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
 
 /// Turns DataFactory, Reranker and OllamaPool resources into pods with exact GPUs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "principium-operator", version, about)]
 pub struct Args {
+    /// What else to do than to run
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Image of DataFactory, Reranker and doc analyzer pods whose resource names none
     #[arg(long, env = "PRINCIPIUM_EMBEDDER_IMAGE", default_value = concat!("ghcr.io/principium-ai/principium-embedder:", env!("CARGO_PKG_VERSION")))]
     pub embedder_image: String,
@@ -48,6 +52,13 @@ pub struct Args {
     pub log_json: bool,
 }
 
+/// What else the program does.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// Look at whether the installation works, say what is wrong, and exit; changes nothing
+    Check,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +70,7 @@ mod tests {
         let args = Args::parse_from(["x", "--leader-election=false", "--require-acceleration", "false"]);
         assert!(!args.leader_election && !args.require_acceleration);
         assert!(Args::parse_from(["x", "--leader-election"]).leader_election);
+        let check = Args::parse_from(["x", "--watch-namespace=team", "check"]);
+        assert!(matches!(check.command, Some(Command::Check)) && check.watch_namespace.is_some());
     }
 }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 /// The prefix of the Leases that device plugins renew; the node's name follows.
-const PLUGIN_LEASE: &str = "principium-gpu-";
+pub const PLUGIN_LEASE: &str = "principium-gpu-";
 
 /// A cache of objects of which some may be unreadable.
 pub type Guarded<K> = Store<DeserializeGuard<K>>;

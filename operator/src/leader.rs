@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// Name of the Lease.
-const NAME: &str = "principium-operator";
+pub const NAME: &str = "principium-operator";
 /// How long a Lease holds after its last renewal.
 const LASTS: Duration = Duration::from_secs(15);
 /// How long before its end the holder stops to write: a request may still be under way.

@@ -7,6 +7,7 @@ mod actions;
 mod apply;
 mod args;
 mod caches;
+mod check;
 mod conditions;
 mod data_factory;
 mod desired;
@@ -35,5 +36,6 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use args::Args;
+pub use args::{Args, Command};
+pub use check::check;
 pub use run::run;

@@ -2,14 +2,15 @@
 
 use anyhow::Context;
 use clap::Parser;
-use principium_operator::{Args, run};
+use principium_operator::{Args, Command, check, run};
 use std::io::IsTerminal;
+use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log).context("reading --log")?;
     let colors = std::io::stderr().is_terminal();
@@ -21,6 +22,9 @@ async fn main() -> anyhow::Result<()> {
         log.init();
     }
     let client = kube::Client::try_default().await.context("connecting to the API server")?;
+    if let Some(Command::Check) = args.command {
+        return Ok(check(&args, client).await);
+    }
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let told = stop.clone();
@@ -32,5 +36,6 @@ async fn main() -> anyhow::Result<()> {
         tracing::info!("stopping");
         told.cancel();
     });
-    run(args, client, stop).await
+    run(args, client, stop).await?;
+    Ok(ExitCode::SUCCESS)
 }

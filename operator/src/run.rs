@@ -29,6 +29,7 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Runs the operator until it is told to stop, or no longer leads.
 pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
     let Args {
+        command: _,
         embedder_image,
         ollama_image,
         require_acceleration,

@@ -30,8 +30,11 @@ enum Command {
     /// Measure a part; takes minutes and wants a quiet machine.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// What must hold of the sources: format, lints, generated files, licenses.
-    Check,
+    /// What must hold of the sources: format, lints, generated files, licenses, the chart.
+    Check {
+        /// Only this part.
+        part: Option<check::Part>,
+    },
     /// The local cluster alone.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
-        Command::Check => check::run(),
+        Command::Check { part } => check::run(part),
         Command::Cluster(command) => command.run(),
         Command::Gpu(command) => gpu::run(&command),
         Command::Images { output } => cluster::export_images(&output),
@@ -76,6 +79,11 @@ fn main() -> ExitCode {
 /// The repository's root.
 fn root() -> PathBuf {
     principium_local_cluster::repository()
+}
+
+/// Where cargo puts what it builds, and checks put what they make.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// A `cargo` that works in the repository.

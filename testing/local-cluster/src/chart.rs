@@ -9,7 +9,7 @@ use std::path::Path;
 /// Namespace of the installation.
 pub const NAMESPACE: &str = "principium-system";
 /// Name of the Helm release.
-const RELEASE: &str = "principium";
+pub const RELEASE: &str = "principium";
 
 /// Installs or upgrades the chart with simulated GPUs and waits until all of it is ready.
 ///

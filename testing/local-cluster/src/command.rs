@@ -1,8 +1,9 @@
 //! Running other programs, with errors that say what was run and what it said.
 
 use anyhow::{Context, Result, bail};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// How much of a failed program's output an error carries, in characters.
 const TAIL: usize = 3000;
@@ -14,6 +15,27 @@ const TAIL: usize = 3000;
 pub fn run(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
+    printed(&shown, output)
+}
+
+/// Runs a program that reads this text from its standard input, and returns its standard output.
+///
+/// # Errors
+/// When it can't be started or fails; the error ends with what it printed.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    let shown = show(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("starting {shown}"))?;
+    let stdin = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        // Beside the reading: a program may print before it has read everything. One that ends early says why itself.
+        scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input.as_bytes())));
+        child.wait_with_output()
+    });
+    printed(&shown, output.with_context(|| format!("waiting for {shown}"))?)
+}
+
+fn printed(shown: &str, output: Output) -> Result<String> {
     if !output.status.success() {
         let text =
             [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();

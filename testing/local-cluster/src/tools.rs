@@ -98,6 +98,45 @@ pub fn ensure_extra(cache: &Cache, name: &str) -> Result<PathBuf> {
     ensure_go(cache, name, versions.go(name)?)
 }
 
+/// The folder of a Go program that [`ensure_extra`] would not have to build.
+///
+/// # Errors
+/// When there is no such program, or its recipe can't be read.
+pub fn existing_extra(cache: &Cache, name: &str) -> Result<Option<PathBuf>> {
+    let versions = Versions::pinned()?;
+    let tool = versions.go(name)?;
+    let folder = cache.tool(name, &tool.version);
+    Ok(is_current(&folder, &recipe(tool)?).then(|| folder.join("bin")))
+}
+
+/// All that a Go program is built from, versions included: another text is another program.
+///
+/// # Errors
+/// When there is no such program, or a file that it is built from can't be read.
+pub fn extra_recipe(name: &str) -> Result<String> {
+    recipe(Versions::pinned()?.go(name)?)
+}
+
+/// Folders with CustomResourceDefinitions of other projects, from their Go modules.
+///
+/// # Errors
+/// When a module can't be downloaded.
+pub fn crd_folders() -> Result<Vec<PathBuf>> {
+    let versions = Versions::pinned()?;
+    versions.crds.iter().map(|(module, folder)| Ok(download(module)?.join(folder))).collect()
+}
+
+/// The OpenAPI document of the cluster's Kubernetes, from its Go module.
+///
+/// # Errors
+/// When the module can't be downloaded.
+pub fn kubernetes_openapi() -> Result<PathBuf> {
+    let versions = Versions::pinned()?;
+    let kubernetes = versions.go("kubernetes")?;
+    let folder = download(&format!("{}@{}", kubernetes.module, kubernetes.version))?;
+    Ok(folder.join("api/openapi-spec/swagger.json"))
+}
+
 /// A program from crates.io, built once; returns the folder of its binary.
 ///
 /// # Errors
@@ -159,27 +198,46 @@ fn install_debian(packages: &[String]) -> Result<()> {
 
 fn ensure_go(cache: &Cache, name: &str, tool: &GoTool) -> Result<PathBuf> {
     let folder = cache.tool(name, &tool.version);
-    let recipe = format!(
-        "{:?}",
-        (&tool.module, &tool.version, &tool.binaries, &tool.ldflags, &tool.staging, &tool.cflags)
-    );
-    once(&folder, &recipe, &format!("building {name} {}", tool.version), |temporary| {
+    once(&folder, &recipe(tool)?, &format!("building {name} {}", tool.version), |temporary| {
         build_go(tool, temporary)
     })?;
     Ok(folder.join("bin"))
 }
 
+fn recipe(tool: &GoTool) -> Result<String> {
+    let mut recipe = format!(
+        "{:?}",
+        (&tool.module, &tool.version, &tool.binaries, &tool.ldflags, &tool.staging, &tool.cflags)
+    );
+    if let Some(program) = &tool.program {
+        recipe.push_str(&fs::read_to_string(beside_versions(program))?);
+    }
+    Ok(recipe)
+}
+
+fn beside_versions(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+/// Whether a folder was built by this recipe.
+fn is_current(folder: &Path, recipe: &str) -> bool {
+    fs::read_to_string(folder.join("recipe")).is_ok_and(|old| old == digest(recipe))
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
 /// Builds in a folder beside the wanted one and renames it when it is complete, so that a run that is cut off leaves
 /// nothing that looks finished. The recipe's digest is kept, so that a changed recipe builds again.
 fn once(folder: &Path, recipe: &str, what: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let digest = Sha256::digest(recipe).iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
-    let stamp = folder.join("recipe");
-    if fs::read_to_string(&stamp).is_ok_and(|old| old == digest) {
+    if is_current(folder, recipe) {
         return Ok(());
     }
+    let digest = digest(recipe);
     step(what, || {
         let temporary = folder.with_extension("partial");
         let _ = fs::remove_dir_all(&temporary);
@@ -195,8 +253,21 @@ fn build_go(tool: &GoTool, folder: &Path) -> Result<()> {
     let source = folder.join("source");
     fs::create_dir_all(&source)?;
     let mut manifest = format!("module tools\n\ngo 1.26.0\n\nrequire {} {}\n", tool.module, tool.version);
-    for package in &tool.binaries {
-        let _ = writeln!(manifest, "tool {}", package.split('=').next().unwrap_or(package));
+    match &tool.program {
+        Some(program) => {
+            fs::copy(beside_versions(program), source.join("main.go"))
+                .with_context(|| format!("copying {program}"))?;
+        }
+        None => {
+            for package in &tool.binaries {
+                let _ = writeln!(manifest, "tool {}", package.split('=').next().unwrap_or(package));
+            }
+        }
+    }
+    if tool.replaces {
+        for line in replacements(tool)? {
+            let _ = writeln!(manifest, "replace {line}");
+        }
     }
     if let Some(staging) = &tool.staging {
         for module in staged_modules(tool)? {
@@ -238,6 +309,14 @@ fn staged_modules(tool: &GoTool) -> Result<Vec<String>> {
     let text = fs::read_to_string(folder.join("go.mod"))?;
     let lines = text.lines().map(|line| line.trim().trim_start_matches("require "));
     Ok(lines.filter_map(|line| line.strip_suffix(" v0.0.0")).map(str::to_owned).collect())
+}
+
+/// The replacements in a module's own go.mod, which Go heeds in the main module only: `module => module version`.
+fn replacements(tool: &GoTool) -> Result<Vec<String>> {
+    let folder = download(&format!("{}@{}", tool.module, tool.version))?;
+    let text = fs::read_to_string(folder.join("go.mod"))?;
+    let lines = text.lines().map(|line| line.trim().trim_start_matches("replace "));
+    Ok(lines.filter(|line| line.contains(" => ") && !line.starts_with("//")).map(str::to_owned).collect())
 }
 
 fn headers(tool: &GoTool, folder: &Path) -> Result<PathBuf> {

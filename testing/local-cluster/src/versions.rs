@@ -14,6 +14,8 @@ pub struct Versions {
     pub debian: Vec<String>,
     /// Go programs by name.
     pub go: BTreeMap<String, GoTool>,
+    /// Folders of CustomResourceDefinitions by the module (`module@version`) that has them.
+    pub crds: BTreeMap<String, String>,
     /// Cargo programs by name.
     pub cargo: BTreeMap<String, CargoTool>,
 }
@@ -35,6 +37,11 @@ pub struct GoTool {
     pub staging: Option<String>,
     /// Flags of the C and C++ compilers; the program is built with cgo if they are given.
     pub cflags: Option<String>,
+    /// Replace modules as the module's own go.mod does.
+    #[serde(default)]
+    pub replaces: bool,
+    /// A program of ours that uses the module: a file beside `versions.toml`, built as the package `.`.
+    pub program: Option<String>,
     /// A header that the module lacks.
     pub header: Option<Header>,
 }
