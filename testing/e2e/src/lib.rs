@@ -3,6 +3,8 @@
 
 pub mod container;
 pub mod gpus;
+pub mod release;
 pub mod world;
 
+pub use release::Release;
 pub use world::{World, run};

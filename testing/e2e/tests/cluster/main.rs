@@ -1,13 +1,17 @@
 //! The system on the real cluster: API server, scheduler, kubelet, containerd, Helm, Ollama and models are real, the GPUs
 //! are simulated. One binary, run with `--test-threads=1`, because the tests heat and lose the same eight GPUs.
 
+mod chart;
 mod conflicts;
+mod gitops;
 mod heat;
 mod isolation;
+mod leadership;
 mod manifests;
 mod monitoring;
 mod overcommit;
 mod pods;
 mod policy;
 mod restarts;
+mod rights;
 mod scenarios;
