@@ -1,6 +1,7 @@
 //! Every architecture and every head against its reference implementation, on the small models with random weights that
 //! `fixtures/make_models.py` writes; and what of a model's files is refused.
 
+use super::server::cosine;
 use principium_embedder::model::{
     Input, Model, ModelFiles, Output, Precision, Side, TextTokenizer, Truncation, Wants, load_tokenizer,
     normalize,
@@ -11,6 +12,20 @@ use std::path::{Path, PathBuf};
 
 /// The largest difference of a number that is of the order of one.
 const TOLERANCE: f64 = 1e-4;
+
+/// One model of each way to compute hidden states.
+const FAMILIES: [&str; 10] = [
+    "bert",
+    "roberta",
+    "bge-m3",
+    "distilbert",
+    "nomic-bert",
+    "modernbert",
+    "gte",
+    "jina-v2",
+    "qwen3",
+    "gemma3",
+];
 
 struct Fixture {
     name: &'static str,
@@ -69,18 +84,7 @@ impl Fixture {
 
 #[test]
 fn hidden_states_and_vectors_are_those_of_the_reference() {
-    for name in [
-        "bert",
-        "roberta",
-        "bge-m3",
-        "distilbert",
-        "nomic-bert",
-        "modernbert",
-        "gte",
-        "jina-v2",
-        "qwen3",
-        "gemma3",
-    ] {
+    for name in FAMILIES {
         let fixture = Fixture::load(name);
         let together = fixture.run(&fixture.inputs(Wants::STATES));
         for (output, row) in together.iter().zip(&fixture.references) {
@@ -100,6 +104,24 @@ fn hidden_states_and_vectors_are_those_of_the_reference() {
             normalize(&mut output.vector);
             fixture.close("vectors", &output.vector, &row["vector"]);
             assert!(output.states.is_empty() && output.sparse.is_empty() && output.multi.is_empty());
+        }
+    }
+}
+
+#[test]
+fn smaller_number_formats_keep_the_directions_of_every_architecture() {
+    for (precision, least) in [(Precision::Bf16, 0.999), (Precision::Int8, 0.98)] {
+        for name in FAMILIES {
+            let fixture = Fixture::load(name);
+            let coarse = Model::load(&fixture.files, None, precision).unwrap();
+            let inputs = fixture.inputs(Wants::VECTOR);
+            let coarse = coarse.run(&inputs.iter().collect::<Vec<_>>()).unwrap();
+            for (coarse, exact) in coarse.iter().zip(fixture.run(&inputs)) {
+                let [one, two] = [&coarse.vector, &exact.vector]
+                    .map(|vector| vector.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+                let cosine = cosine(&one, &two);
+                assert!(cosine > least, "{name} in {}: cosine {cosine}", precision.name());
+            }
         }
     }
 }
