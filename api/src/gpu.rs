@@ -67,9 +67,9 @@ pub(crate) const DEVICES_ONCE_MESSAGE: &str =
 #[x_kube(validation = Rule::new("has(self.index) != has(self.uuid)")
     .message("a device is named by index or by uuid, exactly one of them"))]
 pub struct GpuDevice {
-    /// Index on its node, as `GPUNode` lists it.
+    /// Index on its node, as `GPUNode` lists it. MIG devices have indices from 100 on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 63))]
+    #[schemars(range(min = 0, max = 9999))]
     pub index: Option<u32>,
 
     /// NVML UUID, `GPU-…` or `MIG-…`.

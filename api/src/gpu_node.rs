@@ -57,6 +57,10 @@ pub struct GpuNodeStatus {
     /// Every GPU that the node has or had, in order of index.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
+    /// Where the pods' requests, the kubelet's list and what was put into containers contradict each other. Always empty
+    /// where all is well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disagreements: Vec<Disagreement>,
     /// The same in one line, for `kubectl get`.
     #[serde(default)]
     pub summary: GpuNodeSummary,
@@ -96,7 +100,8 @@ pub struct GpuNodeSummary {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gpu {
-    /// Index on this node: given by PCI address at first sight and kept.
+    /// Index on this node: given by PCI address at first sight and kept. A MIG device has one from 100 on, which shows its
+    /// GPU: 402 is MIG device 2 of GPU 3.
     pub index: u32,
     /// NVML UUID.
     pub uuid: String,
@@ -117,6 +122,9 @@ pub struct Gpu {
     /// Power drawn, in W.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<u32>,
+    /// What part of a GPU it is, where it is a MIG device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<MigDevice>,
     /// Which pods may ask for it.
     #[serde(default)]
     pub view: GpuView,
@@ -135,6 +143,18 @@ pub struct Gpu {
     /// Pods that hold it and use more of its memory than they hold. They are reported, not ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overuse: Vec<Overuse>,
+}
+
+/// What part of a GPU a MIG device is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigDevice {
+    /// Index of the GPU that it is a part of.
+    pub parent: u32,
+    /// NVML's number of the GPU instance.
+    pub gpu_instance: u32,
+    /// NVML's number of the compute instance in it.
+    pub compute_instance: u32,
 }
 
 /// Memory of one GPU in MiB, in steps coarse enough that the status is not rewritten all the time.
@@ -215,6 +235,10 @@ pub enum WithheldReason {
     ForeignProcess,
     /// NVML gives no answer about it.
     Unreadable,
+    /// Divided into MIG devices, which are offered in its place.
+    Divided,
+    /// On its way between `principium.ai/gpu-<index>` and the generic pool: it changes once nobody holds it.
+    Moving,
 }
 
 /// A container that holds units of a GPU.
@@ -229,6 +253,34 @@ pub struct Allocation {
     pub container: String,
     /// Units of 1 GiB.
     pub units: u32,
+}
+
+/// A contradiction about who holds a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disagreement {
+    /// One word.
+    pub kind: DisagreementKind,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Name of the container.
+    pub container: String,
+    /// A sentence with both sides.
+    pub message: String,
+}
+
+/// What contradicts what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+pub enum DisagreementKind {
+    /// The kubelet lists another number of units than the container asks for.
+    #[default]
+    RequestDiffers,
+    /// The kubelet lists one unit for two containers, or a GPU as whole and in units at once.
+    HeldTwice,
+    /// The container was given another card than the one that has this index now.
+    InjectionDiffers,
 }
 
 /// A pod that uses more of a GPU's memory than its share.

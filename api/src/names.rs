@@ -6,16 +6,40 @@ pub const GROUP: &str = "principium.ai";
 /// Extended resource of whole GPUs from the generic pool, any of them.
 pub const GENERIC_GPU_RESOURCE: &str = "principium.ai/gpu";
 
-/// Extended resource of the GPU with this index on its node; one unit is 1 GiB of the GPU's memory.
+/// Extended resource of the GPU with this index on its node; one unit is 1 GiB of the GPU's memory. The name of a MIG
+/// device's resource shows the GPU that it is a part of: `principium.ai/gpu-3-mig-0`.
 #[must_use]
 pub fn gpu_resource(index: u32) -> String {
-    format!("{GENERIC_GPU_RESOURCE}-{index}")
+    match mig_place(index) {
+        None => format!("{GENERIC_GPU_RESOURCE}-{index}"),
+        Some((parent, number)) => format!("{GENERIC_GPU_RESOURCE}-{parent}-mig-{number}"),
+    }
 }
 
 /// The index in a resource name made by [`gpu_resource`]; `None` for every other resource.
 #[must_use]
 pub fn gpu_index(resource: &str) -> Option<u32> {
-    resource.strip_prefix("principium.ai/gpu-")?.parse().ok()
+    let name = resource.strip_prefix("principium.ai/gpu-")?;
+    let index = match name.split_once("-mig-") {
+        None => name.parse().ok()?,
+        Some((parent, number)) => mig_index(parent.parse().ok()?, number.parse().ok()?)?,
+    };
+    (gpu_resource(index) == resource).then_some(index)
+}
+
+/// Indices below this one are GPUs; from it on, each GPU's MIG devices have a hundred of their own.
+const FIRST_MIG_INDEX: u32 = 100;
+
+/// Index of a MIG device: the GPU that it is a part of, and its number on that. MIG device 2 of GPU 3 has the index 402.
+#[must_use]
+pub fn mig_index(parent: u32, number: u32) -> Option<u32> {
+    (parent < FIRST_MIG_INDEX && number < FIRST_MIG_INDEX).then_some((parent + 1) * FIRST_MIG_INDEX + number)
+}
+
+/// Index of the GPU that a MIG device is a part of, and its number on that; `None` for an index of a GPU.
+#[must_use]
+pub fn mig_place(index: u32) -> Option<(u32, u32)> {
+    Some(((index / FIRST_MIG_INDEX).checked_sub(1)?, index % FIRST_MIG_INDEX))
 }
 
 /// Label on every child: the kind of the resource that owns it, in lower case (`ollamapool`).
@@ -50,3 +74,31 @@ pub const DOC_ANALYZER_PORT: u16 = 9100;
 pub const RERANKER_PORT: u16 = 9200;
 /// Port on which Ollama listens inside its pod, and the first host port of a pool that asks for host ports.
 pub const OLLAMA_PORT: u16 = 11434;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_is_read_as_it_is_written() {
+        for (index, resource) in [
+            (0, "principium.ai/gpu-0"),
+            (63, "principium.ai/gpu-63"),
+            (100, "principium.ai/gpu-0-mig-0"),
+            (402, "principium.ai/gpu-3-mig-2"),
+        ] {
+            assert_eq!((gpu_resource(index).as_str(), gpu_index(resource)), (resource, Some(index)));
+        }
+        for other in
+            ["principium.ai/gpu", "principium.ai/gpu-", "principium.ai/gpu-100", "principium.ai/gpu-+1"]
+        {
+            assert_eq!(gpu_index(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_mig_devices_index_says_where_it_is() {
+        assert_eq!((mig_index(3, 2), mig_place(402), mig_place(99)), (Some(402), Some((3, 2)), None));
+        assert_eq!((mig_index(100, 0), mig_index(0, 100)), (None, None));
+    }
+}

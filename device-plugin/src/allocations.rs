@@ -1,7 +1,9 @@
 //! Which devices are in use: what the kubelet lists, and what it was given so lately that it may not list it yet.
 
+use crate::agreement::Injected;
 use crate::device::{DeviceId, Now};
 use principium_api::gpu_node::Allocation;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,37 +12,63 @@ use tokio::sync::Notify;
 /// How long an allocation counts that the kubelet doesn't list.
 const PENDING: Duration = Duration::from_secs(60);
 
-/// Allocations that the kubelet has asked for and does not list yet. Shared by the servers and the monitor.
+/// Allocations that were answered. Shared by the servers and the monitor.
 #[derive(Debug, Default)]
 pub struct Recent {
-    made: Mutex<BTreeMap<DeviceId, Duration>>,
+    made: Mutex<Made>,
     changed: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Made {
+    /// When, of those that the kubelet does not list yet.
+    pending: BTreeMap<DeviceId, Duration>,
+    /// UUID of the GPU that was put into the container, of those that are pending or held.
+    injected: Injected,
+}
+
+/// Nobody else answers or settles an allocation while this lives: what is offered changes before or after one, and
+/// never in its middle.
+pub struct Pending<'recent> {
+    made: MutexGuard<'recent, Made>,
+    changed: &'recent Notify,
+}
+
 impl Recent {
-    /// Records an allocation and wakes who waits for one.
-    pub fn record(&self, devices: impl IntoIterator<Item = DeviceId>, now: Now) {
-        self.lock().extend(devices.into_iter().map(|device| (device, now.elapsed)));
-        self.changed.notify_one();
+    /// Waits until nobody else looks at the allocations.
+    pub fn lock(&self) -> Pending<'_> {
+        Pending { made: self.made.lock().unwrap_or_else(PoisonError::into_inner), changed: &self.changed }
     }
 
     /// Waits for the next allocation.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
+}
 
-    /// Forgets what the kubelet lists by now, and what it did not list in time; gives the rest.
-    pub fn settle(&self, holdings: Option<&Holdings>, now: Now) -> BTreeSet<DeviceId> {
-        let mut made = self.lock();
-        made.retain(|device, at| {
-            let listed = holdings.is_some_and(|holdings| holdings.holder(*device).is_some());
-            !listed && now.elapsed.saturating_sub(*at) < PENDING
-        });
-        made.keys().copied().collect()
+impl Pending<'_> {
+    /// Records an allocation, each device with the UUID of its GPU, and wakes who waits for one.
+    pub fn record(&mut self, devices: impl IntoIterator<Item = (DeviceId, String)>, now: Now) {
+        for (device, uuid) in devices {
+            self.made.pending.insert(device, now.elapsed);
+            self.made.injected.insert(device, uuid);
+        }
+        self.changed.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Duration>> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Forgets what the kubelet lists by now, and what it did not list in time; gives the rest.
+    pub fn settle(&mut self, holdings: Option<&Holdings>, now: Now) -> BTreeSet<DeviceId> {
+        let held = |device: &DeviceId| holdings.is_some_and(|holdings| holdings.holder(*device).is_some());
+        let Made { pending, injected } = &mut *self.made;
+        pending.retain(|device, at| !held(device) && now.elapsed.saturating_sub(*at) < PENDING);
+        injected.retain(|device, _| pending.contains_key(device) || held(device));
+        pending.keys().copied().collect()
+    }
+
+    /// What was put into the containers that hold something.
+    #[must_use]
+    pub fn injected(&self) -> &Injected {
+        &self.made.injected
     }
 }
 
@@ -48,6 +76,8 @@ impl Recent {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     holders: BTreeMap<DeviceId, Holder>,
+    /// Other holders of devices that have one already.
+    others: Vec<(DeviceId, Holder)>,
 }
 
 /// A container that holds a device.
@@ -63,7 +93,14 @@ pub struct Holder {
 
 impl FromIterator<(DeviceId, Holder)> for Holdings {
     fn from_iter<T: IntoIterator<Item = (DeviceId, Holder)>>(holders: T) -> Self {
-        Self { holders: holders.into_iter().collect() }
+        let mut holdings = Self::default();
+        for (device, holder) in holders {
+            match holdings.holders.entry(device) {
+                Entry::Vacant(entry) => drop(entry.insert(holder)),
+                Entry::Occupied(_) => holdings.others.push((device, holder)),
+            }
+        }
+        holdings
     }
 }
 
@@ -77,6 +114,35 @@ impl Holdings {
     /// Every device that is held.
     pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
         self.holders.keys().copied()
+    }
+
+    /// Every container that holds a device, with the device.
+    pub fn all(&self) -> impl Iterator<Item = (DeviceId, &Holder)> {
+        let others = self.others.iter().map(|(device, holder)| (*device, holder));
+        self.holders.iter().map(|(device, holder)| (*device, holder)).chain(others)
+    }
+
+    /// The containers that hold something.
+    #[must_use]
+    pub fn containers(&self) -> BTreeSet<Holder> {
+        self.all().map(|(_, holder)| holder.clone()).collect()
+    }
+
+    /// Devices that another container holds too, or that are a part of a GPU that somebody holds whole, with each of
+    /// their holders.
+    pub fn held_twice(&self) -> impl Iterator<Item = (DeviceId, &Holder)> {
+        let is_whole = |device: DeviceId| matches!(device, DeviceId::Whole { .. });
+        let in_both_views = move |device: DeviceId| {
+            self.of_gpu(device.gpu()).any(|(other, _)| is_whole(other) != is_whole(device))
+        };
+        let twice = move |device: DeviceId| self.others.iter().any(|(other, _)| *other == device);
+        self.all().filter(move |(device, _)| twice(*device) || in_both_views(*device))
+    }
+
+    /// Whether somebody holds something of this GPU.
+    #[must_use]
+    pub fn is_held(&self, gpu: u32) -> bool {
+        self.of_gpu(gpu).next().is_some()
     }
 
     /// Whether a container of this pod holds a device of the GPU.
@@ -128,13 +194,17 @@ pub(crate) mod tests {
     #[test]
     fn an_allocation_counts_until_the_kubelet_lists_it_or_for_a_minute() {
         let recent = Recent::default();
-        recent.record([unit(0, 0), unit(0, 1)], at(0));
-        assert_eq!(recent.settle(None, at(59)), [unit(0, 0), unit(0, 1)].into());
+        let mut pending = recent.lock();
+        pending.record([unit(0, 0), unit(0, 1)].map(|device| (device, "GPU-0".to_owned())), at(0));
+        assert_eq!(pending.settle(None, at(59)), [unit(0, 0), unit(0, 1)].into());
         let listed = Holdings::from_iter([(unit(0, 0), holder("a", "main"))]);
-        assert_eq!(recent.settle(Some(&listed), at(59)), [unit(0, 1)].into());
-        assert_eq!(recent.settle(Some(&Holdings::default()), at(60)), BTreeSet::new());
+        assert_eq!(pending.settle(Some(&listed), at(59)), [unit(0, 1)].into());
+        assert_eq!(pending.settle(Some(&listed), at(60)), BTreeSet::new());
+        assert_eq!(pending.injected().keys().collect::<Vec<_>>(), [&unit(0, 0)], "for as long as it is held");
+        assert_eq!(pending.settle(Some(&Holdings::default()), at(61)), BTreeSet::new());
+        assert!(pending.injected().is_empty());
         assert_eq!(
-            recent.settle(None, at(0)),
+            pending.settle(None, at(0)),
             BTreeSet::new(),
             "what was listed once is the kubelet's to say"
         );

@@ -1,7 +1,8 @@
 //! The command line: the only place that reads flags and environment variables.
 
-use crate::config::{InjectionMode, Period};
+use crate::config::{GpuSelector, InjectionMode, Period, ProductTemperatures};
 use clap::{ArgAction, Args, Parser, Subcommand};
+use principium_api::gpu::GpuMemory;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -79,6 +80,23 @@ pub struct Options {
     /// How long a GPU must stay below the lower limit, for example 10s [default: 10s]
     #[arg(long, env = "PRINCIPIUM_DWELL")]
     pub dwell: Option<Period>,
+
+    /// Other temperatures for some products, in place of the file's for them: text that the product's name contains, the
+    /// two limits in °C and the dwell time, for example 'A100=80/70/30s'. Several are separated by commas.
+    #[arg(long, env = "PRINCIPIUM_PRODUCT_TEMPERATURES", value_name = "RULES", value_delimiter = ',')]
+    pub product_temperatures: Vec<ProductTemperatures>,
+
+    /// Memory of a GPU that processes outside of Kubernetes may use [default: 512Mi]
+    #[arg(long, env = "PRINCIPIUM_FOREIGN_TOLERANCE", value_name = "AMOUNT")]
+    pub foreign_tolerance: Option<GpuMemory>,
+
+    /// Xids that are no failure of the card [default: 13,31,43,45,68,109]
+    #[arg(long, env = "PRINCIPIUM_IGNORED_XIDS", value_name = "CODES", value_delimiter = ',')]
+    pub ignored_xids: Option<Vec<u64>>,
+
+    /// GPUs of the generic pool, by index or UUID [default: none]
+    #[arg(long, env = "PRINCIPIUM_GENERIC_GPUS", value_name = "GPUS", value_delimiter = ',')]
+    pub generic_gpus: Option<Vec<GpuSelector>>,
 
     /// How containers receive their GPUs [default: cdi]
     #[arg(long, env = "PRINCIPIUM_INJECTION", value_enum)]

@@ -5,6 +5,7 @@
 //! Real GPUs are described by the NVIDIA toolkit, and this module writes nothing.
 
 use crate::injection::{Injectable, SIMULATED_KIND};
+use principium_api::names;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -15,6 +16,8 @@ use std::{fs, io::ErrorKind};
 const FILE_NAME: &str = "principium.ai-gpu.json";
 /// First of the majors "for local and experimental use" (120 to 127) in Linux's list of devices.
 const MAJOR: u32 = 120;
+/// The next one, for the nodes that a MIG device has beside its GPU's.
+const MIG_MAJOR: u32 = 121;
 
 /// Why the specification could not be written or removed.
 #[derive(Debug, thiserror::Error)]
@@ -66,20 +69,27 @@ pub fn remove(directory: &Path) -> Result<(), CdiError> {
 
 /// The same GPUs give the same text.
 fn specification(gpus: &BTreeMap<u32, Injectable>) -> Value {
-    let device = |(index, gpu): (&u32, &Injectable)| {
+    let node = |path: String, major: u32, minor: u32| {
         json!({
-            "name": gpu.uuid,
-            "containerEdits": {
-                "deviceNodes": [{
-                    "path": format!("/dev/nvidia{index}"),
-                    "type": "c",
-                    "major": MAJOR,
-                    "minor": index,
-                    "fileMode": 0o666,
-                    "permissions": "rw",
-                }],
-            },
+            "path": path,
+            "type": "c",
+            "major": major,
+            "minor": minor,
+            "fileMode": 0o666,
+            "permissions": "rw",
         })
+    };
+    let device = |(index, gpu): (&u32, &Injectable)| {
+        let (of, own) = match names::mig_place(*index) {
+            None => (*index, None),
+            Some((parent, _)) => {
+                let path = format!("/dev/nvidia-caps/nvidia-cap{index}");
+                (parent, Some(node(path, MIG_MAJOR, *index)))
+            }
+        };
+        let nodes: Vec<Value> =
+            [node(format!("/dev/nvidia{of}"), MAJOR, of)].into_iter().chain(own).collect();
+        json!({"name": gpu.uuid, "containerEdits": {"deviceNodes": nodes}})
     };
     json!({
         "cdiVersion": "0.5.0",
@@ -91,11 +101,14 @@ fn specification(gpus: &BTreeMap<u32, Injectable>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use principium_api::gpu_node::GpuView;
+
+    fn gpu(uuid: &str) -> Injectable {
+        Injectable { uuid: uuid.to_owned(), minor: 0, instance: None, view: GpuView::Exact }
+    }
 
     fn gpus(uuids: &[&str]) -> BTreeMap<u32, Injectable> {
-        let gpu =
-            |(index, uuid): (u32, &&str)| (index, Injectable { uuid: (*uuid).to_owned(), minor: index });
-        (0..).zip(uuids).map(gpu).collect()
+        (0..).zip(uuids).map(|(index, uuid)| (index, gpu(uuid))).collect()
     }
 
     fn written(directory: &Path) -> Value {
@@ -113,6 +126,23 @@ mod tests {
         assert_eq!(
             (&node["path"], &node["type"], &node["major"], &node["minor"]),
             (&json!("/dev/nvidia1"), &json!("c"), &json!(120), &json!(1))
+        );
+    }
+
+    #[test]
+    fn a_mig_device_is_its_gpus_node_and_one_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &[(3, gpu("GPU-d")), (402, gpu("MIG-x"))].into()).unwrap();
+        let specification = written(directory.path());
+        let nodes = specification["devices"][1]["containerEdits"]["deviceNodes"].as_array().unwrap();
+        let paths: Vec<_> =
+            nodes.iter().map(|node| (&node["path"], &node["major"], &node["minor"])).collect();
+        assert_eq!(
+            paths,
+            [
+                (&json!("/dev/nvidia3"), &json!(120), &json!(3)),
+                (&json!("/dev/nvidia-caps/nvidia-cap402"), &json!(121), &json!(402)),
+            ]
         );
     }
 

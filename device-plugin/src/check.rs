@@ -1,8 +1,9 @@
 //! `principium-device-plugin check`: looks at what the plugin needs on a node and says what is missing and what to do.
 
 use crate::args::Options;
-use crate::config::{Config, File, InjectionMode};
+use crate::config::{Config, ConfigError, File};
 use crate::nvml::{Reader, Report};
+use principium_api::gpu_node::Injection;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,12 +27,13 @@ enum Finding {
 /// Prints every finding; fails if one of them is bad.
 #[must_use]
 pub fn run(options: &Options) -> ExitCode {
+    let config = File::read(options.config.as_deref()).and_then(|file| Config::new(options.clone(), file));
     let findings = [
-        ("configuration", configuration(options)),
+        ("configuration", configuration(&config)),
         ("driver", driver(options)),
         ("kubelet", socket(&options.kubelet_dir.join("device-plugins/kubelet.sock"), "registers nothing")),
         ("pod resources", socket(&pod_resources(options), "knows no holders and withholds nothing")),
-        ("injection", injection(options)),
+        ("injection", injection(options, config.as_ref().ok().map(|config| config.injection))),
         ("other GPU plugins", other_plugins(&options.kubelet_dir.join("device-plugins"))),
     ];
     let mut code = ExitCode::SUCCESS;
@@ -49,9 +51,11 @@ pub fn run(options: &Options) -> ExitCode {
     code
 }
 
-fn configuration(options: &Options) -> Finding {
-    match File::read(options.config.as_deref()).and_then(|file| Config::new(options.clone(), file)) {
-        Ok(config) => Finding::Good(format!("valid, for the node {}", config.node_name)),
+fn configuration(config: &Result<Config, ConfigError>) -> Finding {
+    match config {
+        Ok(config) => {
+            Finding::Good(format!("valid, for the node {}: {}", config.node_name, config.in_words()))
+        }
         Err(error) => Finding::Bad(error.to_string()),
     }
 }
@@ -85,7 +89,7 @@ fn driver(options: &Options) -> Finding {
                 products.join(", ")
             ))
         }
-        Some(Report::Unavailable(reason)) => Finding::Bad(reason),
+        Some(Report::Unavailable(reason) | Report::Died(reason)) => Finding::Bad(reason),
         None => Finding::Bad(format!("no answer within {} s: a call hangs", DRIVER.as_secs())),
     }
 }
@@ -107,8 +111,8 @@ fn socket(path: &Path, without: &str) -> Finding {
     }
 }
 
-fn injection(options: &Options) -> Finding {
-    if options.injection == Some(InjectionMode::Legacy) {
+fn injection(options: &Options, mode: Option<Injection>) -> Finding {
+    if mode == Some(Injection::Legacy) {
         return Finding::Note(
             "legacy: containers need the NVIDIA container runtime as their runtime".to_owned(),
         );

@@ -6,6 +6,7 @@ use crate::health::Limits;
 use principium_api::gpu::GpuMemory;
 use principium_api::gpu_node::Injection;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -67,14 +68,17 @@ pub struct File {
     /// In place of the default list.
     ignored_xids: Option<Vec<u64>>,
     /// GPUs of the generic pool, by index or UUID.
-    generic_gpus: Vec<GpuSelector>,
-    /// Other temperatures for some products.
-    products: Vec<ProductFile>,
+    generic_gpus: Option<Vec<GpuSelector>>,
+    /// Other temperatures for some products. The first that fits is in force.
+    products: Vec<ProductTemperatures>,
+    /// What is different on some nodes, by their names.
+    nodes: BTreeMap<String, File>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// Temperatures of a product. What is absent is as for every GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ProductFile {
+pub struct ProductTemperatures {
     /// Text that the product's name contains, in any case.
     product: String,
     withhold_temperature: Option<u32>,
@@ -90,6 +94,42 @@ pub enum GpuSelector {
     Index(u32),
     /// By UUID.
     Uuid(String),
+}
+
+impl FromStr for GpuSelector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(index) => Ok(Self::Index(index)),
+            Err(_) if text.starts_with("GPU-") || text.starts_with("MIG-") => Ok(Self::Uuid(text.to_owned())),
+            Err(_) => Err(format!("{text:?} is no GPU: give an index or a UUID (GPU-… or MIG-…)")),
+        }
+    }
+}
+
+impl FromStr for ProductTemperatures {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (product, rule) = text.split_once('=')?;
+            let mut parts = rule.split('/');
+            let mut degrees = || parts.next()?.parse().ok();
+            let (withhold, restore) = (degrees()?, degrees()?);
+            let dwell = parts.next().map(str::parse).transpose().ok()?;
+            let complete = parts.next().is_none() && !product.is_empty();
+            complete.then(|| Self {
+                product: product.to_owned(),
+                withhold_temperature: Some(withhold),
+                restore_temperature: Some(restore),
+                dwell,
+            })
+        };
+        parse().ok_or_else(|| {
+            format!("{text:?} is no rule for a product: write for example 'A100=80/70/30s' or 'A100=80/70'")
+        })
+    }
 }
 
 /// How containers receive their GPUs, as the command line says it.
@@ -161,6 +201,47 @@ impl File {
     }
 }
 
+impl File {
+    /// The file as it is for one node: what is told for the node wins.
+    fn of_node(mut self, node_name: &str) -> Result<Self, ConfigError> {
+        for (node, of_node) in &self.nodes {
+            if !of_node.nodes.is_empty() {
+                return Err(invalid(format!(
+                    "`nodes` of the node {node:?} has `nodes` itself; only the file has"
+                )));
+            }
+            // A mistake about another node is found here too, not when that node's plugin starts.
+            let rule = of_node
+                .rule(self.rule(TemperatureRule::DEFAULT))
+                .checked(&format!(" for the node {node:?}"))?;
+            for product in self.products.iter().chain(&of_node.products) {
+                product.rule(rule)?;
+            }
+        }
+        let Some(of_node) = self.nodes.remove(node_name) else { return Ok(self) };
+        Ok(Self {
+            interval: of_node.interval.or(self.interval),
+            withhold_temperature: of_node.withhold_temperature.or(self.withhold_temperature),
+            restore_temperature: of_node.restore_temperature.or(self.restore_temperature),
+            dwell: of_node.dwell.or(self.dwell),
+            injection: of_node.injection.or(self.injection),
+            foreign_tolerance: of_node.foreign_tolerance.or(self.foreign_tolerance),
+            ignored_xids: of_node.ignored_xids.or(self.ignored_xids),
+            generic_gpus: of_node.generic_gpus.or(self.generic_gpus),
+            products: of_node.products.into_iter().chain(self.products).collect(),
+            nodes: BTreeMap::new(),
+        })
+    }
+
+    fn rule(&self, default: TemperatureRule) -> TemperatureRule {
+        TemperatureRule {
+            withhold: self.withhold_temperature.unwrap_or(default.withhold),
+            restore: self.restore_temperature.unwrap_or(default.restore),
+            dwell: self.dwell.map_or(default.dwell, |Period(period)| period),
+        }
+    }
+}
+
 impl Config {
     /// The configuration in force.
     ///
@@ -181,6 +262,10 @@ impl Config {
             withhold_temperature,
             restore_temperature,
             dwell,
+            product_temperatures,
+            foreign_tolerance,
+            ignored_xids,
+            generic_gpus,
             injection,
             node_labels,
             lease_namespace,
@@ -188,6 +273,7 @@ impl Config {
         if node_name.is_empty() {
             return Err(invalid("the name of this node is not known: set --node-name or NODE_NAME"));
         }
+        let file = file.of_node(&node_name)?;
         let interval = interval.or(file.interval).map_or(Duration::from_secs(1), |Period(period)| period);
         if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&interval) {
             return Err(invalid(format!(
@@ -203,14 +289,18 @@ impl Config {
             }
             InjectionMode::Legacy => Injection::Legacy,
         };
+        let of_file = file.rule(TemperatureRule::DEFAULT);
         let limits = TemperatureRule {
-            withhold: withhold_temperature.or(file.withhold_temperature).unwrap_or(85),
-            restore: restore_temperature.or(file.restore_temperature).unwrap_or(75),
-            dwell: dwell.or(file.dwell).map_or(Duration::from_secs(10), |Period(period)| period),
+            withhold: withhold_temperature.unwrap_or(of_file.withhold),
+            restore: restore_temperature.unwrap_or(of_file.restore),
+            dwell: dwell.map_or(of_file.dwell, |Period(period)| period),
         }
         .checked("")?;
-        let products =
-            file.products.into_iter().map(|product| product.rule(limits)).collect::<Result<_, _>>()?;
+        let products = product_temperatures
+            .iter()
+            .chain(&file.products)
+            .map(|product| product.rule(limits))
+            .collect::<Result<_, _>>()?;
         let device_plugins_dir = kubelet_dir.join("device-plugins");
         Ok(Self {
             node_name,
@@ -228,15 +318,18 @@ impl Config {
             injection,
             node_labels,
             lease_namespace: lease_namespace.filter(|namespace| !namespace.is_empty()),
-            ignored_xids: file.ignored_xids.unwrap_or_else(|| APPLICATION_XIDS.to_vec()),
-            generic_gpus: file.generic_gpus,
-            foreign_tolerance_mib: file.foreign_tolerance.map_or(512, |memory| memory.mib()),
+            ignored_xids: ignored_xids.or(file.ignored_xids).unwrap_or_else(|| APPLICATION_XIDS.to_vec()),
+            generic_gpus: generic_gpus.or(file.generic_gpus).unwrap_or_default(),
+            foreign_tolerance_mib: foreign_tolerance
+                .or(file.foreign_tolerance)
+                .map_or(512, |memory| memory.mib()),
             limits,
             products,
         })
     }
 
-    /// The limits in force for this GPU: the product's own or the node's, but never above where the card slows down.
+    /// The limits in force for this GPU: the product's own or the node's, but never above where the card slows down or
+    /// switches itself off.
     #[must_use]
     pub fn limits_for(&self, identity: &Identity) -> Limits {
         let product = identity.product.to_lowercase();
@@ -245,14 +338,28 @@ impl Config {
             .iter()
             .find(|candidate| product.contains(&candidate.product))
             .map_or(self.limits, |candidate| candidate.rule);
-        let slowdown = identity.slowdown_temperature.filter(|slowdown| LIMIT_RANGE.contains(slowdown));
-        let withhold = slowdown.map_or(rule.withhold, |slowdown| rule.withhold.min(slowdown));
+        let own = [identity.slowdown_temperature, identity.shutdown_temperature];
+        let own = own.into_iter().flatten().filter(|own| LIMIT_RANGE.contains(own));
+        let withhold = own.fold(rule.withhold, u32::min);
         Limits {
             withhold,
             restore: rule.restore.min(withhold.saturating_sub(1)),
             dwell: rule.dwell,
             foreign_tolerance_mib: self.foreign_tolerance_mib,
         }
+    }
+
+    /// The most important values in force, for people.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let TemperatureRule { withhold, restore, dwell } = self.limits;
+        format!(
+            "free units are withheld at {withhold} °C and offered again after {} s below {restore} °C, {} rules for \
+             products, measured every {:?}",
+            dwell.as_secs(),
+            self.products.len(),
+            self.interval
+        )
     }
 
     /// Whether the configuration gives this GPU to the generic pool.
@@ -265,8 +372,8 @@ impl Config {
     }
 }
 
-impl ProductFile {
-    fn rule(self, default: TemperatureRule) -> Result<ProductRule, ConfigError> {
+impl ProductTemperatures {
+    fn rule(&self, default: TemperatureRule) -> Result<ProductRule, ConfigError> {
         let rule = TemperatureRule {
             withhold: self.withhold_temperature.unwrap_or(default.withhold),
             restore: self.restore_temperature.unwrap_or(default.restore),
@@ -278,6 +385,9 @@ impl ProductFile {
 }
 
 impl TemperatureRule {
+    /// Below where every NVIDIA card slows down.
+    const DEFAULT: Self = Self { withhold: 85, restore: 75, dwell: Duration::from_secs(10) };
+
     fn checked(self, whose: &str) -> Result<Self, ConfigError> {
         let Self { withhold, restore, .. } = self;
         if !LIMIT_RANGE.contains(&withhold) || !LIMIT_RANGE.contains(&restore) {
@@ -328,7 +438,7 @@ pub(crate) mod tests {
 
     pub(crate) fn config(flags: &[&str], yaml: &str) -> Result<Config, String> {
         let mut cli = Cli::try_parse_from(["plugin"].iter().chain(flags)).map_err(|e| e.to_string())?;
-        if !flags.contains(&"--node-name=") {
+        if !flags.iter().any(|flag| flag.starts_with("--node-name=")) {
             cli.options.node_name = "n".into();
         }
         let directory = tempfile::tempdir().unwrap();
@@ -368,6 +478,47 @@ pub(crate) mod tests {
             let limits = config.limits_for(&card(product, slowdown));
             assert_eq!((limits.withhold, limits.restore), expected, "{product} {slowdown:?}");
         }
+        let only_shutdown = Identity { shutdown_temperature: Some(80), ..card("NVIDIA A100", None) };
+        assert_eq!(config.limits_for(&only_shutdown).withhold, 80);
+    }
+
+    #[test]
+    fn a_node_has_its_own_values_and_a_product_on_it_too() {
+        let yaml = "
+withholdTemperature: 80
+foreignTolerance: 1Gi
+products: [{product: A100, withholdTemperature: 82}]
+nodes:
+  n: {withholdTemperature: 78, restoreTemperature: 60, genericGpus: [7], products: [{product: A100, dwell: 1m}]}
+  other: {withholdTemperature: 90}
+";
+        let of = |flags: &[&str], product: &str| {
+            let config = config(flags, yaml).unwrap();
+            let Limits { withhold, restore, dwell, foreign_tolerance_mib } =
+                config.limits_for(&card(product, None));
+            (withhold, restore, dwell.as_secs(), foreign_tolerance_mib, config.is_generic(7, ""))
+        };
+        assert_eq!(of(&[], "A40"), (78, 60, 10, 1024, true));
+        assert_eq!(of(&[], "A100"), (78, 60, 60, 1024, true));
+        assert_eq!(of(&["--node-name=other", "--dwell=2s"], "A100"), (82, 75, 2, 1024, false));
+        let flags = [
+            "--product-temperatures=A100=70/50/5s,A40=71/51",
+            "--generic-gpus=1,GPU-x",
+            "--foreign-tolerance=2Gi",
+        ];
+        assert_eq!(of(&flags, "A100"), (70, 50, 5, 2048, false));
+        assert_eq!(of(&flags, "A40"), (71, 51, 10, 2048, false));
+    }
+
+    #[test]
+    fn ignored_xids_are_configuration() {
+        for (flags, yaml, expected) in [
+            (&[][..], "", &APPLICATION_XIDS[..]),
+            (&[], "ignoredXids: [13, 31]", &[13, 31]),
+            (&["--ignored-xids=79"], "ignoredXids: [13, 31]", &[79]),
+        ] {
+            assert_eq!(config(flags, yaml).unwrap().ignored_xids, expected);
+        }
     }
 
     #[test]
@@ -381,6 +532,12 @@ pub(crate) mod tests {
             (&[], "withholdTemprature: 80", "withholdTemprature"),
             (&[], "products: [{product: A, restoreTemperature: 99}]", "\"A\""),
             (&[], "dwell: soon", "500ms"),
+            (&[], "nodes: {other: {withholdTemperature: 60}}", "\"other\""),
+            (&[], "nodes: {other: {nodes: {n: {}}}}", "only the file has"),
+            (&[], "nodes: {other: {dwel: 1s}}", "dwel"),
+            (&["--product-temperatures=A100"], "", "A100=80/70/30s"),
+            (&["--product-temperatures=A100=70/80"], "", "must be below"),
+            (&["--generic-gpus=six"], "", "GPU-"),
         ] {
             let error = config(flags, yaml).unwrap_err();
             assert!(error.contains(part), "{flags:?} {yaml}: {error}");

@@ -26,6 +26,24 @@ pub struct Identity {
     pub slowdown_temperature: Option<u32>,
     /// Temperature in °C at which the card switches itself off.
     pub shutdown_temperature: Option<u32>,
+    /// `true`: it is divided into MIG devices, and nothing can compute on it itself.
+    #[serde(default)]
+    pub divided: bool,
+    /// What part of which GPU it is, where it is a MIG device.
+    #[serde(default)]
+    pub part: Option<Part>,
+}
+
+/// The place of a MIG device on its GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Part {
+    /// UUID of the GPU.
+    pub of: String,
+    /// NVML's number of the GPU instance.
+    pub gpu_instance: u32,
+    /// NVML's number of the compute instance in it.
+    pub compute_instance: u32,
 }
 
 impl Identity {
@@ -33,6 +51,18 @@ impl Identity {
     #[must_use]
     pub fn units(&self) -> u32 {
         units_of_total(self.memory_total_mib)
+    }
+
+    /// What no two GPUs of a node have in common, and a new card in the same slot has too.
+    #[must_use]
+    pub fn slot(&self) -> String {
+        let Self { pci_address, part, .. } = self;
+        match part {
+            None => pci_address.clone(),
+            Some(Part { gpu_instance, compute_instance, .. }) => {
+                format!("{pci_address}/{gpu_instance}/{compute_instance}")
+            }
+        }
     }
 }
 
@@ -69,8 +99,8 @@ pub struct Reading {
     pub power: Option<u32>,
     /// Share of time in which a kernel ran, in percent.
     pub utilization: Option<u32>,
-    /// `true` while the card slows itself down because of its temperature.
-    pub thermal_slowdown: bool,
+    /// Why the card slows itself down.
+    pub slowdown: Slowdown,
     /// Uncorrectable memory errors since the driver was loaded.
     pub uncorrectable_errors: Option<u64>,
     /// Whether the driver asks for a reset or a reboot; absent where the driver can't say.
@@ -79,11 +109,32 @@ pub struct Reading {
     pub processes: Vec<GpuProcess>,
 }
 
+/// For what a card slows itself down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slowdown {
+    /// The card itself, to protect itself from heat.
+    pub hardware_heat: bool,
+    /// The driver, to keep the temperature at its target.
+    pub software_heat: bool,
+    /// To stay within its power limit, or because the power supply asks for it.
+    pub power: bool,
+}
+
+impl Slowdown {
+    /// Whether heat is a reason.
+    #[must_use]
+    pub fn by_heat(self) -> bool {
+        self.hardware_heat || self.software_heat
+    }
+}
+
 /// A process on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuProcess {
     /// Process id on the node.
     pub pid: u32,
+    /// The GPU instance that it runs in, on a divided GPU.
+    pub gpu_instance: Option<u32>,
     /// GPU memory in MiB.
     pub used_mib: u64,
 }
@@ -93,8 +144,22 @@ pub struct GpuProcess {
 pub struct Xid {
     /// UUID of the GPU; absent when the driver didn't say which.
     pub uuid: Option<String>,
+    /// The GPU instance, where it is about a part of a divided GPU.
+    pub gpu_instance: Option<u32>,
     /// The code.
     pub code: u64,
+}
+
+impl Xid {
+    /// Whether it is about this GPU or MIG device: what is about a whole GPU is about all of its parts.
+    #[must_use]
+    pub fn concerns(&self, identity: &Identity) -> bool {
+        let Some(uuid) = &self.uuid else { return true };
+        match &identity.part {
+            None => *uuid == identity.uuid && self.gpu_instance.is_none(),
+            Some(part) => *uuid == part.of && self.gpu_instance.is_none_or(|of| of == part.gpu_instance),
+        }
+    }
 }
 
 /// All GPUs of the node at one moment.
@@ -199,6 +264,7 @@ mod tests {
         for (id, text, resource) in [
             (DeviceId::Unit { gpu: 3, unit: 5 }, "g3u5", "principium.ai/gpu-3"),
             (DeviceId::Unit { gpu: 12, unit: 79 }, "g12u79", "principium.ai/gpu-12"),
+            (DeviceId::Unit { gpu: 402, unit: 1 }, "g402u1", "principium.ai/gpu-3-mig-2"),
             (DeviceId::Whole { gpu: 3 }, "g3", "principium.ai/gpu"),
         ] {
             assert_eq!(
@@ -224,5 +290,23 @@ mod tests {
             .map(|id| id.to_string())
             .collect();
         assert_eq!(ids.len(), 64 * 81);
+    }
+    #[test]
+    fn an_xid_is_about_a_gpu_with_all_of_its_parts_or_about_one_part() {
+        let gpu = |uuid: &str| Identity { uuid: uuid.into(), ..Identity::default() };
+        let part = |gpu_instance| Identity {
+            part: Some(Part { of: "GPU-a".into(), gpu_instance, compute_instance: 0 }),
+            ..gpu("MIG-x")
+        };
+        let all = [gpu("GPU-a"), gpu("GPU-b"), part(1), part(2)];
+        for (uuid, gpu_instance, expected) in [
+            (Some("GPU-a"), None, [true, false, true, true]),
+            (Some("GPU-a"), Some(2), [false, false, false, true]),
+            (Some("GPU-b"), None, [false, true, false, false]),
+            (None, None, [true, true, true, true]),
+        ] {
+            let xid = Xid { uuid: uuid.map(str::to_owned), gpu_instance, code: 79 };
+            assert_eq!(all.each_ref().map(|identity| xid.concerns(identity)), expected, "{xid:?}");
+        }
     }
 }

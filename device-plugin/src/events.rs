@@ -1,4 +1,5 @@
-//! Kubernetes Events: a GPU was withheld, a GPU is offered again, a pod uses more of one than it holds.
+//! Kubernetes Events: a GPU was withheld, a GPU is offered again, a pod uses more of one than it holds, somebody
+//! contradicts somebody about who holds what.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -7,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource};
 use principium_api::GPUNode;
-use principium_api::gpu_node::{Gpu, GpuNodeStatus, Overuse};
+use principium_api::gpu_node::{Disagreement, Gpu, GpuNodeStatus, Overuse, WithheldReason};
 
 /// Events about objects without a namespace live here.
 const NAMESPACE: &str = "default";
@@ -32,7 +33,7 @@ pub fn announcements(last: &GpuNodeStatus, next: &GpuNodeStatus) -> Vec<Announce
         match (before(gpu).and_then(|gpu| gpu.withheld.as_ref()), &gpu.withheld) {
             (before, Some(now)) if before.is_none_or(|before| before.reason != now.reason) => {
                 Some(Announcement {
-                    warning: true,
+                    warning: !is_intended(now.reason),
                     reason: "GPUWithheld",
                     action: "Withhold",
                     note: format!("{whose}: free units are withheld, {:?}: {}", now.reason, now.message),
@@ -68,7 +69,22 @@ pub fn announcements(last: &GpuNodeStatus, next: &GpuNodeStatus) -> Vec<Announce
         })
         .collect()
     };
-    next.gpus.iter().flat_map(|gpu| withheld(gpu).into_iter().chain(overused(gpu))).collect()
+    let disagreements =
+        next.disagreements.iter().filter(|disagreement| !last.disagreements.contains(disagreement));
+    let disagreements =
+        disagreements.map(|Disagreement { namespace, pod, container, message, .. }| Announcement {
+            warning: true,
+            reason: "GPUAllocationDisagreement",
+            action: "Report",
+            note: format!("container {container} of pod {namespace}/{pod} {message}"),
+        });
+    let of_gpus = next.gpus.iter().flat_map(|gpu| withheld(gpu).into_iter().chain(overused(gpu)));
+    of_gpus.chain(disagreements).collect()
+}
+
+/// A GPU that is not offered for one of these is in no trouble.
+fn is_intended(reason: WithheldReason) -> bool {
+    matches!(reason, WithheldReason::Divided | WithheldReason::Moving)
 }
 
 fn whose(gpu: &Gpu) -> String {
@@ -129,7 +145,7 @@ impl Announcer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use principium_api::gpu_node::{Withheld, WithheldReason};
+    use principium_api::gpu_node::Withheld;
 
     fn status(withheld: &[Option<WithheldReason>]) -> GpuNodeStatus {
         let gpu = |(index, reason): (u32, &Option<WithheldReason>)| Gpu {
@@ -171,6 +187,24 @@ mod tests {
             assert!(announced[0].note.contains(part), "{}", announced[0].note);
         }
         assert_eq!(announcements(&over(3000), &over(4000)), []);
+    }
+
+    #[test]
+    fn a_disagreement_is_announced_once() {
+        let disagreement = Disagreement {
+            namespace: "ai".into(),
+            pod: "a".into(),
+            container: "main".into(),
+            message: "asks for 3 principium.ai/gpu-2, and the kubelet lists 0".into(),
+            ..Disagreement::default()
+        };
+        let told = GpuNodeStatus { disagreements: vec![disagreement], ..status(&[None]) };
+        let announced = announcements(&status(&[None]), &told);
+        assert_eq!(
+            announced[0].note,
+            "container main of pod ai/a asks for 3 principium.ai/gpu-2, and the kubelet lists 0"
+        );
+        assert_eq!((announced.len(), announcements(&told, &told)), (1, vec![]));
     }
 
     #[test]

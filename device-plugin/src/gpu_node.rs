@@ -3,6 +3,7 @@
 use crate::events::{self, Announcement};
 use crate::metrics::Metrics;
 use crate::node_labels;
+use crate::pace::Pace;
 use crate::status::{self, NodeView};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -20,10 +21,8 @@ use tokio::time::Instant;
 /// Name under which the API server knows our fields.
 pub const FIELD_MANAGER: &str = "principium-device-plugin";
 
-/// Least time between two writes that only tell how measured values drift.
-const DRIFT: Duration = Duration::from_secs(5);
-/// Least time between any two writes.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Shortest pause after a failed write, doubled after each further one.
+const RETRY: Duration = Duration::from_millis(500);
 /// Longest pause after failed writes.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// How often the status is applied even if nothing has changed, in case somebody else changed or deleted it. An apply
@@ -85,16 +84,12 @@ impl Writer {
         let mut failures = 0;
         // The status is applied once at the start, whatever was there before.
         let mut refresh = Instant::now();
-        let mut last_write: Option<Instant> = None;
+        let start = Instant::now();
+        let mut pace = Pace::default();
         loop {
             let view = views.borrow_and_update().clone().unwrap_or_default();
             let next = status::status(&view, self.last.as_ref());
-            let due = match &self.last {
-                None => Some(Instant::now()),
-                Some(last) if status::urgent(last, &next) => Some(after(last_write, PAUSE)),
-                Some(last) if *last != next => Some(after(last_write, DRIFT)),
-                Some(_) => None,
-            };
+            let due = pace.due(self.last.as_ref(), &next).map(|due| start + due);
             let due = due.map_or(refresh, |due| due.min(refresh));
             if due > Instant::now() {
                 tokio::select! {
@@ -103,9 +98,9 @@ impl Writer {
                 }
                 continue;
             }
+            pace = pace.written(self.last.as_ref(), &next, start.elapsed());
             let written = self.write(next).await;
             self.metrics.status_written(written.is_ok());
-            last_write = Some(Instant::now());
             match written {
                 Ok(()) => {
                     failures = 0;
@@ -115,7 +110,7 @@ impl Writer {
                     tracing::warn!(%error, "trying again");
                     // Whatever failed, the object is looked at anew.
                     self.uid = None;
-                    let retry = (PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_RETRY);
+                    let retry = (RETRY * 2_u32.saturating_pow(failures)).min(LONGEST_RETRY);
                     failures = (failures + 1).min(16);
                     refresh = refresh.min(Instant::now() + retry);
                     tokio::time::sleep(retry).await;
@@ -201,8 +196,4 @@ impl Writer {
             .map(|object| object.uid().unwrap_or_default())
             .map_err(|source| WriteError::Create { name: name.clone(), source })
     }
-}
-
-fn after(last: Option<Instant>, pause: Duration) -> Instant {
-    last.map_or_else(Instant::now, |last| last + pause)
 }

@@ -2,9 +2,10 @@
 //! memory, withholds the hot and the failed ones, injects them into containers and writes the node's `GPUNode`.
 //!
 //! `nvml` reads, `health` decides, `offers` says what follows, `server` and `kubelet` tell the kubelet, `gpu_node` tells
-//! the API server, and `monitor` carries values from one to the next. Pure: `device`, `health`, `offers`, `preferred`,
-//! `injection`, `status`.
+//! the API server, and `monitor` carries values from one to the next. Pure: `agreement`, `device`, `health`, `injection`,
+//! `offers`, `pace`, `preferred`, `smooth`, `status`, `views`.
 
+pub mod agreement;
 pub mod allocations;
 pub mod args;
 pub mod cdi;
@@ -24,6 +25,7 @@ pub mod monitor;
 pub mod node_labels;
 pub mod nvml;
 pub mod offers;
+pub mod pace;
 pub mod podresources;
 pub mod pods;
 pub mod preferred;
@@ -32,4 +34,6 @@ pub mod proto;
 pub mod registry;
 pub mod runtime;
 pub mod server;
+pub mod smooth;
 pub mod status;
+pub mod views;

@@ -1,7 +1,8 @@
 //! Metrics by Prometheus' conventions. Labels are indices, UUIDs and constants, never a formatted error.
 
+use crate::device::Slowdown;
 use crate::status::{GpuState, NodeView, PodMemory};
-use principium_api::gpu_node::WithheldReason;
+use principium_api::gpu_node::{DisagreementKind, WithheldReason};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,14 +14,18 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 const MIB: f64 = 1_048_576.0;
-const REASONS: [WithheldReason; 6] = [
+const REASONS: [WithheldReason; 8] = [
     WithheldReason::Overheated,
     WithheldReason::Xid,
     WithheldReason::Lost,
     WithheldReason::Ecc,
     WithheldReason::ForeignProcess,
     WithheldReason::Unreadable,
+    WithheldReason::Divided,
+    WithheldReason::Moving,
 ];
+const KINDS: [DisagreementKind; 3] =
+    [DisagreementKind::RequestDiffers, DisagreementKind::HeldTwice, DisagreementKind::InjectionDiffers];
 
 type Value = Gauge<f64, AtomicU64>;
 
@@ -66,8 +71,19 @@ struct OfPod {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfKind {
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfOutcome {
     outcome: &'static str,
+}
+
+#[derive(Debug, Default)]
+struct Shown {
+    pods: BTreeSet<OfPod>,
+    gpus: BTreeSet<(u32, String)>,
 }
 
 /// Everything that the plugin counts and measures.
@@ -81,8 +97,11 @@ pub struct Metrics {
     utilization: Family<OfGpu, Value>,
     foreign_memory: Family<OfGpu, Value>,
     pod_memory: Family<OfPod, Value>,
-    /// What `pod_memory` shows, so that pods that are gone are taken out of it.
-    pods: Mutex<BTreeSet<OfPod>>,
+    slowdown: Family<OfGpuState, Gauge>,
+    disagreements: Family<OfKind, Gauge>,
+    reader_restarts: Counter,
+    /// What is shown, so that pods and GPUs that are gone are taken out of it.
+    shown: Mutex<Shown>,
     units: Family<OfGpuState, Gauge>,
     withheld: Family<OfGpuReason, Gauge>,
     xids: Family<OfGpuXid, Counter>,
@@ -107,7 +126,10 @@ impl Default for Metrics {
             utilization: Family::default(),
             foreign_memory: Family::default(),
             pod_memory: Family::default(),
-            pods: Mutex::default(),
+            slowdown: Family::default(),
+            disagreements: Family::default(),
+            reader_restarts: Counter::default(),
+            shown: Mutex::default(),
             units: Family::default(),
             withheld: Family::default(),
             xids: Family::default(),
@@ -173,6 +195,21 @@ impl Metrics {
             "1 for the reason for which free units are withheld",
             self.withheld.clone(),
         );
+        registry.register(
+            "gpu_slowdown",
+            "1 while the card slows itself down: hardware_heat, software_heat (the driver's target), power",
+            self.slowdown.clone(),
+        );
+        registry.register(
+            "allocation_disagreements",
+            "Contradictions between pods' requests, the kubelet's list and what was put into containers",
+            self.disagreements.clone(),
+        );
+        registry.register(
+            "nvml_reader_restarts",
+            "Times that reading the GPUs ended by a bug and was started anew",
+            self.reader_restarts.clone(),
+        );
         registry.register("gpu_xid_events", "Xid events", self.xids.clone());
         registry.register("driver_up", "1 while the NVIDIA driver answers", self.driver_up.clone());
         registry.register(
@@ -193,10 +230,41 @@ impl Metrics {
     pub fn observe(&self, view: &NodeView) {
         self.driver_up.set(i64::from(view.message.is_none()));
         view.gpus.iter().for_each(|gpu| self.observe_gpu(gpu));
-        self.observe_pods(&view.gpus);
+        for kind in KINDS {
+            let count = view.disagreements.iter().filter(|disagreement| disagreement.kind == kind).count();
+            let labels = OfKind { kind: format!("{kind:?}") };
+            self.disagreements.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.pods = self.observe_pods(&view.gpus, &shown.pods);
+        let now = view.gpus.iter().map(|gpu| (gpu.index, gpu.identity.uuid.clone())).collect();
+        shown.gpus.difference(&now).for_each(|(gpu, uuid)| self.remove_gpu(*gpu, uuid));
+        shown.gpus = now;
     }
 
-    fn observe_pods(&self, gpus: &[GpuState]) {
+    /// Takes a GPU out that is gone for good: another card in its slot, or a MIG device that was taken apart.
+    fn remove_gpu(&self, gpu: u32, uuid: &str) {
+        let of_gpu = OfGpu { gpu, uuid: uuid.to_owned() };
+        for family in [&self.temperature, &self.power, &self.utilization, &self.foreign_memory] {
+            family.remove(&of_gpu);
+        }
+        let in_state = |state| OfGpuState { gpu, uuid: uuid.to_owned(), state };
+        for state in ["total", "used", "free", "withhold", "restore"] {
+            self.memory.remove(&in_state(state));
+            self.temperature_limit.remove(&in_state(state));
+        }
+        for state in ["free", "held", "withheld"] {
+            self.units.remove(&in_state(state));
+        }
+        for (state, _) in slowdowns(Slowdown::default()) {
+            self.slowdown.remove(&in_state(state));
+        }
+        for reason in REASONS {
+            self.withheld.remove(&OfGpuReason { gpu, uuid: uuid.to_owned(), reason: format!("{reason:?}") });
+        }
+    }
+
+    fn observe_pods(&self, gpus: &[GpuState], shown: &BTreeSet<OfPod>) -> BTreeSet<OfPod> {
         let mut now = BTreeSet::new();
         for gpu in gpus {
             for PodMemory { namespace, pod, share, used } in &gpu.pods {
@@ -213,11 +281,10 @@ impl Metrics {
                 }
             }
         }
-        let mut shown = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in shown.difference(&now) {
             self.pod_memory.remove(gone);
         }
-        *shown = now;
+        now
     }
 
     fn observe_gpu(&self, gpu: &GpuState) {
@@ -238,6 +305,10 @@ impl Metrics {
             &self.utilization,
             reading.and_then(|reading| reading.utilization).map(|percent| f64::from(percent) / 100.0),
         );
+        let slowdown = reading.map(|reading| reading.slowdown).unwrap_or_default();
+        for (state, active) in slowdowns(slowdown) {
+            self.slowdown.get_or_create(&in_state(state)).set(i64::from(active));
+        }
         let foreign: u64 = gpu.foreign.iter().map(|process| process.used).sum();
         set(&self.foreign_memory, Some(bytes(foreign)));
         self.memory.get_or_create(&in_state("total")).set(bytes(gpu.identity.memory_total_mib));
@@ -260,6 +331,11 @@ impl Metrics {
             };
             self.withheld.get_or_create(&labels).set(i64::from(active == Some(reason)));
         }
+    }
+
+    /// Counts a restart of the thread that reads the GPUs.
+    pub fn reader_restarted(&self) {
+        self.reader_restarts.inc();
     }
 
     /// Counts an Xid event.
@@ -299,6 +375,11 @@ impl Metrics {
     }
 }
 
+fn slowdowns(slowdown: Slowdown) -> [(&'static str, bool); 3] {
+    let Slowdown { hardware_heat, software_heat, power } = slowdown;
+    [("hardware_heat", hardware_heat), ("software_heat", software_heat), ("power", power)]
+}
+
 // Exact up to 8 PiB, more than any GPU has.
 #[allow(clippy::cast_precision_loss)]
 fn bytes(mib: u64) -> f64 {
@@ -322,6 +403,9 @@ mod tests {
             "principium_gpu_units{gpu=\"3\",uuid=\"GPU-3\",state=\"free\"} 8",
             "principium_gpu_withheld{gpu=\"3\",uuid=\"GPU-3\",reason=\"Overheated\"} 0",
             "principium_gpu_xid_events_total{gpu=\"3\",uuid=\"GPU-3\",xid=\"79\"} 1",
+            "principium_gpu_slowdown{gpu=\"3\",uuid=\"GPU-3\",state=\"power\"} 0",
+            "principium_allocation_disagreements{kind=\"RequestDiffers\"} 0",
+            "principium_nvml_reader_restarts_total 0",
             "principium_driver_up 1",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
@@ -334,5 +418,9 @@ mod tests {
         metrics.observe(&node(vec![GpuState { reading: None, ..gpu(3, 50, 1024) }]));
         assert!(!metrics.text().unwrap().contains("pod=\"a\""), "the pod is gone");
         assert!(!metrics.text().unwrap().contains("principium_gpu_temperature_celsius{"));
+        metrics.observe(&node(Vec::new()));
+        let text = metrics.text().unwrap();
+        let left: Vec<_> = text.lines().filter(|line| line.contains("GPU-3")).collect();
+        assert_eq!(left, ["principium_gpu_xid_events_total{gpu=\"3\",uuid=\"GPU-3\",xid=\"79\"} 1"]);
     }
 }

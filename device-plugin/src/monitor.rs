@@ -1,24 +1,31 @@
 //! Carries values round: from the reader of the GPUs and the kubelet's list, through the decisions, to the servers, the
 //! `GPUNode` writer and the metrics. It decides nothing itself, and it is the only one that keeps state.
+//!
+//! Long, because everything meets here; what can be told apart is in modules of its own.
 
+use crate::agreement::{self, Agreement, Injected};
 use crate::allocations::{Holdings, Recent};
 use crate::cdi;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::device::{Now, Probe, Reading, Sample};
-use crate::health::{self, Evidence, Extent, Verdict};
+use crate::device::{DeviceId, Identity, Now, Probe, Reading, Sample};
+use crate::health::{self, Evidence, Extent, Mark, Verdict};
 use crate::http::Pulse;
 use crate::injection::Injectable;
 use crate::metrics::Metrics;
 use crate::nvml::Report;
 use crate::offers::{self, OfferedGpu};
 use crate::podresources::PodResources;
+use crate::pods::{Pods, Wanted};
 use crate::preferred::Merit;
-use crate::processes::{self, PodName, Processes, Usage};
-use crate::registry::{Registry, RegistryFile};
+use crate::processes::{self, Processes, Usage};
+use crate::registry::{Known, Registry, RegistryFile};
 use crate::server::Snapshot;
+use crate::smooth::Smooth;
 use crate::status::{self, GpuState, NodeView};
-use principium_api::gpu_node::GpuView;
+use crate::views::Place;
+use principium_api::gpu_node::{GpuView, WithheldReason};
+use principium_api::names::gpu_resource;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the kubelet is asked who holds what while nothing is withheld and nothing was allocated lately.
 const QUIET_POLL: Duration = Duration::from_secs(5);
+/// How long a MIG device must be gone before it is forgotten.
+const GONE: Duration = Duration::from_secs(30);
 /// Least time for which the driver may say nothing before that counts as silence.
 const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,8 +45,8 @@ pub struct Outputs {
     pub snapshot: watch::Sender<Arc<Snapshot>>,
     /// To the `GPUNode` writer.
     pub view: watch::Sender<Option<NodeView>>,
-    /// To the finder of pods' names.
-    pub wanted_pods: watch::Sender<BTreeSet<String>>,
+    /// To the reader of the node's pods.
+    pub wanted_pods: watch::Sender<Wanted>,
     /// To the health endpoints.
     pub pulse: watch::Sender<Pulse>,
     /// To Prometheus.
@@ -52,8 +61,8 @@ pub struct Inputs {
     pub pod_resources: PodResources,
     /// From the servers.
     pub recent: Arc<Recent>,
-    /// From the finder of pods' names.
-    pub pod_names: watch::Receiver<BTreeMap<String, PodName>>,
+    /// From the reader of the node's pods.
+    pub pods: watch::Receiver<Pods>,
     /// From `/proc`.
     pub processes: Processes,
 }
@@ -68,11 +77,32 @@ pub struct Monitor {
     registry: Registry,
     /// The registry as it was written last.
     saved: Option<Registry>,
-    states: BTreeMap<u32, health::State>,
+    gpus: BTreeMap<u32, Memory>,
     sight: Sight,
     holdings: Option<Holdings>,
+    /// When the kubelet was asked last, and when it answered last.
     polled: Option<Duration>,
+    answered: Option<Duration>,
+    agreement: Agreement,
     injected: Option<BTreeMap<u32, Injectable>>,
+}
+
+/// What is remembered of one GPU between two rounds.
+#[derive(Default)]
+struct Memory {
+    state: health::State,
+    smooth: Smooth,
+    place: Option<Place>,
+    /// Why it is not offered although nothing is wrong with it.
+    aside: Option<(WithheldReason, Mark)>,
+    /// Since when a MIG device is no longer there although its GPU is.
+    gone_since: Option<Duration>,
+}
+
+impl Memory {
+    fn verdict(&self) -> Verdict {
+        self.state.verdict().set_aside(self.aside.as_ref())
+    }
 }
 
 /// What is seen of the GPUs.
@@ -103,8 +133,12 @@ impl Monitor {
             tracing::warn!(%error, "starting with fresh indices in the order of PCI addresses");
             Registry::new(boot_id.to_owned())
         });
-        let states =
-            registry.gpus().map(|(index, known)| (index, health::State::resumed(&known.kept))).collect();
+        let resumed = |known: &Known| Memory {
+            state: health::State::resumed(&known.kept),
+            place: known.view.map(Place::new),
+            ..Memory::default()
+        };
+        let gpus = registry.gpus().map(|(index, known)| (index, resumed(known))).collect();
         Self {
             config,
             clock,
@@ -113,10 +147,12 @@ impl Monitor {
             file,
             registry,
             saved: None,
-            states,
+            gpus,
             sight: Sight::Nothing,
             holdings: None,
             polled: None,
+            answered: None,
+            agreement: Agreement::default(),
             injected: None,
         }
     }
@@ -149,9 +185,12 @@ impl Monitor {
     }
 
     fn see(&mut self, report: Report) {
+        if matches!(report, Report::Died(_)) {
+            self.outputs.metrics.reader_restarted();
+        }
         self.sight = match report {
             Report::Sample(sample) => Sight::Sample(sample, self.clock.now().elapsed),
-            Report::Unavailable(reason) => {
+            Report::Unavailable(reason) | Report::Died(reason) => {
                 if self.message().as_ref() != Some(&reason) {
                     tracing::warn!("{reason}");
                 }
@@ -194,13 +233,14 @@ impl Monitor {
         let usage = self.usage();
         if round == Round::Measured {
             self.step(&usage, now);
+            self.forget_parts(now);
             // What is withheld depends on what is in use at this moment.
             if self.verdicts() != before && self.polled != Some(now.elapsed) {
                 self.poll(now).await;
             }
         }
-        self.remember();
         self.publish(&usage, now);
+        self.remember();
         // An Xid is evidence once.
         if let Sight::Sample(sample, _) = &mut self.sight {
             sample.xids.clear();
@@ -208,19 +248,25 @@ impl Monitor {
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
-        self.states.values().map(health::State::verdict).collect()
+        self.gpus.values().map(Memory::verdict).collect()
     }
 
     fn poll_is_due(&self, now: Now) -> bool {
         let Some(polled) = self.polled else { return true };
-        let withholding = self.states.values().any(|state| state.verdict().extent != Extent::Nothing);
-        let pending = !self.inputs.recent.settle(self.holdings.as_ref(), now).is_empty();
-        withholding || pending || now.elapsed.saturating_sub(polled) >= QUIET_POLL
+        let withholding = self.gpus.values().any(|gpu| gpu.verdict().extent != Extent::Nothing);
+        let pending = !self.inputs.recent.lock().settle(self.holdings.as_ref(), now).is_empty();
+        withholding
+            || pending
+            || self.agreement.is_doubtful()
+            || now.elapsed.saturating_sub(polled) >= QUIET_POLL
     }
 
     async fn poll(&mut self, now: Now) {
         match self.inputs.pod_resources.list().await {
-            Ok(holdings) => self.holdings = Some(holdings),
+            Ok(holdings) => {
+                self.holdings = Some(holdings);
+                self.answered = Some(now.elapsed);
+            }
             // What was known stays in force: a kubelet that restarts keeps its pods.
             Err(error) => tracing::debug!(error = error.message(), "the kubelet does not say who holds what"),
         }
@@ -230,7 +276,7 @@ impl Monitor {
     /// Whose memory is on each GPU.
     fn usage(&self) -> BTreeMap<u32, Usage> {
         let Sight::Sample(sample, _) = &self.sight else { return BTreeMap::new() };
-        let names = self.inputs.pod_names.borrow();
+        let pods = self.inputs.pods.borrow();
         let mut usages = BTreeMap::new();
         for gpu in &sample.gpus {
             let (Some(index), Probe::Answer(reading)) =
@@ -239,17 +285,25 @@ impl Monitor {
                 continue;
             };
             let owner = |pid| self.inputs.processes.owner(pid);
-            let usage = processes::usage(index, &reading.processes, owner, &names, self.holdings.as_ref());
+            let usage =
+                processes::usage(index, &reading.processes, owner, &pods.names, self.holdings.as_ref());
             usages.insert(index, usage);
         }
-        let unknown: BTreeSet<String> =
-            usages.values().flat_map(|usage| usage.unknown_pods.iter().cloned()).collect();
-        self.outputs.wanted_pods.send_if_modified(|wanted| {
-            let changed = *wanted != unknown;
-            *wanted = unknown;
+        usages
+    }
+
+    /// Tells the reader of the node's pods what to look for.
+    fn ask_for_pods(&self, usage: &BTreeMap<u32, Usage>) {
+        let wanted = Wanted {
+            uids: usage.values().flat_map(|usage| usage.unknown_pods.iter().cloned()).collect(),
+            holders: self.holdings.as_ref().map(Holdings::containers).unwrap_or_default(),
+            doubtful: self.agreement.is_doubtful(),
+        };
+        self.outputs.wanted_pods.send_if_modified(|last| {
+            let changed = *last != wanted;
+            *last = wanted;
             changed
         });
-        usages
     }
 
     fn step(&mut self, usage: &BTreeMap<u32, Usage>, now: Now) {
@@ -261,12 +315,8 @@ impl Monitor {
             let uuid = &known.identity.uuid;
             let (probe, xids, session) = match &self.sight {
                 Sight::Sample(sample, _) => {
-                    let xids: Vec<u64> = sample
-                        .xids
-                        .iter()
-                        .filter(|xid| xid.uuid.as_ref().is_none_or(|of| of == uuid))
-                        .map(|xid| xid.code)
-                        .collect();
+                    let concerning = sample.xids.iter().filter(|xid| xid.concerns(&known.identity));
+                    let xids: Vec<u64> = concerning.map(|xid| xid.code).collect();
                     let seen =
                         sample.gpus.iter().find(|gpu| gpu.identity.uuid == *uuid).map(|gpu| &gpu.probe);
                     (seen.unwrap_or(&Probe::Lost), xids, sample.session)
@@ -282,15 +332,52 @@ impl Monitor {
                 foreign_mib: usage.get(&index).map_or(0, Usage::foreign_mib),
                 session,
             };
-            let state = self.states.entry(index).or_default();
-            *state = health::step(state, &evidence, &self.config.limits_for(&known.identity), now);
+            let gpu = self.gpus.entry(index).or_default();
+            gpu.state = health::step(&gpu.state, &evidence, &self.config.limits_for(&known.identity), now);
+            let (temperature, power) = match evidence.probe {
+                Probe::Answer(reading) => (reading.temperature, reading.power),
+                Probe::Lost | Probe::Silent(_) => (None, None),
+            };
+            gpu.smooth = gpu.smooth.step(temperature, power);
+        }
+    }
+
+    /// Forgets MIG devices that were taken apart, once nobody can be given them any more: their places are needed by
+    /// others.
+    fn forget_parts(&mut self, now: Now) {
+        let Sight::Sample(sample, _) = &self.sight else { return };
+        let answers = |uuid: &str| {
+            sample.gpus.iter().any(|gpu| gpu.identity.uuid == uuid && matches!(gpu.probe, Probe::Answer(_)))
+        };
+        let listed = |uuid: &str| sample.gpus.iter().any(|gpu| gpu.identity.uuid == uuid);
+        let Some(holdings) = &self.holdings else { return };
+        let pending = self.inputs.recent.lock().settle(Some(holdings), now);
+        let mut forgotten = Vec::new();
+        for (index, known) in self.registry.gpus() {
+            let gone = known.identity.part.as_ref().is_some_and(|part| answers(&part.of))
+                && !listed(&known.identity.uuid)
+                && !holdings.is_held(index)
+                && !pending.iter().any(|device| device.gpu() == index);
+            let gpu = self.gpus.entry(index).or_default();
+            gpu.gone_since = gone.then(|| gpu.gone_since.unwrap_or(now.elapsed));
+            if gpu.gone_since.is_some_and(|since| now.elapsed.saturating_sub(since) >= GONE) {
+                forgotten.push(index);
+            }
+        }
+        for index in forgotten {
+            tracing::info!(resource = gpu_resource(index), "the MIG device was taken apart");
+            self.registry.forget(index);
+            self.gpus.remove(&index);
         }
     }
 
     /// Writes what a later run must know, if it has changed.
     fn remember(&mut self) {
-        for (index, state) in &self.states {
-            self.registry.keep(*index, state.kept());
+        for (index, gpu) in &self.gpus {
+            self.registry.keep(*index, gpu.state.kept());
+            if let Some(place) = gpu.place {
+                self.registry.place(*index, place.view);
+            }
         }
         if self.saved.as_ref() != Some(&self.registry) {
             // Told once: the next attempt comes with the next change.
@@ -301,57 +388,82 @@ impl Monitor {
         }
     }
 
+    /// Decides in which view each GPU stands, and words why one is in none. `busy`: GPUs of which an allocation is
+    /// under way.
+    fn place(&mut self, busy: &BTreeSet<u32>, now: Now) {
+        for (index, known) in self.registry.gpus() {
+            let Identity { uuid, divided, .. } = &known.identity;
+            let generic = self.config.is_generic(index, uuid);
+            let wanted = if generic { GpuView::Generic } else { GpuView::Exact };
+            let free = self.holdings.as_ref().is_some_and(|holdings| !holdings.is_held(index))
+                && !busy.contains(&index);
+            let gpu = self.gpus.entry(index).or_default();
+            let place = gpu.place.unwrap_or(Place::new(wanted));
+            let place = place.step(wanted, self.answered.filter(|_| free), now.elapsed);
+            gpu.place = Some(place);
+            let aside = if *divided {
+                Some((WithheldReason::Divided, "divided into MIG devices, which are offered in its place"))
+            } else if place.leaving.is_some() {
+                Some((
+                    WithheldReason::Moving,
+                    match wanted {
+                        GpuView::Generic => "moves to the generic pool as soon as nobody holds it",
+                        GpuView::Exact => "leaves the generic pool as soon as nobody holds it",
+                    },
+                ))
+            } else {
+                None
+            };
+            gpu.aside = aside.map(|(reason, message)| match gpu.aside.take() {
+                Some((same, mark)) if same == reason && mark.message == message => (same, mark),
+                _ => (reason, Mark { message: message.to_owned(), since: now.wall }),
+            });
+        }
+    }
+
+    /// What contradicts what about who holds the GPUs.
+    fn compare(&mut self, injected: &Injected, now: Now) {
+        let found = match &self.holdings {
+            Some(holdings) => {
+                let uuid = |index| {
+                    let mut gpus = self.registry.gpus();
+                    gpus.find(|(other, _)| *other == index).map(|(_, known)| known.identity.uuid.as_str())
+                };
+                agreement::contradictions(&self.inputs.pods.borrow().requests, holdings, injected, uuid)
+            }
+            None => BTreeSet::new(),
+        };
+        self.agreement.step(found, now.elapsed);
+    }
+
     fn publish(&mut self, usage: &BTreeMap<u32, Usage>, now: Now) {
-        let recent = self.inputs.recent.settle(self.holdings.as_ref(), now);
-        let in_use =
-            self.holdings.as_ref().map(|holdings| holdings.devices().chain(recent).collect::<BTreeSet<_>>());
+        let recent = Arc::clone(&self.inputs.recent);
+        // No allocation is answered between the look at what is held and the new offers.
+        let mut pending = recent.lock();
+        let under_way = pending.settle(self.holdings.as_ref(), now);
+        self.place(&under_way.iter().map(|device| device.gpu()).collect(), now);
+        self.compare(pending.injected(), now);
+        let in_use = self
+            .holdings
+            .as_ref()
+            .map(|holdings| holdings.devices().chain(under_way).collect::<BTreeSet<_>>());
         let gpus: Vec<(OfferedGpu, GpuState)> = self
             .registry
             .gpus()
             .map(|(index, known)| {
-                let identity = &known.identity;
-                let verdict = self.states.get(&index).map(health::State::verdict).unwrap_or_default();
-                let generic = self.config.is_generic(index, &identity.uuid);
-                let view = if generic { GpuView::Generic } else { GpuView::Exact };
-                let units = identity.units();
-                let offered =
-                    OfferedGpu { index, units, view, extent: verdict.extent, numa_node: identity.numa_node };
                 let nothing = BTreeSet::new();
-                let counted = in_use.as_ref().unwrap_or(&nothing);
-                let free_units = offers::free_units(&offered, counted);
-                let offered_whole = OfferedGpu { extent: Extent::Nothing, ..offered };
-                let allocations = self
-                    .holdings
-                    .as_ref()
-                    .map(|holdings| holdings.allocations(index, units))
-                    .unwrap_or_default();
-                let usage = usage.get(&index);
-                let state = GpuState {
-                    index,
-                    view,
-                    limits: self.config.limits_for(identity),
-                    reading: self.reading(&identity.uuid).cloned(),
-                    pods: usage
-                        .map(|usage| status::pod_memory(&allocations, &usage.holders))
-                        .unwrap_or_default(),
-                    allocations,
-                    free_units,
-                    withheld_units: offers::free_units(&offered_whole, counted) - free_units,
-                    foreign: usage.map(|usage| usage.foreign.clone()).unwrap_or_default(),
-                    verdict,
-                    identity: identity.clone(),
-                };
-                (offered, state)
+                self.gpu(index, &known.identity, usage.get(&index), in_use.as_ref().unwrap_or(&nothing))
             })
             .collect();
         let (offered, states): (Vec<_>, Vec<_>) = gpus.into_iter().unzip();
         let injectable = injectable(&states);
-        self.describe(&injectable);
         let snapshot = Snapshot {
             offers: offers::offers(&offered, in_use.as_ref()),
             merits: states.iter().map(|gpu| (gpu.index, merit(gpu))).collect(),
-            gpus: injectable,
+            gpus: injectable.clone(),
         };
+        // Before a new GPU is offered, the container runtime must know it.
+        self.describe(&injectable);
         self.outputs.snapshot.send_if_modified(|last| {
             let changed = **last != snapshot;
             if changed {
@@ -359,9 +471,55 @@ impl Monitor {
             }
             changed
         });
-        let view = self.view(states);
+        drop(pending);
+        self.ask_for_pods(usage);
+        let view = self.view(states, now);
         self.outputs.metrics.observe(&view);
         self.outputs.view.send_replace(Some(view));
+    }
+
+    /// One GPU for the kubelet and for people.
+    fn gpu(
+        &self,
+        index: u32,
+        identity: &Identity,
+        usage: Option<&Usage>,
+        in_use: &BTreeSet<DeviceId>,
+    ) -> (OfferedGpu, GpuState) {
+        let memory = self.gpus.get(&index);
+        let verdict = memory.map(Memory::verdict).unwrap_or_default();
+        let place = memory.and_then(|gpu| gpu.place).unwrap_or(Place::new(GpuView::Exact));
+        let units = identity.units();
+        let offered = OfferedGpu {
+            index,
+            units,
+            view: place.view,
+            moved: place.moved,
+            extent: verdict.extent,
+            numa_node: identity.numa_node,
+        };
+        let free_units = offers::free_units(&offered, in_use);
+        let unwithheld = OfferedGpu { extent: Extent::Nothing, ..offered };
+        // A divided GPU's units are those of its parts.
+        let withheld_units =
+            if identity.divided { 0 } else { offers::free_units(&unwithheld, in_use) - free_units };
+        let allocations =
+            self.holdings.as_ref().map(|holdings| holdings.allocations(index, units)).unwrap_or_default();
+        let state = GpuState {
+            index,
+            view: place.view,
+            limits: self.config.limits_for(identity),
+            reading: self.reading(&identity.uuid).cloned(),
+            steady: memory.map(|gpu| gpu.smooth).unwrap_or_default(),
+            pods: usage.map(|usage| status::pod_memory(&allocations, &usage.holders)).unwrap_or_default(),
+            allocations,
+            free_units,
+            withheld_units,
+            foreign: usage.map(|usage| usage.foreign.clone()).unwrap_or_default(),
+            verdict,
+            identity: identity.clone(),
+        };
+        (offered, state)
     }
 
     fn reading(&self, uuid: &str) -> Option<&Reading> {
@@ -376,7 +534,7 @@ impl Monitor {
         }
     }
 
-    fn view(&self, gpus: Vec<GpuState>) -> NodeView {
+    fn view(&self, gpus: Vec<GpuState>, now: Now) -> NodeView {
         let sample = match &self.sight {
             Sight::Sample(sample, _) => Some(sample),
             Sight::Nothing | Sight::Unavailable(_) => None,
@@ -389,6 +547,7 @@ impl Monitor {
             simulated: self.config.simulated,
             injection: self.config.injection,
             message: self.message(),
+            disagreements: self.agreement.lasting(now.elapsed),
             gpus,
         }
     }
@@ -414,8 +573,14 @@ impl Monitor {
 fn injectable(gpus: &[GpuState]) -> BTreeMap<u32, Injectable> {
     gpus.iter()
         .map(|gpu| {
-            let minor = gpu.identity.minor.unwrap_or(gpu.index);
-            (gpu.index, Injectable { uuid: gpu.identity.uuid.clone(), minor })
+            let Identity { uuid, minor, part, .. } = &gpu.identity;
+            let injectable = Injectable {
+                uuid: uuid.clone(),
+                minor: minor.unwrap_or(gpu.index),
+                instance: part.as_ref().map(|part| (part.gpu_instance, part.compute_instance)),
+                view: gpu.view,
+            };
+            (gpu.index, injectable)
         })
         .collect()
 }
@@ -424,5 +589,6 @@ fn merit(gpu: &GpuState) -> Merit {
     Merit {
         temperature: gpu.reading.as_ref().and_then(|reading| reading.temperature),
         free_mib: gpu.reading.as_ref().map_or(0, |reading| reading.memory_free_mib),
+        numa_node: gpu.identity.numa_node,
     }
 }

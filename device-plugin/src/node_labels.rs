@@ -14,13 +14,14 @@ const LONGEST: usize = 63;
 /// agree.
 #[must_use]
 pub fn labels(status: &GpuNodeStatus) -> BTreeMap<&'static str, String> {
-    let gpus = &status.gpus;
+    // MIG devices are parts of these.
+    let gpus: Vec<&Gpu> = status.gpus.iter().filter(|gpu| gpu.mig.is_none()).collect();
     if gpus.is_empty() {
         return BTreeMap::new();
     }
     let count = gpus.iter().filter(|gpu| gpu.health != Health::Lost).count();
-    let product = common(gpus, |gpu| gpu.product.as_str()).map(value);
-    let memory = common(gpus, |gpu| gpu.memory.total).map(|mib| mib.to_string());
+    let product = common(&gpus, |gpu| gpu.product.as_str()).map(value);
+    let memory = common(&gpus, |gpu| gpu.memory.total).map(|mib| mib.to_string());
     [
         (NODE_LABEL_GPU_COUNT, Some(count.to_string())),
         (NODE_LABEL_GPU_PRODUCT, product),
@@ -34,8 +35,8 @@ pub fn labels(status: &GpuNodeStatus) -> BTreeMap<&'static str, String> {
 }
 
 /// What all have in common.
-fn common<'gpus, T: PartialEq>(gpus: &'gpus [Gpu], of: impl Fn(&'gpus Gpu) -> T) -> Option<T> {
-    let mut values = gpus.iter().map(of);
+fn common<'gpus, T: PartialEq>(gpus: &[&'gpus Gpu], of: impl Fn(&'gpus Gpu) -> T) -> Option<T> {
+    let mut values = gpus.iter().copied().map(of);
     let first = values.next()?;
     values.all(|value| value == first).then_some(first)
 }
@@ -50,7 +51,7 @@ fn value(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use principium_api::gpu_node::GpuMemoryStatus;
+    use principium_api::gpu_node::{GpuMemoryStatus, MigDevice};
 
     fn gpu(product: &str, total: u64) -> Gpu {
         Gpu {
@@ -72,7 +73,9 @@ mod tests {
     #[test]
     fn a_node_says_what_it_has() {
         let lost = Gpu { health: Health::Lost, ..gpu("NVIDIA GeForce RTX 3060 Ti", 8192) };
-        let labels = labels(&node(vec![gpu("NVIDIA GeForce RTX 3060 Ti", 8192), lost]));
+        let part =
+            Gpu { mig: Some(MigDevice::default()), ..gpu("NVIDIA GeForce RTX 3060 Ti MIG 1g.2gb", 2048) };
+        let labels = labels(&node(vec![gpu("NVIDIA GeForce RTX 3060 Ti", 8192), lost, part]));
         let expected = [
             ("principium.ai/cuda-version", "13.0"),
             ("principium.ai/driver-version", "580.82.07"),

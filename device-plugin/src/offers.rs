@@ -32,6 +32,8 @@ pub struct OfferedGpu {
     pub units: u32,
     /// The one view in which it is offered.
     pub view: GpuView,
+    /// Whether the kubelet knows its devices in the other view too. There they are all Unhealthy.
+    pub moved: bool,
     /// How much is withheld.
     pub extent: Extent,
     /// NUMA node.
@@ -43,18 +45,26 @@ pub struct OfferedGpu {
 pub fn offers(gpus: &[OfferedGpu], in_use: Option<&BTreeSet<DeviceId>>) -> Offers {
     let mut offers = Offers::new();
     for gpu in gpus {
-        let ids = devices(gpu);
+        let ids = devices(gpu, gpu.view);
         let withheld = withheld(&ids, gpu.extent, in_use);
-        for id in ids {
-            let offer = Offer { id, healthy: !withheld.contains(&id), numa_node: gpu.numa_node };
-            offers.entry(id.resource()).or_default().push(offer);
+        let gone = if gpu.moved { devices(gpu, other(gpu.view)) } else { Vec::new() };
+        let all = ids.into_iter().map(|id| (id, !withheld.contains(&id)));
+        for (id, healthy) in all.chain(gone.into_iter().map(|id| (id, false))) {
+            offers.entry(id.resource()).or_default().push(Offer { id, healthy, numa_node: gpu.numa_node });
         }
     }
     offers
 }
 
-fn devices(gpu: &OfferedGpu) -> Vec<DeviceId> {
-    match gpu.view {
+fn other(view: GpuView) -> GpuView {
+    match view {
+        GpuView::Exact => GpuView::Generic,
+        GpuView::Generic => GpuView::Exact,
+    }
+}
+
+fn devices(gpu: &OfferedGpu, view: GpuView) -> Vec<DeviceId> {
+    match view {
         GpuView::Exact => (0..gpu.units).map(|unit| DeviceId::Unit { gpu: gpu.index, unit }).collect(),
         GpuView::Generic => vec![DeviceId::Whole { gpu: gpu.index }],
     }
@@ -76,7 +86,7 @@ fn withheld(ids: &[DeviceId], extent: Extent, in_use: Option<&BTreeSet<DeviceId>
 /// Number of devices of a GPU that could be handed out now, in units.
 #[must_use]
 pub fn free_units(gpu: &OfferedGpu, in_use: &BTreeSet<DeviceId>) -> u32 {
-    let ids = devices(gpu);
+    let ids = devices(gpu, gpu.view);
     let withheld = withheld(&ids, gpu.extent, Some(in_use));
     let free = ids.iter().filter(|id| !in_use.contains(id) && !withheld.contains(id)).count();
     let units_each = if gpu.view == GpuView::Generic { gpu.units } else { 1 };
@@ -89,7 +99,7 @@ mod tests {
     use crate::allocations::tests::unit;
 
     fn gpu(extent: Extent) -> OfferedGpu {
-        OfferedGpu { index: 3, units: 8, view: GpuView::Exact, extent, numa_node: Some(0) }
+        OfferedGpu { index: 3, units: 8, view: GpuView::Exact, moved: false, extent, numa_node: Some(0) }
     }
 
     fn healthy(offers: &Offers, resource: &str) -> Vec<String> {
@@ -127,6 +137,17 @@ mod tests {
         assert_eq!(healthy(&offers, "principium.ai/gpu"), ["g1"]);
         assert_eq!(free_units(&gpus[0], &BTreeSet::new()), 8);
         assert_eq!(free_units(&gpus[1], &BTreeSet::new()), 0);
+    }
+
+    #[test]
+    fn a_gpu_that_moved_is_offered_in_its_new_view_only_and_no_id_leaves_the_old_one() {
+        let moved = OfferedGpu { moved: true, view: GpuView::Generic, ..gpu(Extent::Nothing) };
+        let offers = offers(&[moved], Some(&BTreeSet::new()));
+        assert_eq!(healthy(&offers, "principium.ai/gpu"), ["g3"]);
+        assert_eq!(
+            (offers["principium.ai/gpu-3"].len(), healthy(&offers, "principium.ai/gpu-3").len()),
+            (8, 0)
+        );
     }
 
     #[test]

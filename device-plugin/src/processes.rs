@@ -105,7 +105,7 @@ pub fn usage(
     holdings: Option<&Holdings>,
 ) -> Usage {
     let mut usage = Usage::default();
-    for GpuProcess { pid, used_mib } in processes.iter().copied() {
+    for GpuProcess { pid, used_mib, .. } in processes.iter().copied() {
         let name = match owner(pid) {
             Owner::Unknown => continue,
             Owner::Outside(name) => name,
@@ -170,8 +170,9 @@ mod tests {
 
     #[test]
     fn memory_is_foreign_only_when_that_is_certain() {
-        let processes: Vec<_> =
-            (1..=5).map(|pid| GpuProcess { pid, used_mib: u64::from(pid) * 100 }).collect();
+        let processes: Vec<_> = (1..=5)
+            .map(|pid| GpuProcess { pid, gpu_instance: None, used_mib: u64::from(pid) * 100 })
+            .collect();
         let owner = |pid| match pid {
             1 => Owner::Outside("Xorg".into()),
             2 => Owner::Pod("holder".into()),

@@ -6,6 +6,8 @@
 
 use crate::device::Identity;
 use crate::health::Kept;
+use principium_api::gpu_node::GpuView;
+use principium_api::names;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,6 +32,9 @@ pub struct Known {
     /// Why it is withheld.
     #[serde(default)]
     pub kept: Kept,
+    /// The view that it stands in; absent before it was first offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<GpuView>,
 }
 
 impl Registry {
@@ -50,24 +55,59 @@ impl Registry {
         self.gpus.iter().find(|(_, known)| known.identity.uuid == uuid).map(|(index, _)| *index)
     }
 
-    /// Gives every card that was seen its index: the one that its slot has, else the next free one, in order of slots.
+    /// Gives every card that was seen its index: the one that its slot has, else the next free one, in order of slots. A
+    /// MIG device gets one of its GPU's.
     pub fn admit<'a>(&mut self, seen: impl IntoIterator<Item = &'a Identity>) {
-        let mut seen: Vec<_> = seen.into_iter().collect();
-        seen.sort_by(|a, b| a.pci_address.cmp(&b.pci_address));
-        for identity in seen {
-            let slot =
-                self.gpus.iter_mut().find(|(_, known)| known.identity.pci_address == identity.pci_address);
-            match slot {
-                Some((_, known)) if known.identity.uuid == identity.uuid => {
-                    known.identity.clone_from(identity);
+        let mut seen: Vec<_> = seen.into_iter().map(|identity| (identity.slot(), identity)).collect();
+        // A GPU's slot comes before those of its parts.
+        seen.sort_by(|a, b| a.0.cmp(&b.0));
+        for (slot, identity) in seen {
+            match self.gpus.values_mut().find(|known| known.identity.slot() == slot) {
+                Some(known) if known.identity.uuid == identity.uuid => known.identity.clone_from(identity),
+                // Another card in the same slot: its own health, the slot's index and view.
+                Some(known) => {
+                    *known = Known { identity: identity.clone(), kept: Kept::default(), view: known.view };
                 }
-                // Another card in the same slot: its own health, the slot's index.
-                Some((_, known)) => *known = Known { identity: identity.clone(), kept: Kept::default() },
                 None => {
-                    let index = self.gpus.keys().next_back().map_or(0, |last| last + 1);
-                    self.gpus.insert(index, Known { identity: identity.clone(), kept: Kept::default() });
+                    if let Some(index) = self.next_index(identity) {
+                        let known = Known { identity: identity.clone(), ..Known::default() };
+                        self.gpus.insert(index, known);
+                    } else {
+                        tracing::warn!(
+                            uuid = identity.uuid,
+                            "no index is left for this GPU, so it is not offered"
+                        );
+                    }
                 }
             }
+        }
+    }
+
+    fn next_index(&self, identity: &Identity) -> Option<u32> {
+        let after = |last: Option<u32>| last.map_or(0, |last| last + 1);
+        let places = self.gpus.keys().map(|index| (*index, names::mig_place(*index)));
+        match &identity.part {
+            None => {
+                let gpus = places.filter_map(|(index, place)| place.is_none().then_some(index));
+                Some(after(gpus.max())).filter(|index| names::mig_place(*index).is_none())
+            }
+            Some(part) => {
+                let parent = self.index_of(&part.of)?;
+                let numbers = places.filter_map(|(_, place)| place.filter(|place| place.0 == parent));
+                names::mig_index(parent, after(numbers.map(|(_, number)| number).max()))
+            }
+        }
+    }
+
+    /// Forgets a MIG device that was taken apart.
+    pub fn forget(&mut self, index: u32) {
+        self.gpus.remove(&index);
+    }
+
+    /// Remembers in which view a GPU stands.
+    pub fn place(&mut self, index: u32, view: GpuView) {
+        if let Some(known) = self.gpus.get_mut(&index) {
+            known.view = Some(view);
         }
     }
 
@@ -156,6 +196,7 @@ pub fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Part;
     use crate::health::Mark;
     use principium_api::gpu_node::WithheldReason;
 
@@ -219,5 +260,28 @@ mod tests {
         fs::write(directory.path().join("gpus.json"), "{").unwrap();
         let error = RegistryFile::new(directory.path(), false).load("boot").unwrap_err().to_string();
         assert!(error.contains("gpus.json"), "{error}");
+    }
+    #[test]
+    fn mig_devices_have_indices_of_their_gpu_and_are_forgotten_when_told() {
+        let part = |of: u32, gpu_instance, uuid: &str| Identity {
+            part: Some(Part { of: format!("GPU-{of}"), gpu_instance, compute_instance: 0 }),
+            ..card(of, uuid)
+        };
+        let mut registry = Registry::new("boot".into());
+        registry.admit(&[
+            part(2, 9, "y"),
+            part(1, 3, "x"),
+            part(2, 1, "z"),
+            card(2, "GPU-2"),
+            card(1, "GPU-1"),
+        ]);
+        let all = [(0, "GPU-1"), (1, "GPU-2"), (100, "x"), (200, "z"), (201, "y")];
+        assert_eq!(indices(&registry), all);
+        registry.forget(200);
+        registry.admit(&[part(2, 5, "new"), card(3, "GPU-3")]);
+        assert_eq!(
+            indices(&registry),
+            [(0, "GPU-1"), (1, "GPU-2"), (2, "GPU-3"), (100, "x"), (201, "y"), (202, "new")]
+        );
     }
 }

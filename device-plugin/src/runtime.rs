@@ -16,13 +16,13 @@ use crate::server::{Shared, Snapshot};
 use crate::{lease, pods, registry};
 use anyhow::Context;
 use principium_api::gpu_node::Injection;
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long the parts may take to end.
@@ -47,8 +47,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (report, reports) = mpsc::channel(1);
     let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let (view, views) = watch::channel(None);
-    let (wanted_pods, pods_wanted) = watch::channel(BTreeSet::new());
-    let (pod_names_found, pod_names) = watch::channel(BTreeMap::new());
+    let (wanted_pods, pods_wanted) = watch::channel(pods::Wanted::default());
+    let (pods_read, pods) = watch::channel(pods::Pods::default());
     let (pulse, pulses) = watch::channel(Pulse { at: Instant::now(), message: Some("starting".to_owned()) });
     let (registered, registration) = watch::channel(false);
 
@@ -58,25 +58,28 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .spawn(move || reader.run(&report))
         .context("cannot start the thread that reads the GPUs")?;
 
+    // A part that ends although nobody told it to takes the process with it, so that the kubelet starts it anew and
+    // everybody sees it.
+    let mut parts = JoinSet::new();
     let vitals = Vitals { pulse: pulses, registered: registration, metrics: Arc::clone(&metrics) };
     let web = http::router(vitals.clone());
-    tokio::spawn(async move {
+    parts.spawn(async move {
         if let Err(error) = axum::serve(listener, web).await {
             tracing::error!(%error, "the metrics endpoint ended");
         }
     });
 
     let writer = Writer::new(&client, config.node_name.clone(), config.node_labels, Arc::clone(&metrics));
-    tokio::spawn(writer.run(views));
+    parts.spawn(writer.run(views));
     match config.lease_namespace.clone() {
         Some(namespace) => {
-            tokio::spawn(lease::run(client.clone(), namespace, config.node_name.clone(), vitals));
+            parts.spawn(lease::run(client.clone(), namespace, config.node_name.clone(), vitals));
         }
         None => {
             tracing::warn!("no --lease-namespace, so there is no Lease that shows that this plugin lives");
         }
     }
-    tokio::spawn(pods::run(client, config.node_name.clone(), pods_wanted, pod_names_found));
+    parts.spawn(pods::run(client, config.node_name.clone(), pods_wanted, pods_read));
 
     let shared = Shared {
         snapshot: snapshots,
@@ -97,16 +100,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             format!("{} cannot be a socket's address", config.pod_resources_socket.display())
         })?,
         recent,
-        pod_names,
+        pods,
         processes: Processes::new(config.simulated),
     };
     let outputs = Outputs { snapshot, view, wanted_pods, pulse, metrics };
     let monitor = Monitor::new(config, clock, &registry::boot_id(), inputs, outputs);
-    let monitor = tokio::spawn(monitor.run(stop.clone()));
+    parts.spawn(monitor.run(stop.clone()));
 
     tokio::select! {
         signal = ended_by_signal() => tracing::info!(signal = signal?, "ending"),
-        _ = monitor => anyhow::bail!("the monitor ended unexpectedly"),
+        ended = parts.join_next() => match ended {
+            Some(Err(error)) => anyhow::bail!("a part of the plugin ended unexpectedly: {error}"),
+            _ => anyhow::bail!("a part of the plugin ended unexpectedly"),
+        },
     }
     stop.cancel();
     // The kubelet must see the streams end, or it takes the next run for a second plugin.

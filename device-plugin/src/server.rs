@@ -138,6 +138,8 @@ impl DevicePlugin for ResourceServer {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
+        // While this is held, no GPU moves to another view.
+        let mut pending = self.shared.recent.lock();
         let snapshot = self.shared.snapshot.borrow().clone();
         let mut all = Vec::new();
         let mut container_responses = Vec::new();
@@ -149,11 +151,12 @@ impl DevicePlugin for ResourceServer {
                 .inject(&devices, &snapshot.gpus)
                 .map_err(|error| Status::failed_precondition(error.to_string()))?;
             container_responses.push(response);
-            all.extend(devices);
+            let uuid = |device: &DeviceId| snapshot.gpus.get(&device.gpu()).map(|gpu| gpu.uuid.clone());
+            all.extend(devices.iter().filter_map(|device| Some((*device, uuid(device)?))));
         }
         tracing::info!(resource = &*self.resource, devices = all.len(), "allocated");
         self.shared.metrics.allocated(&self.resource);
-        self.shared.recent.record(all, self.shared.clock.now());
+        pending.record(all, self.shared.clock.now());
         Ok(Response::new(AllocateResponse { container_responses }))
     }
 

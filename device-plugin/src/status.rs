@@ -1,18 +1,20 @@
 //! Words the `GPUNode` status, and keeps noise out of it. Pure.
 
-use crate::device::{Identity, Reading};
+use crate::device::{Identity, Part, Reading};
 use crate::health::{Limits, Verdict};
 use crate::processes::PodName;
+use crate::smooth::Smooth;
 use principium_api::gpu_node::{
-    Allocation, ForeignProcess, Gpu, GpuMemoryStatus, GpuNodeStatus, GpuNodeSummary, GpuView, Health,
-    Injection, Overuse, TemperatureLimits,
+    Allocation, Disagreement, ForeignProcess, Gpu, GpuMemoryStatus, GpuNodeStatus, GpuNodeSummary, GpuView,
+    Health, Injection, MigDevice, Overuse, TemperatureLimits, Withheld, WithheldReason,
 };
+use principium_api::names;
 use std::collections::BTreeMap;
 
 /// Least change of a temperature, in °C, that is worth a write.
 const TEMPERATURE_STEP: u32 = 3;
 /// Least change of power, in W.
-const POWER_STEP: u32 = 20;
+const POWER_STEP: u32 = 30;
 /// Memory is told in multiples of this many MiB.
 const MEMORY_STEP: u64 = 256;
 /// MiB in a unit.
@@ -31,6 +33,8 @@ pub struct NodeView {
     pub injection: Injection,
     /// What keeps the plugin from measuring.
     pub message: Option<String>,
+    /// Contradictions about who holds what.
+    pub disagreements: Vec<Disagreement>,
     /// Every GPU, in order of index.
     pub gpus: Vec<GpuState>,
 }
@@ -48,6 +52,8 @@ pub struct GpuState {
     pub limits: Limits,
     /// The newest values; absent while it doesn't answer.
     pub reading: Option<Reading>,
+    /// Its temperature and power without their noise.
+    pub steady: Smooth,
     /// What was decided about it.
     pub verdict: Verdict,
     /// Who holds how much of it.
@@ -102,6 +108,7 @@ pub fn status(view: &NodeView, last: Option<&GpuNodeStatus>) -> GpuNodeStatus {
         simulated: view.simulated,
         injection: view.injection,
         gpus,
+        disagreements: view.disagreements.clone(),
         summary,
         message: view.message.clone(),
     }
@@ -125,9 +132,17 @@ pub fn urgent(last: &GpuNodeStatus, next: &GpuNodeStatus) -> bool {
 }
 
 fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
-    let GpuState { index, identity, view, limits, reading, verdict, allocations, foreign, .. } = gpu;
+    let GpuState { index, identity, view, limits, reading, steady, verdict, allocations, foreign, .. } = gpu;
     let temperature = reading.as_ref().and_then(|reading| reading.temperature);
     let power = reading.as_ref().and_then(|reading| reading.power);
+    // With a decision comes the value that it was made from.
+    let decided = last.is_none_or(|last| {
+        let reason = |withheld: &Option<Withheld>| withheld.as_ref().map(|withheld| withheld.reason);
+        reason(&last.withheld) != reason(&verdict.withheld)
+    });
+    let temperature =
+        if decided { temperature } else { temperature.and(steady.temperature()).or(temperature) };
+    let power = if decided { power } else { power.and(steady.power()).or(power) };
     Gpu {
         index: *index,
         uuid: identity.uuid.clone(),
@@ -136,9 +151,7 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
         memory: memory(gpu, last),
         units: identity.units(),
         temperature: keep(temperature, last.and_then(|last| last.temperature), |now, then| {
-            let crosses =
-                [limits.withhold, limits.restore].iter().any(|limit| (now < *limit) != (then < *limit));
-            crosses || now.abs_diff(then) >= TEMPERATURE_STEP
+            decided || now.abs_diff(then) >= TEMPERATURE_STEP
         }),
         temperature_limits: Some(TemperatureLimits {
             withhold: limits.withhold,
@@ -147,6 +160,7 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
             shutdown: identity.shutdown_temperature,
         }),
         power: keep(power, last.and_then(|last| last.power), |now, then| now.abs_diff(then) >= POWER_STEP),
+        mig: mig(*index, identity),
         view: *view,
         health: verdict.health,
         withheld: verdict.withheld.clone(),
@@ -154,6 +168,12 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
         foreign_processes: foreign.iter().map(|process| rounded(process, last)).collect(),
         overuse: gpu.pods.iter().filter_map(|pod| overuse(pod, last)).collect(),
     }
+}
+
+fn mig(index: u32, identity: &Identity) -> Option<MigDevice> {
+    let Part { gpu_instance, compute_instance, .. } = identity.part.as_ref()?;
+    let (parent, _) = names::mig_place(index)?;
+    Some(MigDevice { parent, gpu_instance: *gpu_instance, compute_instance: *compute_instance })
 }
 
 /// The last value, unless there is a new one that differs enough.
@@ -218,22 +238,30 @@ fn rounded(process: &ForeignProcess, last: Option<&Gpu>) -> ForeignProcess {
 }
 
 fn summary(gpus: &[Gpu], view: &NodeView) -> GpuNodeSummary {
-    let there = |gpu: &&Gpu| gpu.health != Health::Lost;
-    let mut products: Vec<&str> = gpus.iter().map(|gpu| gpu.product.as_str()).collect();
+    let divided =
+        |gpu: &Gpu| gpu.withheld.as_ref().is_some_and(|held| held.reason == WithheldReason::Divided);
+    // MIG devices are parts of the GPUs that are counted, and a divided GPU's memory is that of its parts.
+    let whole: Vec<&Gpu> = gpus.iter().filter(|gpu| gpu.mig.is_none()).collect();
+    let offered = || gpus.iter().filter(|gpu| !divided(gpu));
+    let mut products: Vec<&str> = whole.iter().map(|gpu| gpu.product.as_str()).collect();
     products.sort_unstable();
     products.dedup();
     let free: u32 = view.gpus.iter().map(|gpu| gpu.free_units).sum();
-    let all: u32 = gpus.iter().map(|gpu| gpu.units).sum();
+    let all: u32 = offered().map(|gpu| gpu.units).sum();
     let temperature =
-        |gpu: &Gpu| gpu.temperature.map_or_else(|| "-".to_owned(), |celsius| celsius.to_string());
-    let withheld = gpus
-        .iter()
-        .filter_map(|gpu| gpu.withheld.as_ref().map(|held| format!("{}:{:?}", gpu.index, held.reason)));
+        |gpu: &&Gpu| gpu.temperature.map_or_else(|| "-".to_owned(), |celsius| celsius.to_string());
+    let name = |index: u32| {
+        let resource = names::gpu_resource(index);
+        resource.trim_start_matches(names::GENERIC_GPU_RESOURCE).trim_start_matches('-').to_owned()
+    };
+    let withheld = offered()
+        .filter_map(|gpu| gpu.withheld.as_ref().map(|held| format!("{}:{:?}", name(gpu.index), held.reason)));
+    let there = whole.iter().filter(|gpu| gpu.health != Health::Lost).count();
     GpuNodeSummary {
-        gpus: u32::try_from(gpus.iter().filter(there).count()).unwrap_or(u32::MAX),
+        gpus: u32::try_from(there).unwrap_or(u32::MAX),
         product: products.join(", "),
         free: format!("{free}/{all}"),
-        temperatures: gpus.iter().map(temperature).collect::<Vec<_>>().join(" "),
+        temperatures: whole.iter().map(temperature).collect::<Vec<_>>().join(" "),
         withheld: withheld.collect::<Vec<_>>().join(" "),
     }
 }
@@ -268,6 +296,7 @@ pub(crate) mod tests {
             withheld_units: 0,
             foreign: Vec::new(),
             pods: Vec::new(),
+            steady: Smooth::default(),
         }
     }
 
@@ -293,12 +322,41 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_crossed_is_told_however_small_the_step() {
-        for (then, now) in [(84, 85), (75, 74)] {
-            let first = status(&node(vec![gpu(0, then, 0)]), None);
-            let next = status(&node(vec![gpu(0, now, 0)]), Some(&first));
+    fn a_decision_comes_with_the_value_that_it_was_made_from() {
+        for (then, now, withheld) in [(84, 85, true), (75, 74, false)] {
+            let state = |celsius: u32, withheld: bool| GpuState {
+                verdict: Verdict { withheld: withheld.then(Withheld::default), ..Verdict::default() },
+                steady: Smooth::default().step(Some(then), None),
+                ..gpu(0, celsius, 0)
+            };
+            let first = status(&node(vec![state(then, !withheld)]), None);
+            let next = status(&node(vec![state(now, withheld)]), Some(&first));
             assert_eq!(next.gpus[0].temperature, Some(now));
+            assert_eq!(status(&node(vec![state(then, withheld)]), Some(&next)), next, "noise afterwards");
         }
+    }
+
+    #[test]
+    fn mig_devices_are_parts_of_the_gpus_that_are_counted() {
+        let part = |index: u32, units: u32| {
+            let mut part = gpu(index, 50, 0);
+            part.identity.part =
+                Some(Part { of: "GPU-1".into(), gpu_instance: index % 100, compute_instance: 0 });
+            part.identity.memory_total_mib = u64::from(units) * 1024;
+            GpuState { free_units: units, ..part }
+        };
+        let withheld = Some(Withheld { reason: WithheldReason::Divided, ..Withheld::default() });
+        let divided =
+            GpuState { verdict: Verdict { withheld, ..Verdict::default() }, free_units: 0, ..gpu(1, 50, 0) };
+        let hot = GpuState {
+            verdict: Verdict { withheld: Some(Withheld::default()), ..Verdict::default() },
+            ..part(201, 4)
+        };
+        let status = status(&node(vec![gpu(0, 40, 0), divided, part(200, 2), hot]), None);
+        assert_eq!(status.gpus[2].mig, Some(MigDevice { parent: 1, gpu_instance: 0, compute_instance: 0 }));
+        let GpuNodeSummary { gpus, free, temperatures, withheld, .. } = status.summary;
+        assert_eq!((gpus, free.as_str(), temperatures.as_str()), (2, "14/14", "40 50"));
+        assert_eq!(withheld, "1-mig-1:Overheated");
     }
 
     #[test]

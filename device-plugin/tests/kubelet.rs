@@ -84,15 +84,20 @@ fn snapshot(gpus: &[(u32, GpuView, Extent)]) -> Arc<Snapshot> {
             index: *index,
             units: 8,
             view: *view,
+            moved: false,
             extent: *extent,
             numa_node: Some(0),
         })
         .collect();
-    let injectable = |index: u32| (index, Injectable { uuid: format!("GPU-{index}"), minor: index });
+    let injectable = |(index, view, _): &(u32, GpuView, Extent)| {
+        let uuid = format!("GPU-{index}");
+        (*index, Injectable { uuid, minor: *index, instance: None, view: *view })
+    };
+    let merit = |gpu| Merit { temperature: Some(50 - gpu), free_mib: 8000, numa_node: Some(0) };
     Arc::new(Snapshot {
         offers: offers(&offered, Some(&BTreeSet::new())),
-        gpus: (0..8).map(injectable).collect(),
-        merits: (0..8).map(|gpu| (gpu, Merit { temperature: Some(50 - gpu), free_mib: 8000 })).collect(),
+        gpus: gpus.iter().map(injectable).collect(),
+        merits: (0..8).map(|gpu| (gpu, merit(gpu))).collect(),
     })
 }
 
@@ -197,7 +202,7 @@ async fn an_allocation_is_answered_with_one_device_a_gpu_and_remembered() {
     let names: Vec<_> =
         response.container_responses[0].cdi_devices.iter().map(|device| &*device.name).collect();
     assert_eq!(names, ["principium.ai/gpu=GPU-6"]);
-    let recent = plugin.recent.settle(None, plugin.clock.now());
+    let recent = plugin.recent.lock().settle(None, plugin.clock.now());
     assert_eq!(recent, [DeviceId::Unit { gpu: 6, unit: 0 }, DeviceId::Unit { gpu: 6, unit: 3 }].into());
     for foreign in ["g7u0", "g6", "nonsense"] {
         let error = client.allocate(allocate(&["g6u1", foreign])).await.unwrap_err();
@@ -296,4 +301,19 @@ async fn sockets_of_a_run_that_was_killed_are_removed() {
     let left: Vec<_> =
         std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["nvidia-gpu.sock"]);
+}
+
+#[tokio::test]
+async fn a_gpu_that_moved_is_given_out_in_its_new_view_only() {
+    let plugin = Plugin::start(snapshot(&CALM));
+    let (mut registrations, _kubelet) = start_kubelet(plugin.directory.path());
+    let mut exact = plugin.client(&next(&mut registrations).await).await;
+    next(&mut registrations).await;
+    plugin.snapshots.send_replace(snapshot(&[(6, GpuView::Generic, Extent::Nothing), CALM[1]]));
+    let mut generic = plugin.client(&next(&mut registrations).await).await;
+    let error = exact.allocate(allocate(&["g6u0"])).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains("GPU 6") && error.message().contains("generic pool"), "{error}");
+    assert!(plugin.recent.lock().settle(None, plugin.clock.now()).is_empty(), "nothing was given");
+    generic.allocate(allocate(&["g6"])).await.unwrap();
 }

@@ -4,9 +4,9 @@
 
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use principium_device_plugin::device::{Probe, Reading, Sample, Xid};
+use principium_device_plugin::device::{Part, Probe, Reading, Sample, Xid};
 use principium_device_plugin::nvml::{Reader, Report};
-use principium_gpu_sim::state::{EccErrors, Process, State};
+use principium_gpu_sim::state::{EccErrors, Process, Sensors, State};
 use principium_gpu_sim::{store, update};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -56,7 +56,7 @@ impl Bench {
     fn until_sample<T>(&mut self, what: &str, wanted: impl Fn(&Sample) -> Option<T>) -> T {
         self.until(what, |report| match report {
             Report::Sample(sample) => wanted(sample),
-            Report::Unavailable(_) => None,
+            Report::Unavailable(_) | Report::Died(_) => None,
         })
     }
 }
@@ -81,6 +81,9 @@ fn the_reader_tells_what_the_driver_says_and_outlives_it() {
     values_and_processes_are_read(&mut bench);
     an_xid_comes_with_its_card_even_if_that_is_lost(&mut bench);
     a_lost_card_leaves_the_others_alone_and_returns(&mut bench);
+    sensors_that_a_card_lacks_are_absent_and_sensors_that_fail_are_told(&mut bench);
+    a_divided_card_is_read_as_its_parts(&mut bench);
+    a_card_that_is_pulled_and_put_back_is_noticed(&mut bench);
     a_driver_that_goes_away_is_waited_for(&mut bench);
     a_missing_library_is_explained(&path);
 }
@@ -105,13 +108,16 @@ fn values_and_processes_are_read(bench: &mut Bench) {
     bench.change(|state| {
         let gpu = &mut state.gpus[3];
         (gpu.temperature, gpu.power, gpu.utilization) = (96, 180, 70);
-        gpu.processes = vec![Process { pid: 42, memory_mib: 512 }];
+        gpu.processes = vec![Process { pid: 42, memory_mib: 512, gpu_instance: None }];
         gpu.ecc = Some(EccErrors { corrected: 1, uncorrected: 2 });
     });
     let reading = bench.until_sample("96 °C", |sample| {
         reading(sample, 3).filter(|reading| reading.temperature == Some(96)).cloned()
     });
-    assert_eq!((reading.power, reading.utilization, reading.thermal_slowdown), (Some(180), Some(70), true));
+    assert_eq!(
+        (reading.power, reading.utilization, reading.slowdown.hardware_heat),
+        (Some(180), Some(70), true)
+    );
     assert_eq!((reading.memory_used_mib, reading.memory_free_mib), (512, 7455));
     assert_eq!(
         reading.processes.iter().map(|process| (process.pid, process.used_mib)).collect::<Vec<_>>(),
@@ -122,12 +128,12 @@ fn values_and_processes_are_read(bench: &mut Bench) {
 
 fn an_xid_comes_with_its_card_even_if_that_is_lost(bench: &mut Bench) {
     bench.change(|state| {
-        state.raise_xid(5, 79);
+        state.raise_xid(5, None, 79);
         state.gpus[5].lost = true;
     });
     let uuid = State::default_for_node("test").gpus[5].uuid.clone();
     let xids = bench.until_sample("an Xid", |sample| (!sample.xids.is_empty()).then(|| sample.xids.clone()));
-    assert_eq!(xids, [Xid { uuid: Some(uuid), code: 79 }]);
+    assert_eq!(xids, [Xid { uuid: Some(uuid), gpu_instance: None, code: 79 }]);
 }
 
 fn a_lost_card_leaves_the_others_alone_and_returns(bench: &mut Bench) {
@@ -135,13 +141,74 @@ fn a_lost_card_leaves_the_others_alone_and_returns(bench: &mut Bench) {
         bench.until_sample("lost", |sample| (sample.gpus[5].probe == Probe::Lost).then(|| sample.clone()));
     assert!((0..8).filter(|position| *position != 5).all(|position| reading(&sample, position).is_some()));
     // Xids of the others still arrive.
-    bench.change(|state| state.raise_xid(6, 48));
+    bench.change(|state| state.raise_xid(6, None, 48));
     bench.until_sample("an Xid of another card", |sample| {
         sample.xids.iter().any(|xid| xid.code == 48).then_some(())
     });
     bench.change(|state| state.gpus[5].recover());
     let back = bench.until_sample("back", |sample| reading(sample, 5).cloned());
     assert_eq!(back.needs_recovery, Some(false));
+}
+
+fn sensors_that_a_card_lacks_are_absent_and_sensors_that_fail_are_told(bench: &mut Bench) {
+    bench.change(|state| {
+        (state.gpus[1].sensors, state.gpus[1].fan) = (Sensors::Unsupported, None);
+        state.gpus[2].sensors = Sensors::Failing;
+    });
+    let sample = bench.until_sample("no sensors", |sample| {
+        reading(sample, 1).is_some_and(|reading| reading.temperature.is_none()).then(|| sample.clone())
+    });
+    let without = reading(&sample, 1).unwrap();
+    assert_eq!((without.power, without.utilization, without.memory_free_mib), (None, None, 7967));
+    assert!(matches!(sample.gpus[2].probe, Probe::Silent(_)), "nobody knows how hot it is");
+    assert!(reading(&sample, 0).is_some());
+    bench.change(|state| {
+        state.gpus[1].sensors = Sensors::Working;
+        state.gpus[2].sensors = Sensors::Working;
+    });
+    bench.until_sample("sensors again", |sample| reading(sample, 2).map(drop));
+}
+
+fn a_divided_card_is_read_as_its_parts(bench: &mut Bench) {
+    bench.change(|state| {
+        let profiles = ["1g.2gb", "2g.4gb"].map(|profile| profile.parse().unwrap());
+        state.gpus[4].divide(&profiles).unwrap();
+        state.gpus[4].temperature = 66;
+        state.gpus[4].processes = vec![Process { pid: 44, memory_mib: 1024, gpu_instance: Some(2) }];
+    });
+    let sample = bench.until_sample("parts", |sample| (sample.gpus.len() == 10).then(|| sample.clone()));
+    let card = &sample.gpus[4].identity;
+    assert!(card.divided);
+    assert_eq!(reading(&sample, 4).unwrap().processes, []);
+    for (position, gpu_instance, units, pids) in [(5, 1, 2, vec![]), (6, 2, 4, vec![44])] {
+        let identity = &sample.gpus[position].identity;
+        let part = Part { of: card.uuid.clone(), gpu_instance, compute_instance: 0 };
+        assert_eq!((identity.part.as_ref(), identity.units()), (Some(&part), units));
+        assert!(identity.uuid.starts_with("MIG-") && identity.product.contains(" MIG "), "{identity:?}");
+        let reading = reading(&sample, position).unwrap();
+        assert_eq!(reading.temperature, Some(66), "its card's");
+        assert_eq!(reading.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), pids);
+    }
+    bench.change(|state| state.raise_xid(4, Some(2), 94));
+    let xids = bench.until_sample("an Xid", |sample| (!sample.xids.is_empty()).then(|| sample.xids.clone()));
+    assert_eq!((xids[0].gpu_instance, xids[0].code), (Some(2), 94));
+    bench.change(|state| state.gpus[4].lost = true);
+    let lost = |sample: &Sample| sample.gpus.iter().filter(|gpu| gpu.probe == Probe::Lost).count() == 3;
+    bench.until_sample("lost with its parts", |sample| lost(sample).then_some(()));
+    bench.change(|state| {
+        state.gpus[4].recover();
+        (state.gpus[4].mig, state.gpus[4].processes) = (None, Vec::new());
+    });
+    let whole = bench.until_sample("whole", |sample| (sample.gpus.len() == 8).then(|| sample.clone()));
+    assert!(!whole.gpus[4].identity.divided);
+}
+
+fn a_card_that_is_pulled_and_put_back_is_noticed(bench: &mut Bench) {
+    bench.change(|state| state.gpus[5].removed = true);
+    bench.until_sample("seven cards", |sample| (sample.gpus.len() == 7).then_some(()));
+    bench.change(|state| state.gpus[5].removed = false);
+    let sample = bench.until_sample("eight cards", |sample| (sample.gpus.len() == 8).then(|| sample.clone()));
+    assert_eq!(sample.session, 1, "the driver was not away");
 }
 
 fn a_driver_that_goes_away_is_waited_for(bench: &mut Bench) {
@@ -151,7 +218,7 @@ fn a_driver_that_goes_away_is_waited_for(bench: &mut Bench) {
     });
     let reason = bench.until("unavailable", |report| match report {
         Report::Unavailable(reason) => Some(reason.clone()),
-        Report::Sample(_) => None,
+        Report::Sample(_) | Report::Died(_) => None,
     });
     assert!(reason.contains("not loaded"), "{reason}");
     bench.change(|state| state.driver.loaded = true);

@@ -283,7 +283,10 @@ fn closed(gpu: &Gpu) -> Option<Closed> {
         let cause = match withheld.reason {
             WithheldReason::Overheated => Cause::Overheated,
             WithheldReason::Xid | WithheldReason::Lost | WithheldReason::Ecc => Cause::Unhealthy,
-            WithheldReason::ForeignProcess | WithheldReason::Unreadable => Cause::Other,
+            WithheldReason::ForeignProcess
+            | WithheldReason::Unreadable
+            | WithheldReason::Divided
+            | WithheldReason::Moving => Cause::Other,
         };
         let message = if withheld.message.is_empty() {
             format!("is withheld ({:?})", withheld.reason)

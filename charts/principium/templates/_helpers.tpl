@@ -59,6 +59,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* The device plugin's configuration file: the values that have a name of their own, and what else is configured. */}}
+{{- define "principium.devicePlugin.config" -}}
+{{- with .Values.devicePlugin -}}
+{{- $own := dict "injection" .injection "interval" .interval "withholdTemperature" .temperature.withhold "restoreTemperature" .temperature.restore "dwell" .temperature.dwell -}}
+{{- toYaml (merge (dict) $own .config) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Whether a workload must compute on its GPUs to be Ready: as set, else false with simulated hardware. */}}
 {{- define "principium.requireAcceleration" -}}
 {{- if kindIs "bool" .Values.operator.requireAcceleration -}}

@@ -160,6 +160,26 @@ impl State {
     }
 }
 
+impl Verdict {
+    /// The verdict on a GPU that is not offered for a reason of its own, `(reason, mark)`, that is no trouble. Trouble
+    /// is told first.
+    #[must_use]
+    pub fn set_aside(self, aside: Option<&(WithheldReason, Mark)>) -> Self {
+        match aside {
+            Some((reason, mark)) if self.health == Health::Healthy => Self {
+                withheld: Some(Withheld {
+                    reason: *reason,
+                    message: mark.message.clone(),
+                    since: mark.since.to_string(),
+                }),
+                extent: Extent::AllFree,
+                ..self
+            },
+            _ => self,
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -218,5 +238,20 @@ pub(crate) mod tests {
     fn a_healthy_gpu_is_offered_whole() {
         let state = step(&State::default(), &seen(&warm(60)), &limits(), at(0));
         assert_eq!(state.verdict(), Verdict::default());
+    }
+    #[test]
+    fn what_is_set_aside_is_told_unless_it_failed() {
+        let mark = Mark { message: "divided".into(), since: Timestamp::UNIX_EPOCH };
+        let aside = (WithheldReason::Divided, mark);
+        let (hot, lost) = (warm(95), Probe::Lost);
+        for (probe, reason) in [(&hot, WithheldReason::Divided), (&lost, WithheldReason::Lost)] {
+            let state = step(&State::default(), &seen(probe), &limits(), at(0));
+            let verdict = state.verdict().set_aside(Some(&aside));
+            assert_eq!(
+                (verdict.withheld.map(|held| held.reason), verdict.extent),
+                (Some(reason), Extent::AllFree)
+            );
+        }
+        assert_eq!(Verdict::default().set_aside(None), Verdict::default());
     }
 }

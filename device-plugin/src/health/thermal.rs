@@ -38,7 +38,7 @@ impl Heat {
         let withheld = match &self.withheld {
             None => reason(reading, temperature, limits)
                 .map(|message| Withheld { mark: Mark { message, since: now.wall }, cool_since: None }),
-            Some(withheld) if temperature < limits.restore && !reading.thermal_slowdown => {
+            Some(withheld) if temperature < limits.restore && !reading.slowdown.by_heat() => {
                 let cool_since = withheld.cool_since.unwrap_or(now.elapsed);
                 (now.elapsed.saturating_sub(cool_since) < limits.dwell)
                     .then(|| Withheld { mark: withheld.mark.clone(), cool_since: Some(cool_since) })
@@ -55,7 +55,7 @@ fn reason(reading: &Reading, temperature: u32, limits: &Limits) -> Option<String
     let way_out = format!("offered again after {} s below {restore} °C", dwell.as_secs());
     if temperature >= *withhold {
         Some(format!("{temperature} °C, limit {withhold} °C; {way_out}"))
-    } else if reading.thermal_slowdown {
+    } else if reading.slowdown.by_heat() {
         Some(format!("{temperature} °C, and the card slows itself down because of heat; {way_out}"))
     } else {
         None
@@ -66,6 +66,7 @@ fn reason(reading: &Reading, temperature: u32, limits: &Limits) -> Option<String
 mod tests {
     use super::super::tests::{at, limits, warm};
     use super::*;
+    use crate::device::Slowdown;
 
     /// Runs (second, temperature) pairs and gives the seconds after which the GPU was withheld.
     fn withheld_at(samples: &[(u64, u32)]) -> Vec<u64> {
@@ -108,13 +109,17 @@ mod tests {
 
     #[test]
     fn a_card_that_slows_itself_down_is_withheld_below_the_limit() {
-        let slow = |temperature| {
-            Probe::Answer(Reading {
-                temperature: Some(temperature),
-                thermal_slowdown: true,
-                ..Reading::default()
-            })
+        let by_hardware = Slowdown { hardware_heat: true, ..Slowdown::default() };
+        let by_driver = Slowdown { software_heat: true, ..Slowdown::default() };
+        let by_power = Slowdown { power: true, ..Slowdown::default() };
+        let slowed = |temperature, slowdown| {
+            Probe::Answer(Reading { temperature: Some(temperature), slowdown, ..Reading::default() })
         };
+        for (slowdown, withheld) in [(by_hardware, true), (by_driver, true), (by_power, false)] {
+            let heat = Heat::default().step(&slowed(83, slowdown), &limits(), at(0));
+            assert_eq!(heat.mark().is_some(), withheld, "{slowdown:?}");
+        }
+        let slow = |temperature| slowed(temperature, by_hardware);
         let mut heat = Heat::default().step(&slow(83), &limits(), at(0));
         assert!(heat.mark().is_some_and(|mark| mark.message.contains("slows itself down")));
         for second in [1, 60] {

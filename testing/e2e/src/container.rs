@@ -8,6 +8,8 @@ use std::process::Command;
 
 /// Major number of the simulated device nodes.
 const MAJOR: u32 = 120;
+/// Major number of the nodes that a MIG device has beside its GPU's.
+const MIG_MAJOR: u32 = 121;
 
 /// One running container.
 pub struct Container {
@@ -51,6 +53,33 @@ impl Container {
         anyhow::bail!("no process of container {id} on this machine")
     }
 
+    /// Id of its first process, on the node.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A value of its first process' status, for example `CapEff`.
+    ///
+    /// # Errors
+    /// When the process is gone, or has no such value.
+    pub fn status(&self, name: &str) -> Result<String> {
+        let status = std::fs::read_to_string(self.proc("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned()).with_context(|| format!("no {name}"))
+    }
+
+    /// Options with which its root file system is mounted.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn root_options(&self) -> Result<BTreeSet<String>> {
+        let mounts = std::fs::read_to_string(self.proc("mountinfo"))?;
+        let root =
+            mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|mount| mount[4] == "/");
+        Ok(root.context("no root")?[5].split(',').map(str::to_owned).collect())
+    }
+
     /// Its environment.
     ///
     /// # Errors
@@ -86,12 +115,24 @@ impl Container {
     /// # Errors
     /// When the probe can't be made, or fails in a way that is neither.
     pub fn open(&self, index: u32) -> Result<Open> {
+        self.open_node(MAJOR, index)
+    }
+
+    /// The same for the device of a MIG device.
+    ///
+    /// # Errors
+    /// As for [`Container::open`].
+    pub fn open_mig(&self, index: u32) -> Result<Open> {
+        self.open_node(MIG_MAJOR, index)
+    }
+
+    fn open_node(&self, major: u32, index: u32) -> Result<Open> {
         let folder = std::env::temp_dir().join(format!("principium-e2e-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let node = folder.join(format!("gpu{index}"));
         let _ = std::fs::remove_file(&node);
         let made =
-            Command::new("mknod").arg(&node).args(["c", &MAJOR.to_string(), &index.to_string()]).status()?;
+            Command::new("mknod").arg(&node).args(["c", &major.to_string(), &index.to_string()]).status()?;
         anyhow::ensure!(made.success(), "mknod {}", node.display());
         // The shell joins the container's cgroup for as long as it lives and opens the node from there.
         let script = format!(

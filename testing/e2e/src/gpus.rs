@@ -26,11 +26,20 @@ pub fn set(index: u32, change: &[&str]) -> Result<()> {
     command(&[&["set", &index], change].concat())
 }
 
-/// All GPUs cool, healthy and there.
+/// Takes the driver away, or brings it back.
+///
+/// # Errors
+/// When the state can't be written.
+pub fn driver(loaded: bool) -> Result<()> {
+    command(&["driver", if loaded { "load" } else { "unload" }])
+}
+
+/// All GPUs cool, healthy and there, and the driver too.
 ///
 /// # Errors
 /// When the state can't be written.
 pub fn reset() -> Result<()> {
+    driver(true)?;
     command(&["reset", "all"])
 }
 
@@ -94,6 +103,21 @@ impl World {
             let gpus = self.gpu_node().await?.status.unwrap_or_default().gpus;
             let idle = |gpu: &Gpu| gpu.allocations.is_empty() && gpu.withheld.is_none();
             Ok((gpus.len() == 8 && gpus.iter().all(idle)).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until the GPUNode tells of nothing unusual.
+    ///
+    /// # Errors
+    /// When it still does in the end.
+    pub async fn wait_until_calm(&self) -> Result<()> {
+        self.eventually("the GPUNode tells of nothing unusual", || async {
+            let status = self.gpu_node().await?.status.unwrap_or_default();
+            let calm = status.message.is_none()
+                && status.disagreements.is_empty()
+                && status.gpus.iter().all(|gpu| gpu.withheld.is_none());
+            Ok(calm.then_some(()))
         })
         .await
     }

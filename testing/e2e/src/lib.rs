@@ -3,6 +3,7 @@
 
 pub mod container;
 pub mod gpus;
+pub mod plugin;
 pub mod release;
 pub mod world;
 

@@ -1,7 +1,7 @@
 //! The command line that shows and changes the simulated GPUs, the same for every program that offers it.
 
 use crate::amount::{Memory, readable};
-use crate::state::{EccErrors, Gpu, Process, State};
+use crate::state::{EccErrors, Gpu, MigProfile, Process, Sensors, State};
 use crate::store::{self, SimError};
 use crate::table;
 use clap::{Args, Subcommand};
@@ -86,6 +86,21 @@ pub struct SetArgs {
     /// Give the card ECC memory with this many uncorrectable errors.
     #[arg(long, value_name = "COUNT", group = "change")]
     ecc_uncorrected: Option<u64>,
+    /// How the sensors answer: temperature, power, fan and load.
+    #[arg(long, value_enum, group = "change")]
+    sensors: Option<Sensors>,
+    /// Pull the card out of its slot.
+    #[arg(long, conflicts_with = "insert", group = "change")]
+    remove: bool,
+    /// Put it back.
+    #[arg(long, group = "change")]
+    insert: bool,
+    /// Divide the card into MIG devices of these profiles, for example 1g.2gb,2g.4gb; `off` ends MIG mode.
+    #[arg(long, value_name = "PROFILES", group = "change")]
+    mig: Option<MigArg>,
+    /// With --process or --xid: the GPU instance that it is about, as on a card that is divided.
+    #[arg(long, value_name = "NUMBER")]
+    gpu_instance: Option<u32>,
 }
 
 /// One GPU, or all of them.
@@ -110,6 +125,18 @@ impl FromStr for Selection {
     }
 }
 
+/// Profiles of the MIG devices; `None` is `off`.
+#[derive(Clone, Debug)]
+struct MigArg(Option<Vec<MigProfile>>);
+
+impl FromStr for MigArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let profiles = |text: &str| text.split(',').map(str::parse).collect::<Result<_, _>>();
+        if text == "off" { Ok(Self(None)) } else { profiles(text).map(|profiles| Self(Some(profiles))) }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct ProcessArg(Process);
 
@@ -121,7 +148,7 @@ impl FromStr for ProcessArg {
         })?;
         let pid = pid.parse().map_err(|_| format!("{pid:?} is no process id: it is a whole number"))?;
         let memory: Memory = memory.parse()?;
-        Ok(Self(Process { pid, memory_mib: memory.mib }))
+        Ok(Self(Process { pid, memory_mib: memory.mib, gpu_instance: None }))
     }
 }
 
@@ -198,13 +225,26 @@ impl SetArgs {
         }
         for ProcessArg(process) in &self.process {
             gpu.processes.retain(|other| other.pid != process.pid);
-            gpu.processes.push(*process);
+            gpu.processes.push(Process { gpu_instance: self.gpu_instance, ..*process });
         }
         if self.memory_used.is_some() || !self.process.is_empty() {
             check_memory(gpu, position)?;
         }
         if let Some(uncorrected) = self.ecc_uncorrected {
             gpu.ecc = Some(EccErrors { uncorrected, ..gpu.ecc.unwrap_or_default() });
+        }
+        if let Some(sensors) = self.sensors {
+            gpu.sensors = sensors;
+        }
+        match &self.mig {
+            Some(MigArg(Some(profiles))) => gpu
+                .divide(profiles)
+                .map_err(|error| SimError::Command(format!("GPU {position} can't be divided: {error}")))?,
+            Some(MigArg(None)) => gpu.mig = None,
+            None => {}
+        }
+        if self.remove || self.insert {
+            gpu.removed = self.remove;
         }
         if self.recover {
             gpu.recover();
@@ -213,7 +253,7 @@ impl SetArgs {
             gpu.lost = true;
         }
         if let (Some(xid), Ok(position)) = (self.xid, u32::try_from(position)) {
-            state.raise_xid(position, xid);
+            state.raise_xid(position, self.gpu_instance, xid);
         }
         Ok(())
     }
@@ -334,6 +374,18 @@ mod tests {
     }
 
     #[test]
+    fn a_card_is_divided_pulled_and_put_back() {
+        let (state, out) =
+            run(&["set 3 --mig 1g.2gb,2g.4gb --process 42:512 --gpu-instance 2", "set 3 --remove"]);
+        let gpu = &state.gpus[3];
+        assert_eq!((gpu.mig.as_ref().map(Vec::len), gpu.removed), (Some(2), true));
+        assert_eq!(gpu.processes[0].gpu_instance, Some(2));
+        assert!(out.unwrap().contains("removed"));
+        let (state, _) = run(&["set 3 --mig 1g.2gb --remove", "set 3 --mig off --insert"]);
+        assert_eq!((&state.gpus[3].mig, state.gpus[3].removed), (&None, false));
+    }
+
+    #[test]
     fn a_failed_card_recovers_and_a_reset_card_keeps_its_identity() {
         let (state, _) = run(&["set 3 --lost --xid 79", "set 3 --recover --temperature 70", "reset 3"]);
         let untouched = State::default_for_node(&store::node_name());
@@ -373,6 +425,8 @@ mod tests {
             ("set 3 --memory-used 3XB", "3GiB"),
             ("set 3 --process 42", "4242:2GiB"),
             ("set 3 --lost --recover", "cannot be used with"),
+            ("set 3 --mig 1g", "1g.2gb"),
+            ("set 3 --mig 4g.4gb,4g.4gb", "7 slices"),
         ] {
             let error = run(&[line]).1.unwrap_err();
             assert!(error.contains(part), "{line}: {error}");

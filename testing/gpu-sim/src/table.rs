@@ -61,6 +61,9 @@ fn condition(state: &State, position: usize, gpu: &Gpu) -> String {
     let last_xid =
         state.xids.iter().rev().find(|event| event.gpu as usize == position).map(|event| event.xid);
     let xid = last_xid.map(|xid| format!(" (Xid {xid})")).unwrap_or_default();
+    if gpu.removed {
+        return "removed".into();
+    }
     if gpu.lost {
         return format!("lost{xid}");
     }
@@ -70,7 +73,13 @@ fn condition(state: &State, position: usize, gpu: &Gpu) -> String {
         RecoveryAction::None => match gpu.ecc {
             Some(ecc) if ecc.uncorrected > 0 => format!("{} uncorrectable memory errors", ecc.uncorrected),
             _ if gpu.temperature >= gpu.slowdown_temperature => "slowed down by heat".into(),
-            _ => "ok".into(),
+            _ => match &gpu.mig {
+                Some(devices) => {
+                    let profiles: Vec<_> = devices.iter().map(|device| device.profile.to_string()).collect();
+                    format!("MIG {}", profiles.join(" "))
+                }
+                None => "ok".into(),
+            },
         },
     }
 }

@@ -12,7 +12,7 @@ use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
-use principium_gpu_sim::state::{EccErrors, Process, State};
+use principium_gpu_sim::state::{EccErrors, Process, Sensors, State};
 use principium_gpu_sim::{load, store, update};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -50,6 +50,8 @@ fn programs_see_the_state_file_as_a_driver() {
     changes_are_seen_at_once(&nvml, &path);
     a_lost_gpu_leaves_its_neighbors_alone(&nvml, &path);
     what_the_card_lacks_is_not_supported(&nvml, &path);
+    a_divided_card_has_parts(&nvml, &path);
+    a_card_that_is_pulled_is_not_counted(&nvml, &path);
     xids_arrive_while_a_program_waits(&nvml, &path);
     a_corrupt_file_leaves_the_last_good_state(&nvml, &path);
     an_unloaded_driver_answers_nothing(nvml, &path);
@@ -85,7 +87,10 @@ fn changes_are_seen_at_once(nvml: &Nvml, path: &Path) {
     change(path, |state| {
         let gpu = &mut state.gpus[3];
         (gpu.temperature, gpu.power, gpu.utilization) = (96, 180, 70);
-        gpu.processes = vec![Process { pid: 42, memory_mib: 512 }, Process { pid: 43, memory_mib: 1024 }];
+        gpu.processes = vec![
+            Process { pid: 42, memory_mib: 512, gpu_instance: None },
+            Process { pid: 43, memory_mib: 1024, gpu_instance: None },
+        ];
     });
     assert_eq!(device.temperature(TemperatureSensor::Gpu).unwrap(), 96);
     assert_eq!(device.power_usage().unwrap(), 180_000);
@@ -128,12 +133,55 @@ fn what_the_card_lacks_is_not_supported(nvml: &Nvml, path: &Path) {
         state.gpus[0].ecc = None;
         state.gpus[0].fan = None;
     });
+    for (sensors, supported) in [(Sensors::Unsupported, false), (Sensors::Failing, true)] {
+        change(path, |state| state.gpus[0].sensors = sensors);
+        let error = device.temperature(TemperatureSensor::Gpu).unwrap_err();
+        assert_eq!(matches!(error, NvmlError::NotSupported), !supported, "{error}");
+    }
+    change(path, |state| state.gpus[0].sensors = Sensors::Working);
     assert_eq!(device.num_fans().unwrap(), 0);
     assert!(matches!(device.fan_speed(0), Err(NvmlError::NotSupported)));
 }
 
+fn a_divided_card_has_parts(nvml: &Nvml, path: &Path) {
+    let device = nvml.device_by_index(4).unwrap();
+    change(path, |state| {
+        let profiles = ["1g.2gb", "2g.4gb"].map(|profile| profile.parse().unwrap());
+        state.gpus[4].divide(&profiles).unwrap();
+        state.gpus[4].processes = vec![Process { pid: 44, memory_mib: 1024, gpu_instance: Some(2) }];
+    });
+    let expected = load(path).unwrap().gpus[4].mig.clone().unwrap();
+    assert_eq!((device.mig_mode().unwrap().current, device.mig_device_count().unwrap()), (1, 7));
+    for (place, (expected, used)) in (0..).zip(expected.iter().zip([0, 1024])) {
+        let part = device.mig_device_by_index(place).unwrap();
+        assert_eq!(part.uuid().unwrap(), expected.uuid);
+        assert!(part.mig_is_mig_device_handle().unwrap() && !device.mig_is_mig_device_handle().unwrap());
+        assert_eq!(part.mig_parent_device().unwrap().uuid().unwrap(), device.uuid().unwrap());
+        assert_eq!(part.attributes().unwrap().gpu_instance_slice_count, expected.profile.slices);
+        let memory = part.memory_info().unwrap();
+        assert_eq!((memory.total, memory.used), (expected.profile.memory_gib << 30, used << 20));
+        assert!(matches!(part.temperature(TemperatureSensor::Gpu), Err(NvmlError::InvalidArg)));
+        assert_eq!(
+            nvml.device_by_uuid(expected.uuid.as_str()).unwrap().name().unwrap(),
+            part.name().unwrap()
+        );
+    }
+    assert!(matches!(device.mig_device_by_index(2), Err(NvmlError::NotFound)));
+    change(path, |state| (state.gpus[4].mig, state.gpus[4].processes) = (None, Vec::new()));
+}
+
+fn a_card_that_is_pulled_is_not_counted(nvml: &Nvml, path: &Path) {
+    let device = nvml.device_by_index(5).unwrap();
+    let uuid = nvml.device_by_index(6).unwrap().uuid().unwrap();
+    change(path, |state| state.gpus[5].removed = true);
+    assert!(matches!(device.uuid(), Err(NvmlError::GpuLost)));
+    assert_eq!((nvml.device_count().unwrap(), nvml.device_by_index(5).unwrap().uuid().unwrap()), (7, uuid));
+    change(path, |state| state.gpus[5].removed = false);
+    assert_eq!(nvml.device_count().unwrap(), 8);
+}
+
 fn xids_arrive_while_a_program_waits(nvml: &Nvml, path: &Path) {
-    change(path, |state| state.raise_xid(1, 48));
+    change(path, |state| state.raise_xid(1, None, 48));
     let mut set = nvml.create_event_set().unwrap();
     for index in [1, 2] {
         let device = nvml.device_by_index(index).unwrap();
@@ -147,8 +195,8 @@ fn xids_arrive_while_a_program_waits(nvml: &Nvml, path: &Path) {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(100));
             change(path, |state| {
-                state.raise_xid(7, 62);
-                state.raise_xid(2, 79);
+                state.raise_xid(7, None, 62);
+                state.raise_xid(2, None, 79);
             });
         });
         set.wait(5000).unwrap()

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use principium_api::names::gpu_resource;
 use principium_e2e::World;
 
 /// The image registry and tag of the chart's defaults, under which the local cluster has the images.
@@ -12,9 +13,17 @@ pub fn image(name: &str) -> String {
 
 /// A pod of somebody else that asks for units of one GPU, or for none.
 pub fn third_party(name: &str, gpu: Option<(u32, u32)>) -> String {
-    let limits = gpu
-        .map_or_else(String::new, |(index, units)| format!(r#"{{"principium.ai/gpu-{index}": "{units}"}}"#));
-    let limits = if limits.is_empty() { "{}".to_owned() } else { limits };
+    let resource = gpu.map(|(index, units)| (gpu_resource(index), units));
+    let asked: Vec<(&str, u32)> =
+        resource.iter().map(|(resource, units)| (resource.as_str(), *units)).collect();
+    third_party_asking(name, &asked)
+}
+
+/// A pod of somebody else that asks for these resources.
+pub fn third_party_asking(name: &str, asked: &[(&str, u32)]) -> String {
+    let limits: Vec<String> =
+        asked.iter().map(|(resource, amount)| format!(r#""{resource}": "{amount}""#)).collect();
+    let limits = limits.join(", ");
     format!(
         r#"
 apiVersion: v1
@@ -27,7 +36,7 @@ spec:
       image: {image}
       args: [serve]
       env: [{{name: PRINCIPIUM_ROLE, value: doc-analyzer}}]
-      resources: {{limits: {limits}}}
+      resources: {{limits: {{{limits}}}}}
 "#,
         image = image("principium-embedder")
     )

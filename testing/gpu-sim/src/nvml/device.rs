@@ -1,7 +1,7 @@
 //! NVML calls about one GPU. A lost GPU answers every one of them with `GPU_IS_LOST`, and its neighbors don't notice.
 
 use super::{Code, code, give, give_text, session, sys};
-use crate::state::{Gpu, RecoveryAction};
+use crate::state::{Gpu, RecoveryAction, Sensors};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong};
 
 const MIB: u64 = 1 << 20;
@@ -14,14 +14,35 @@ fn with(handle: sys::nvmlDevice_t, answer: impl FnOnce(&Gpu) -> Result<(), Code>
     code(session::gpu(handle).and_then(|(state, position)| answer(&state.gpus[position])))
 }
 
+/// Hands the GPU behind `handle` to `answer`, or what programs see of a MIG device where it is one's handle.
+fn with_any(handle: sys::nvmlDevice_t, answer: impl FnOnce(&Gpu) -> Result<(), Code>) -> Code {
+    match session::mig(handle) {
+        Ok((state, position, place)) => {
+            let gpu = &state.gpus[position];
+            let devices = gpu.mig.as_deref().unwrap_or_default();
+            code(answer(&gpu.part(&devices[place])))
+        }
+        Err(_) => with(handle, answer),
+    }
+}
+
+/// What a sensor says, if the card has one and it works.
+fn measured<T>(gpu: &Gpu, value: T) -> Result<T, Code> {
+    match gpu.sensors {
+        Sensors::Working => Ok(value),
+        Sensors::Unsupported => Err(sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
+        Sensors::Failing => Err(sys::nvmlReturn_enum_NVML_ERROR_UNKNOWN),
+    }
+}
+
 /// Finds a GPU and gives its handle.
 ///
 /// # Safety
 /// `device` is null, or valid for writing a handle.
 unsafe fn find(device: *mut sys::nvmlDevice_t, is_it: impl Fn(usize, &Gpu) -> bool, none: Code) -> Code {
     code(session::state().and_then(|state| {
-        let position =
-            state.gpus.iter().enumerate().position(|(position, gpu)| is_it(position, gpu)).ok_or(none)?;
+        let is_there = |(position, gpu): (usize, &Gpu)| !gpu.removed && is_it(position, gpu);
+        let position = state.gpus.iter().enumerate().position(is_there).ok_or(none)?;
         let handle = session::handle(position);
         session::gpu(handle)?;
         // SAFETY: by this function's contract.
@@ -42,8 +63,13 @@ unsafe fn text<'a>(text: *const c_char) -> &'a str {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut sys::nvmlDevice_t) -> Code {
     let none = sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT;
+    // The driver counts the cards that are there.
+    let position = session::state().ok().and_then(|state| {
+        let there = state.gpus.iter().enumerate().filter(|(_, gpu)| !gpu.removed);
+        there.map(|(position, _)| position).nth(index as usize)
+    });
     // SAFETY: NVML's contract is a pointer to a handle.
-    unsafe { find(device, |position, _| position == index as usize, none) }
+    unsafe { find(device, |candidate, _| Some(candidate) == position, none) }
 }
 
 #[unsafe(no_mangle)]
@@ -51,6 +77,9 @@ unsafe extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut
     // SAFETY: NVML's contract is a C string and a pointer to a handle.
     unsafe {
         let uuid = text(uuid);
+        if let Some(handle) = super::mig::find(uuid) {
+            return code(give(device, handle));
+        }
         find(device, |_, gpu| gpu.uuid == uuid, sys::nvmlReturn_enum_NVML_ERROR_NOT_FOUND)
     }
 }
@@ -70,27 +99,40 @@ unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetIndex(device: sys::nvmlDevice_t, index: *mut c_uint) -> Code {
-    let position = session::position(device).and_then(|position| c_uint::try_from(position).ok());
-    // SAFETY: NVML's contract is a pointer to an unsigned int.
-    with(device, |_| unsafe { give(index, position.unwrap_or_default()) })
+    code(session::gpu(device).and_then(|(state, position)| {
+        let before = state.gpus[..position].iter().filter(|gpu| !gpu.removed).count();
+        // SAFETY: NVML's contract is a pointer to an unsigned int.
+        unsafe { give(index, c_uint::try_from(before).unwrap_or_default()) }
+    }))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: sys::nvmlDevice_t, minor: *mut c_uint) -> Code {
-    // SAFETY: the caller's contract is the same: the device node's number is the position.
-    unsafe { nvmlDeviceGetIndex(device, minor) }
+    let position = session::position(device).and_then(|position| c_uint::try_from(position).ok());
+    // SAFETY: NVML's contract is a pointer to an unsigned int.
+    with(device, |_| unsafe { give(minor, position.unwrap_or_default()) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
+    device: sys::nvmlDevice_t,
+    major: *mut c_int,
+    minor: *mut c_int,
+) -> Code {
+    // SAFETY: NVML's contract is two pointers to ints.
+    with_any(device, |_| unsafe { give(major, 8).and_then(|()| give(minor, 6)) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetName(device: sys::nvmlDevice_t, name: *mut c_char, length: c_uint) -> Code {
     // SAFETY: NVML's contract is that the buffer holds `length` bytes.
-    with(device, |gpu| unsafe { give_text(name, length, &gpu.product) })
+    with_any(device, |gpu| unsafe { give_text(name, length, &gpu.product) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetUUID(device: sys::nvmlDevice_t, uuid: *mut c_char, length: c_uint) -> Code {
     // SAFETY: NVML's contract is that the buffer holds `length` bytes.
-    with(device, |gpu| unsafe { give_text(uuid, length, &gpu.uuid) })
+    with_any(device, |gpu| unsafe { give_text(uuid, length, &gpu.uuid) })
 }
 
 #[unsafe(no_mangle)]
@@ -128,7 +170,7 @@ unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
     device: sys::nvmlDevice_t,
     memory: *mut sys::nvmlMemory_t,
 ) -> Code {
-    with(device, |gpu| {
+    with_any(device, |gpu| {
         // The first form of the call counts the driver's reserve as used.
         let info = sys::nvmlMemory_t {
             total: gpu.memory_total_mib * MIB,
@@ -145,7 +187,7 @@ unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     device: sys::nvmlDevice_t,
     memory: *mut sys::nvmlMemory_v2_t,
 ) -> Code {
-    with(device, |gpu| {
+    with_any(device, |gpu| {
         if memory.is_null() {
             return Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
         }
@@ -174,7 +216,7 @@ unsafe extern "C" fn nvmlDeviceGetTemperature(
             return Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
         }
         // SAFETY: NVML's contract is a pointer to an unsigned int.
-        unsafe { give(temperature, gpu.temperature) }
+        unsafe { give(temperature, measured(gpu, gpu.temperature)?) }
     })
 }
 
@@ -184,11 +226,12 @@ unsafe extern "C" fn nvmlDeviceGetTemperatureV(
     temperature: *mut sys::nvmlTemperature_t,
 ) -> Code {
     with(device, |gpu| {
+        let value = c_int::try_from(measured(gpu, gpu.temperature)?).unwrap_or(c_int::MAX);
         if temperature.is_null() {
             return Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
         }
         // SAFETY: not null, so by NVML's contract a pointer to such a structure.
-        unsafe { (*temperature).temperature = c_int::try_from(gpu.temperature).unwrap_or(c_int::MAX) };
+        unsafe { (*temperature).temperature = value };
         Ok(())
     })
 }
@@ -217,7 +260,7 @@ unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: sys::nvmlDevice_t, milliwatts: *mut c_uint) -> Code {
     // SAFETY: NVML's contract is a pointer to an unsigned int.
-    with(device, |gpu| unsafe { give(milliwatts, gpu.power.saturating_mul(1000)) })
+    with(device, |gpu| unsafe { give(milliwatts, measured(gpu, gpu.power.saturating_mul(1000))?) })
 }
 
 #[unsafe(no_mangle)]
@@ -252,7 +295,7 @@ unsafe extern "C" fn nvmlDeviceGetFanSpeed_v2(
 ) -> Code {
     with(device, |gpu| match (fan, gpu.fan) {
         // SAFETY: NVML's contract is a pointer to an unsigned int.
-        (0, Some(speed)) => unsafe { give(percent, speed) },
+        (0, Some(speed)) => unsafe { give(percent, measured(gpu, speed)?) },
         (_, Some(_)) => Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT),
         (_, None) => Err(sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED),
     })
@@ -271,6 +314,7 @@ unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
 ) -> Code {
     with(device, |gpu| {
         let used = c_uint::try_from(gpu.used_mib() * 100 / gpu.memory_total_mib.max(1)).unwrap_or(100);
+        measured(gpu, ())?;
         // SAFETY: NVML's contract is a pointer to such a structure.
         unsafe {
             give(
@@ -287,7 +331,7 @@ unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut sys::nvmlProcessInfo_t,
 ) -> Code {
-    with(device, |gpu| {
+    with_any(device, |gpu| {
         if count.is_null() {
             return Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
         }
@@ -303,8 +347,8 @@ unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
             let info = sys::nvmlProcessInfo_t {
                 pid: process.pid,
                 usedGpuMemory: process.memory_mib.saturating_mul(MIB),
-                gpuInstanceId: c_uint::MAX,
-                computeInstanceId: c_uint::MAX,
+                gpuInstanceId: process.gpu_instance.unwrap_or(c_uint::MAX),
+                computeInstanceId: process.gpu_instance.map_or(c_uint::MAX, |_| 0),
             };
             // SAFETY: `infos` holds `room` elements and `position` is below it.
             unsafe { give(infos.add(position), info)? };
@@ -395,15 +439,6 @@ unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
         // SAFETY: NVML's contract is a pointer to an unsigned long long.
         unsafe { give(count, value) }
     })
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn nvmlDeviceGetMigMode(
-    device: sys::nvmlDevice_t,
-    _current: *mut c_uint,
-    _pending: *mut c_uint,
-) -> Code {
-    with(device, |_| Err(sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED))
 }
 
 #[unsafe(no_mangle)]

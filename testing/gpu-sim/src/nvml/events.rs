@@ -88,8 +88,8 @@ unsafe extern "C" fn nvmlEventSetWait_v2(
                     device: session::handle(event.gpu as usize),
                     eventType: XID,
                     eventData: event.xid,
-                    gpuInstanceId: c_uint::MAX,
-                    computeInstanceId: c_uint::MAX,
+                    gpuInstanceId: event.gpu_instance.unwrap_or(c_uint::MAX),
+                    computeInstanceId: event.gpu_instance.map_or(c_uint::MAX, |_| 0),
                 };
                 // SAFETY: NVML's contract is a pointer to such a structure.
                 return code(unsafe { give(data, data_now) });

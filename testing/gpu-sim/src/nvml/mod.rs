@@ -11,6 +11,7 @@
 
 mod device;
 mod events;
+mod mig;
 mod session;
 mod system;
 

@@ -8,6 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+/// Bits of a handle that tell the GPU.
+const MIG_SHIFT: u32 = 16;
+
 /// One per process, as with the real library.
 static SESSION: Mutex<Session> = Mutex::new(Session { users: 0, file: None });
 
@@ -66,15 +69,26 @@ pub(super) fn state() -> Result<Arc<State>, Code> {
     Ok(state)
 }
 
-/// The GPU behind a handle, if it answers.
+/// The GPU behind a handle, if it answers. A MIG device's handle is none of a GPU.
 pub(super) fn gpu(handle: sys::nvmlDevice_t) -> Result<(Arc<State>, usize), Code> {
     let state = state()?;
     let position = position(handle).ok_or(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
     let gpu: &Gpu = state.gpus.get(position).ok_or(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
-    if gpu.lost {
+    if gpu.lost || gpu.removed {
         return Err(sys::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
     }
     Ok((state, position))
+}
+
+/// The MIG device behind a handle, with its place on its GPU.
+pub(super) fn mig(handle: sys::nvmlDevice_t) -> Result<(Arc<State>, usize, usize), Code> {
+    let place = (handle.addr() >> MIG_SHIFT).checked_sub(1);
+    let place = place.ok_or(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
+    let (state, position) = gpu(parent(handle))?;
+    match &state.gpus[position].mig {
+        Some(devices) if place < devices.len() => Ok((state, position, place)),
+        _ => Err(sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT),
+    }
 }
 
 /// The handle of the GPU at `position`. It is opaque to callers and never read as a pointer.
@@ -82,9 +96,19 @@ pub(super) fn handle(position: usize) -> sys::nvmlDevice_t {
     std::ptr::without_provenance_mut(position + 1)
 }
 
-/// The position behind a handle.
+/// The handle of a MIG device: its place is above the number of its GPU.
+pub(super) fn mig_handle(position: usize, place: usize) -> sys::nvmlDevice_t {
+    std::ptr::without_provenance_mut(((place + 1) << MIG_SHIFT) | (position + 1))
+}
+
+/// The handle of the GPU that a MIG device is a part of.
+pub(super) fn parent(handle: sys::nvmlDevice_t) -> sys::nvmlDevice_t {
+    std::ptr::without_provenance_mut(handle.addr() & ((1 << MIG_SHIFT) - 1))
+}
+
+/// The position behind a GPU's handle.
 pub(super) fn position(handle: sys::nvmlDevice_t) -> Option<usize> {
-    handle.addr().checked_sub(1)
+    handle.addr().checked_sub(1).filter(|position| *position < 1 << MIG_SHIFT)
 }
 
 fn session() -> MutexGuard<'static, Session> {

@@ -77,7 +77,8 @@ unsafe extern "C" fn nvmlSystemGetProcessName(pid: c_uint, name: *mut c_char, le
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> Code {
     code(session::state().and_then(|state| {
-        let gpus = c_uint::try_from(state.gpus.len()).unwrap_or(c_uint::MAX);
+        let gpus =
+            c_uint::try_from(state.gpus.iter().filter(|gpu| !gpu.removed).count()).unwrap_or(c_uint::MAX);
         // SAFETY: NVML's contract is a pointer to an unsigned int.
         unsafe { give(count, gpus) }
     }))

@@ -1,0 +1,134 @@
+//! The plugin against the real kubelet: killed at any moment, contradicted, with nothing to offer, and what it may do.
+
+use crate::pods::{admitted, identity, phase, running, third_party};
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use principium_api::gpu_node::DisagreementKind;
+use principium_api::names::gpu_resource;
+use principium_e2e::container::Container;
+use principium_e2e::plugin::{KUBELET, process};
+use principium_e2e::{World, run};
+use principium_gpu_sim::{state_path, update};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Kills the plugin, and not its pod.
+fn kill() -> Result<()> {
+    let folder = process("principium-device-plugin")?;
+    let pid = folder.file_name().context("no id")?.to_owned();
+    anyhow::ensure!(Command::new("kill").arg("-9").arg(pid).status()?.success(), "kill -9");
+    Ok(())
+}
+
+#[test]
+fn a_plugin_that_is_killed_while_pods_come_gives_nothing_twice_and_takes_nothing_away() -> Result<()> {
+    run("killed", |world| async move {
+        world.apply::<Pod>(&third_party("runs", Some((2, 3)))).await?;
+        let before = identity(&running(&world, "runs").await?);
+        for (round, delay) in [0, 150].into_iter().enumerate() {
+            // Five units are free: one of the two gets them.
+            for name in ["first", "second"] {
+                world.apply::<Pod>(&third_party(&format!("{name}-{round}"), Some((2, 5)))).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            kill()?;
+            world.wait_for_devices(&gpu_resource(2), 8).await?;
+            let gpu = world.gpu(2).await?;
+            let held: u32 = gpu.allocations.iter().map(|allocation| allocation.units).sum();
+            assert!(held <= 8, "{:?}", gpu.allocations);
+            assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before, "round {round}");
+            let mut ran = 0;
+            for name in ["first", "second"] {
+                let name = format!("{name}-{round}");
+                ran += u32::from(phase(&world.api::<Pod>().get(&name).await?) == "Running");
+                world.delete::<Pod>(&name).await?;
+            }
+            assert!(ran <= 1, "both run on five units");
+            admitted(&world, &format!("after-{round}"), (2, 5)).await?;
+            world.delete::<Pod>(&format!("after-{round}")).await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_kubelet_that_forgot_who_holds_what_is_an_alarm() -> Result<()> {
+    run("alarm", |world| async move {
+        world.apply::<Pod>(&third_party("forgotten", Some((2, 3)))).await?;
+        let before = identity(&running(&world, "forgotten").await?);
+        world
+            .eventually("the kubelet lists the pod", || async {
+                Ok((!world.gpu(2).await?.allocations.is_empty()).then_some(()))
+            })
+            .await?;
+        // A kubelet that starts without its checkpoint believes that all units are free, while the container runs.
+        std::fs::remove_file(Path::new(KUBELET).join("device-plugins/kubelet_internal_checkpoint"))?;
+        tokio::task::spawn_blocking(|| principium_local_cluster::restart_component("kubelet")).await??;
+        let disagreement = world
+            .eventually("the GPUNode says so", || async {
+                Ok(world.gpu_node().await?.status.and_then(|mut status| status.disagreements.pop()))
+            })
+            .await?;
+        assert_eq!(
+            (disagreement.kind, disagreement.pod.as_str()),
+            (DisagreementKind::RequestDiffers, "forgotten")
+        );
+        let message = "asks for 3 principium.ai/gpu-2, and the kubelet lists 0";
+        assert_eq!(disagreement.message, message);
+        world.wait_for_event("GPUAllocationDisagreement", &["e2e-alarm/forgotten", message]).await?;
+        let alarm = "principium_allocation_disagreements{kind=\"RequestDiffers\"} 1";
+        assert!(world.plugin_metrics().await?.contains(alarm));
+        assert_eq!(identity(&world.api::<Pod>().get("forgotten").await?), before, "told, and nothing done");
+        world.delete::<Pod>("forgotten").await?;
+        world.wait_until_calm().await
+    })
+}
+
+#[test]
+fn a_node_without_gpus_is_shown_as_one() -> Result<()> {
+    run("no-gpus", |world| async move {
+        let cards = std::fs::read(state_path())?;
+        let outcome = without_gpus(&world).await;
+        std::fs::write(state_path(), cards)?;
+        world.configure_plugin(&[], true).await?;
+        outcome?;
+        world.wait_for_devices(&gpu_resource(0), 8).await
+    })
+}
+
+async fn without_gpus(world: &World) -> Result<()> {
+    update(&state_path(), |state| {
+        state.gpus.clear();
+        Ok(())
+    })?;
+    // A memory of its own: otherwise these eight are known, and lost.
+    let memory = format!("--state-dir={KUBELET}/device-plugins/principium/e2e-no-gpus");
+    world.configure_plugin(&[&memory], true).await?;
+    let status = world
+        .eventually("the GPUNode has no GPU", || async {
+            Ok(world.gpu_node().await?.status.filter(|status| status.gpus.is_empty()))
+        })
+        .await?;
+    assert_eq!((status.message, status.summary.gpus, status.summary.free.as_str()), (None, 0, "0/0"));
+    world.wait_for_devices(&gpu_resource(0), 0).await?;
+    assert_eq!(identity(&world.plugin_ready(None).await?).2, 0, "it was not restarted");
+    Ok(())
+}
+
+#[test]
+fn the_plugin_runs_with_no_right_that_it_does_not_need() -> Result<()> {
+    run("rights", |world| async move {
+        let container = Container::of(&world.plugin_ready(None).await?, "device-plugin")?;
+        for set in ["CapEff", "CapPrm", "CapBnd", "CapInh"] {
+            assert_eq!(container.status(set)?, "0000000000000000", "{set}");
+        }
+        assert_eq!(
+            (container.status("NoNewPrivs")?.as_str(), container.status("Seccomp")?.as_str()),
+            ("1", "2")
+        );
+        assert!(container.root_options()?.contains("ro"), "the root file system can be written");
+        assert!(container.nvidia_nodes()?.is_empty(), "a simulated driver needs no device node");
+        Ok(())
+    })
+}
