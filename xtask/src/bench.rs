@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use clap::Subcommand;
+use principium_local_cluster::Cache;
+use principium_local_cluster::tools::ensure_extra;
 
 /// What is measured.
 #[derive(Subcommand)]
 pub enum Bench {
-    /// The device plugin on the local cluster: memory, CPU time, Allocate, reaction to heat, and registration.
+    /// The device plugin on the local cluster, beside NVIDIA's: memory, CPU time, Allocate, reactions, registration,
+    /// writes.
     DevicePlugin,
 }
 
@@ -15,6 +18,7 @@ impl Bench {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::DevicePlugin => {
+                let peer = ensure_extra(&Cache::from_environment()?, "nvidia-device-plugin")?;
                 let access = crate::cluster::install("release")?;
                 crate::test::clear(&access)?;
                 let mut cargo = crate::cargo();
@@ -27,6 +31,7 @@ impl Bench {
                     "principium-e2e/cluster",
                 ]);
                 cargo.args(["--bench", "device_plugin"]).env("KUBECONFIG", &access.kubeconfig);
+                cargo.env("PRINCIPIUM_BENCH_PEER", peer.join("nvidia-device-plugin"));
                 crate::run(&mut cargo)
             }
         }

@@ -182,16 +182,25 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
     Ok(Image { name: name.to_owned(), digest, tarball })
 }
 
-/// Builds all programs in one go with a cargo profile; returns what cargo made.
+/// Builds all programs with a cargo profile; returns what cargo made. The published device plugin has a profile of its own.
 ///
 /// # Errors
 /// When they don't compile; the error ends with the compiler's words.
 pub fn programs(repository: &Path, profile: &str) -> Result<Programs> {
-    let mut command = cargo(repository);
     // The whole workspace, as the tests take it: with fewer packages cargo would give some dependencies fewer features, and
     // compile them, and all that needs them, once more.
-    command.args(["build", "--workspace", "--quiet", "--message-format=json-render-diagnostics"]);
-    command.args(["--profile", profile]);
+    let mut built = build(repository, &["--workspace", "--profile", profile])?;
+    if profile == "release" {
+        // Alone on purpose: without the features that other programs need, it is smaller.
+        let alone = ["--package", "principium-device-plugin", "--bins", "--profile", "node"];
+        built.extend(build(repository, &alone)?);
+    }
+    Ok(built)
+}
+
+fn build(repository: &Path, what: &[&str]) -> Result<Programs> {
+    let mut command = cargo(repository);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(what);
     let mut built = BTreeMap::new();
     for line in run(&mut command)?.lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
