@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: measurements that are no tests, with optimized programs.
 
+mod embedder;
+mod plot;
+
 use anyhow::Result;
 use clap::Subcommand;
 use principium_local_cluster::Cache;
@@ -11,6 +14,9 @@ pub enum Bench {
     /// The device plugin on the local cluster, beside NVIDIA's: memory, CPU time, Allocate, reactions, registration,
     /// writes.
     DevicePlugin,
+    /// The embedder against ONNX Runtime, candle's own BERT and sentence-transformers, on the same texts in one run; writes
+    /// docs/benchmarks.md and its plot.
+    Embedder(embedder::Embedder),
 }
 
 impl Bench {
@@ -34,6 +40,7 @@ impl Bench {
                 cargo.env("PRINCIPIUM_BENCH_PEER", peer.join("nvidia-device-plugin"));
                 crate::run(&mut cargo)
             }
+            Self::Embedder(embedder) => embedder.run(),
         }
     }
 }
