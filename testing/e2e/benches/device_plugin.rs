@@ -31,6 +31,8 @@ const LOSSES: usize = 3;
 const RESTARTS: usize = 5;
 /// For how long a sensor is noisy.
 const NOISE: Duration = Duration::from_secs(120);
+/// For how long it was before that is counted: the step from idle to noise must not count.
+const SETTLING: Duration = Duration::from_secs(60);
 /// For how long a GPU must be cool until it is offered again: the chart's default.
 const DWELL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -249,12 +251,19 @@ impl Node {
 
 /// How often the GPUNode is written in an hour while every sensor of eight GPUs is noisy.
 async fn writes_an_hour(world: &World) -> Result<f64> {
-    // The reaction to what was before must not count.
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    make_noise(SETTLING).await?;
     let before = writes(world).await?;
     let started = Instant::now();
+    make_noise(NOISE).await?;
+    let written = writes(world).await? - before;
+    Ok(written * 3600.0 / started.elapsed().as_secs_f64())
+}
+
+/// Lets every sensor flicker for this long.
+async fn make_noise(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
     let mut noise: u32 = 1;
-    while started.elapsed() < NOISE {
+    while Instant::now() < end {
         update(&state_path(), |state| {
             for gpu in &mut state.gpus {
                 let mut next = |span: u32| {
@@ -268,8 +277,7 @@ async fn writes_an_hour(world: &World) -> Result<f64> {
         })?;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let written = writes(world).await? - before;
-    Ok(written * 3600.0 / started.elapsed().as_secs_f64())
+    Ok(())
 }
 
 async fn writes(world: &World) -> Result<f64> {
