@@ -2,6 +2,7 @@
 
 mod embedder;
 mod plot;
+mod scale;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -17,6 +18,9 @@ pub enum Bench {
     /// The embedder against ONNX Runtime, candle's own BERT and sentence-transformers, on the same texts in one run; writes
     /// docs/benchmarks.md and its plot.
     Embedder(embedder::Embedder),
+    /// The operator with thousands of nodes: a real API server and scheduler, and kwok in place of the kubelets. Needs no
+    /// cluster, and takes a quarter of an hour in full size.
+    Scale(scale::Scale),
 }
 
 impl Bench {
@@ -41,6 +45,7 @@ impl Bench {
                 crate::run(&mut cargo)
             }
             Self::Embedder(embedder) => embedder.run(),
+            Self::Scale(scale) => scale.run(),
         }
     }
 }

@@ -1,0 +1,42 @@
+//! `cargo xtask bench scale`: compiles the operator and the benchmark, which starts everything else itself.
+
+use anyhow::Result;
+
+/// Sizes of the benchmark of scale.
+#[derive(clap::Args)]
+pub struct Scale {
+    /// Nodes of 8 GPUs.
+    #[arg(long, default_value_t = 5000)]
+    nodes: u32,
+    /// DataFactories, Rerankers and OllamaPools.
+    #[arg(long, default_value_t = 1000)]
+    resources: u32,
+    /// Pods of all of them.
+    #[arg(long, default_value_t = 10_000)]
+    pods: u32,
+    /// GPUs that turn hot, one after the other.
+    #[arg(long, default_value_t = 100)]
+    heats: u32,
+    /// The profile that the operator is compiled with.
+    #[arg(long, default_value = "release")]
+    profile: String,
+}
+
+impl Scale {
+    /// Measures, and prints a table.
+    pub fn run(&self) -> Result<()> {
+        let Self { nodes, resources, pods, heats, profile } = self;
+        let mut build = crate::cargo();
+        build.args(["build", "--workspace", "--features", "principium-e2e/cluster", "--profile", profile]);
+        crate::run(build.args(["--bin", "principium-operator"]))?;
+        let folder = if profile == "dev" { "debug" } else { profile };
+        let operator = crate::target().join(folder).join("principium-operator");
+        let mut bench = crate::cargo();
+        bench.args(["bench", "--workspace", "--features", "principium-e2e/cluster", "--profile", profile]);
+        bench.args(["--bench", "scale", "--", "--operator"]).arg(operator);
+        for (name, value) in [("nodes", nodes), ("resources", resources), ("pods", pods), ("heats", heats)] {
+            bench.arg(format!("--{name}={value}"));
+        }
+        crate::run(&mut bench)
+    }
+}
