@@ -1,6 +1,7 @@
 //! Puts a process together: model, workers, routes of the role, and the way from SIGTERM to the end.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use anyhow::Context as _;
 use axum::Router;
 use serde_json::json;
 
-use crate::args::{Role, ServeArgs};
-use crate::batch::Budget;
+use crate::args::{Gpu, Role, ServeArgs};
+use crate::batch::{self, Budget, Footprint};
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
 use crate::metrics::Metrics;
@@ -28,6 +29,9 @@ const BATCH_INPUTS: usize = 1024;
 pub const GPU_BATCH_TOKENS: usize = 16_384;
 /// Tokens of a batch on the CPU, where larger ones are no faster and make others wait.
 pub const CPU_BATCH_TOKENS: usize = 1024;
+
+/// Cores that compute a batch together: more of them would mostly wait for one another.
+const CORES: usize = 4;
 
 /// What one process serves.
 pub struct Service {
@@ -224,8 +228,7 @@ fn load(
     check_role(args.role, &files)?;
     let tokenizer = model::load_tokenizer(&files)?;
     let workers = replicas(&files, devices, args.gpus.0.len(), args.dtype)?;
-    let on_gpu = !devices.accelerators.is_empty();
-    let tokens = args.max_batch_tokens.unwrap_or(if on_gpu { GPU_BATCH_TOKENS } else { CPU_BATCH_TOKENS });
+    let tokens = batch_tokens(args, &files, devices)?;
     let name = given(args.model_name.as_ref()).unwrap_or(model);
     let info = ModelInfo {
         model_id: name.clone(),
@@ -238,7 +241,7 @@ fn load(
         outputs: files.heads.outputs(),
         prompts: files.prompts.by_name.keys().cloned().collect(),
         max_input_length: files.max_input_length,
-        max_batch_tokens: tokens,
+        max_batch_tokens: tokens.iter().copied().min().unwrap_or_default(),
         max_batch_requests: BATCH_INPUTS,
         max_concurrent_requests: args.max_queue,
         max_client_batch_size: args.max_queue,
@@ -254,12 +257,24 @@ fn load(
         kernel = info.kernel,
         "loaded the model"
     );
-    let workers =
-        workers.into_iter().map(|worker| (worker, Budget { tokens, inputs: BATCH_INPUTS })).collect();
+    // On the CPU all workers have the one budget.
+    let budgets = tokens.iter().copied().cycle().map(|tokens| Budget { tokens, inputs: BATCH_INPUTS });
+    let workers = workers.into_iter().zip(budgets).collect();
     let limits = EngineLimits { queue_inputs: args.max_queue };
     let engine =
         Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
     Ok((Arc::new(Served { engine, tokenizer, files, name }), info))
+}
+
+/// Tokens of a batch for each accelerator in use, as far as this pod's share of its memory allows; one number for the CPU.
+fn batch_tokens(args: &ServeArgs, files: &ModelFiles, devices: &Devices) -> anyhow::Result<Vec<usize>> {
+    if devices.accelerators.is_empty() {
+        return Ok(vec![args.max_batch_tokens.unwrap_or(CPU_BATCH_TOKENS)]);
+    }
+    let most = args.max_batch_tokens.unwrap_or(GPU_BATCH_TOKENS);
+    let (weights, token) = files.footprint().context("reading the size of the weights")?;
+    let within = |gpu: &Gpu| batch::tokens_within(gpu.memory_mib << 20, Footprint { weights, token }, most);
+    Ok(args.gpus.0.iter().take(devices.accelerators.len()).map(within).collect())
 }
 
 /// The kind of model as text-embeddings-inference tells it.
@@ -294,18 +309,22 @@ fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
     }
 }
 
-/// One replica a GPU; on the CPU as many as GPUs were given, which share the weights and the cores.
+/// One replica a GPU. On the CPU as many as GPUs were given, or one for every [`CORES`]: they share the weights, and each has
+/// its part of the cores.
 fn replicas(
     files: &ModelFiles,
     devices: &Devices,
     given: usize,
     precision: Precision,
 ) -> anyhow::Result<Vec<Model>> {
-    if devices.accelerators.is_empty() {
-        let model = Model::load(files, None, precision)?;
-        return Ok(vec![model; given.max(1)]);
+    if !devices.accelerators.is_empty() {
+        let load = |it| Ok(Model::load(files, Some(it), precision)?);
+        return devices.accelerators.iter().map(load).collect();
     }
-    devices.accelerators.iter().map(|it| Ok(Model::load(files, Some(it), precision)?)).collect()
+    let model = Model::load(files, None, precision)?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = given.max(cores.div_ceil(CORES));
+    (0..workers).map(|_| Ok(model.on_cores(cores.div_ceil(workers))?)).collect()
 }
 
 fn model_routes(

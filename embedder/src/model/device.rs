@@ -42,6 +42,12 @@ pub(super) fn open(accelerator: Option<&Accelerator>) -> Result<Device, ModelErr
     })
 }
 
+/// Threads for the kernels, as many as there are cores where no number is given.
+pub(super) fn cores(count: Option<usize>) -> Result<rayon::ThreadPool, ModelError> {
+    let builder = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("core-{index}"));
+    builder.num_threads(count.unwrap_or(0)).build().map_err(ModelError::Threads)
+}
+
 /// `cpu` or `cuda:<ordinal>`.
 pub(super) fn name(accelerator: Option<&Accelerator>) -> String {
     accelerator.map_or_else(|| "cpu".to_owned(), |it| format!("cuda:{}", it.ordinal))

@@ -103,6 +103,23 @@ struct Classes {
 }
 
 impl ModelFiles {
+    /// Bytes of the weights as they are stored, and bytes that one token takes on a GPU at the worst: in texts of the full
+    /// length, whose scores, weights and mask are f32.
+    pub fn footprint(&self) -> std::io::Result<(u64, u64)> {
+        let weights = self
+            .weights
+            .iter()
+            .map(|path| Ok(std::fs::metadata(path)?.len()))
+            .sum::<std::io::Result<u64>>()?;
+        let (heads, width) = match &self.backbone {
+            Backbone::Bert(config) => (config.num_attention_heads, config.hidden_size),
+            Backbone::Transformer(plan) => (plan.heads, plan.width),
+        };
+        // Three times the scores and once the mask; about forty numbers of 16 bits for each one of the width.
+        let token = 4 * 4 * heads * self.max_input_length + 2 * 40 * width;
+        Ok((weights, token as u64))
+    }
+
     /// Reads the files of `folder` and refuses what could only be computed wrongly.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let config: Value = required(folder, "config.json")?;

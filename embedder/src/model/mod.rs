@@ -100,6 +100,9 @@ pub enum ModelError {
         /// What is computed there.
         instead: &'static str,
     },
+    /// The system gives no threads.
+    #[error("starting the threads that compute: {0}")]
+    Threads(rayon::ThreadPoolBuildError),
     /// Weights or devices failed.
     #[error("{doing}: {source}")]
     Tensor {
@@ -135,6 +138,8 @@ impl ModelError {
 pub struct Model {
     loaded: Arc<Loaded>,
     place: Place,
+    /// The threads that compute on the CPU: no others, so that tokenizing large requests does not come between.
+    cores: Option<Arc<rayon::ThreadPool>>,
 }
 
 struct Loaded {
@@ -159,7 +164,17 @@ impl Model {
             doing: format!("loading {} onto {}", files.folder.display(), device::name(accelerator)),
             source,
         })?;
-        Ok(Self { loaded: Arc::new(loaded), place })
+        let cores = if place.device.is_cpu() { Some(Arc::new(device::cores(None)?)) } else { None };
+        Ok(Self { loaded: Arc::new(loaded), place, cores })
+    }
+
+    /// The same model on so many threads of its own; only on the CPU does this make a difference.
+    pub fn on_cores(&self, count: usize) -> Result<Self, ModelError> {
+        let cores = match &self.cores {
+            Some(_) => Some(Arc::new(device::cores(Some(count))?)),
+            None => None,
+        };
+        Ok(Self { cores, ..self.clone() })
     }
 
     /// The number format that is computed in.
@@ -179,7 +194,11 @@ impl Model {
 
     /// What each input wants.
     pub fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
-        self.loaded.run(inputs).map_err(|source| ModelError::Tensor {
+        let results = match &self.cores {
+            Some(cores) => cores.install(|| self.loaded.run(inputs)),
+            None => self.loaded.run(inputs),
+        };
+        results.map_err(|source| ModelError::Tensor {
             doing: format!(
                 "computing {} inputs of {} tokens",
                 inputs.len(),

@@ -21,6 +21,8 @@ mod enrichment;
 #[cfg(test)]
 mod hub;
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod ollama;

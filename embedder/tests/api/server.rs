@@ -100,6 +100,13 @@ pub fn start(flags: &[&str]) -> Server {
 }
 
 impl Server {
+    /// A metric without labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics").await.text;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(reqwest::Client::new().get(format!("{}{path}", self.url))).await
     }
