@@ -12,8 +12,8 @@ use std::str::FromStr;
 #[x_kube(
     validation = Rule::new("!has(self.devices) || !has(self.count)")
         .message("gpu.devices and gpu.count exclude each other: name the exact devices, or let the operator choose a count"),
-    validation = Rule::new("!has(self.devices) || !(has(self.memory) || has(self.prefer) || has(self.product) || has(self.maxTemperature))")
-        .message("gpu.memory, gpu.prefer, gpu.product and gpu.maxTemperature belong to gpu.count; with exact devices set devices[].memory instead")
+    validation = Rule::new("!has(self.devices) || !(has(self.memory) || has(self.prefer) || has(self.product) || has(self.maxTemperature) || has(self.strategy))")
+        .message("gpu.memory, gpu.prefer, gpu.product, gpu.maxTemperature and gpu.strategy belong to gpu.count; with exact devices set devices[].memory instead")
 )]
 pub struct GpuRequest {
     /// Exactly these GPUs. They never move.
@@ -43,6 +43,10 @@ pub struct GpuRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 20, max = 120))]
     pub max_temperature: Option<u32>,
+
+    /// Where a pod goes among GPUs that are equally wanted and equally cool. Default `Pack`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
 
     /// What the operator does about a running pod when its GPU is withheld for heat. Default `Keep`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,6 +93,16 @@ pub struct GpuPreference {
     /// Indices, most wanted first.
     #[schemars(length(min = 1, max = 64))]
     pub indices: Vec<u32>,
+}
+
+/// Where a pod goes among GPUs that are equally wanted and equally cool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+pub enum Strategy {
+    /// To the GPU with the least memory to spare, so that whole GPUs stay whole.
+    #[default]
+    Pack,
+    /// To the node, and then the GPU, that has the fewest pods of this resource, and then to the emptiest GPU.
+    Spread,
 }
 
 /// What to do about a running pod on a GPU that is withheld for heat.

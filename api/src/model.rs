@@ -1,5 +1,6 @@
 //! Where a resource's model comes from.
 
+use crate::ollama_pool::{ClaimStore, HostPathStore};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,24 @@ pub struct HubModel {
     /// Branch, tag or commit. Default `main`; a commit makes the deployment reproducible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Where the download is kept and shared with other pods. Default: in a volume of the pod, and every new pod downloads
+    /// anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ModelCache>,
+}
+
+/// Where downloads of models are kept: exactly one of the fields. The pods write there.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.persistentVolumeClaim) != has(self.hostPath)")
+    .message("a model cache is exactly one of persistentVolumeClaim or hostPath"))]
+pub struct ModelCache {
+    /// A PersistentVolumeClaim of the namespace. Its user 65532 must be able to write there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimStore>,
+    /// A folder of each node. Needs a namespace that allows host paths; the pods run as root without capabilities then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<HostPathStore>,
 }
 
 /// A model in an OCI image.

@@ -169,27 +169,45 @@ pub struct HostPathStore {
     pub path: String,
 }
 
-/// Typed settings of Ollama; each is the `OLLAMA_*` variable of the same name.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+/// Typed settings of Ollama; each is the `OLLAMA_*` variable of the same name. The defaults are for GPUs that are shared:
+/// memory that can be foretold before throughput that can't.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.kvCacheType) || self.kvCacheType == 'f16' || !has(self.flashAttention) || self.flashAttention")
+    .message("settings.kvCacheType q8_0 and q4_0 need flash attention: leave settings.flashAttention out, or set it to true"))]
 pub struct OllamaSettings {
-    /// `OLLAMA_CONTEXT_LENGTH`, in tokens. Default 4096.
+    /// `OLLAMA_CONTEXT_LENGTH`, in tokens. Default 4096, whatever the card has: Ollama's own default grows with the memory
+    /// that it finds, and a neighbor's share would count as free.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 1_048_576))]
     pub context_length: Option<u32>,
-    /// `OLLAMA_NUM_PARALLEL`: requests that one model answers at once. Default 1: each costs its own context memory.
+    /// `OLLAMA_NUM_PARALLEL`: requests that one model answers at once. Default 1: each costs a context of its own in GPU
+    /// memory, and a document's chunks go one after another to use the prompt cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub num_parallel: Option<u32>,
-    /// `OLLAMA_KEEP_ALIVE`: how long an idle model stays in GPU memory, for example `30m`. Default `-1`: always.
+    /// `OLLAMA_KEEP_ALIVE`: how long an idle model stays in GPU memory, for example `30m`. Default `-1`: always, because the
+    /// GPU is held anyway and loading takes seconds to minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(-?[0-9]+|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$"), length(max = 32))]
     pub keep_alive: Option<String>,
-    /// `OLLAMA_FLASH_ATTENTION`. Default: Ollama's own.
+    /// `OLLAMA_FLASH_ATTENTION`. Default: Ollama's own, which is on where card and model allow it; `true` where
+    /// `kvCacheType` needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flash_attention: Option<bool>,
-    /// `OLLAMA_KV_CACHE_TYPE`. Default: Ollama's own (`f16`).
+    /// `OLLAMA_KV_CACHE_TYPE`: `q8_0` halves the memory of the context, `q4_0` quarters it and may cost quality. Default:
+    /// Ollama's own (`f16`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_cache_type: Option<KvCacheType>,
+    /// `OLLAMA_MAX_QUEUE`: requests that wait before others are answered 503. Default: Ollama's own (512).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_queue: Option<u32>,
+    /// `OLLAMA_LOAD_TIMEOUT`: how long loading a model may stand still, for example `10m` for a slow disk. Default: Ollama's
+    /// own (`5m`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"), length(max = 32))]
+    pub load_timeout: Option<String>,
 }
 
 /// Number format of the attention cache.
@@ -261,6 +279,12 @@ pub struct OllamaModelStatus {
     /// Size in bytes, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Bytes that are there so far, while it is pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled: Option<u64>,
+    /// The same in percent of `size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u32>,
     /// Bytes in GPU memory, once loaded; 0 when it runs on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_vram: Option<u64>,

@@ -40,6 +40,26 @@ pub struct PodSettings {
     /// Environment variables added to the container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Vec<EnvVar>>,
+
+    /// How many of the pods may be away at once, because the operator replaces or moves them, or because a node is drained:
+    /// a PodDisruptionBudget says so where there is more than one pod. Default 1. 0: drains are refused, also of a single
+    /// pod; changes of the spec still go one pod at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 512))]
+    pub max_unavailable: Option<u32>,
+}
+
+/// One key of a Secret in the resource's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it. Default `api-key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: Option<String>,
 }
 
 /// When an image is pulled.

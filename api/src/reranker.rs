@@ -2,7 +2,7 @@
 
 use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
 use crate::model::{ModelSource, RunningModel};
-use crate::pod::PodSettings;
+use crate::pod::{PodSettings, SecretKeyRef};
 use crate::status::{Assignment, Condition, Endpoint};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -75,6 +75,11 @@ pub struct RerankerSpec {
     /// with simulated hardware).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_acceleration: Option<bool>,
+
+    /// Clients must show the key in this Secret as `Authorization: Bearer …`. Absent: whoever reaches the Service may use
+    /// it. A key that changes counts from the next start of a pod on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_secret_ref: Option<SecretKeyRef>,
 
     /// Settings of the pods.
     #[serde(flatten)]

@@ -5,6 +5,7 @@ use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use principium_api::{DataFactoryStatus, OllamaPoolStatus, RerankerStatus};
 
 /// The result of a pass.
@@ -57,6 +58,15 @@ pub enum Write {
         name: String,
         uid: String,
     },
+    /// As for Services.
+    ApplyBudget {
+        budget: Box<PodDisruptionBudget>,
+        ours: bool,
+    },
+    DeleteBudget {
+        name: String,
+        uid: String,
+    },
     /// Sets the readiness gate of an Ollama instance.
     SetGate {
         name: String,
@@ -76,6 +86,10 @@ impl Write {
                 format!("Service {}", service.metadata.name.as_deref().unwrap_or_default())
             }
             Self::DeleteService { name, .. } => format!("Service {name}"),
+            Self::ApplyBudget { budget, .. } => {
+                format!("PodDisruptionBudget {}", budget.metadata.name.as_deref().unwrap_or_default())
+            }
+            Self::DeleteBudget { name, .. } => format!("PodDisruptionBudget {name}"),
         }
     }
 
@@ -83,8 +97,8 @@ impl Write {
     pub fn verb(&self) -> &'static str {
         match self {
             Self::CreatePod(_) => "create",
-            Self::DeletePod { .. } | Self::DeleteService { .. } => "delete",
-            Self::ApplyService { .. } => "apply",
+            Self::DeletePod { .. } | Self::DeleteService { .. } | Self::DeleteBudget { .. } => "delete",
+            Self::ApplyService { .. } | Self::ApplyBudget { .. } => "apply",
             Self::SetGate { .. } => "set readiness of",
         }
     }
@@ -151,6 +165,8 @@ pub enum Question {
     Worker,
     /// An Ollama instance: whether it lists these models and they answer.
     Models(Vec<String>),
+    /// A pod in which a model is being pulled: how far it is.
+    Pull,
 }
 
 /// A target at a running pod.

@@ -9,13 +9,14 @@ use crate::resource::ResourceKey;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use principium_api::names::{GROUP, MANAGED_BY};
 use principium_api::{DataFactory, OllamaPool, Reranker};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -86,7 +87,7 @@ impl Writer {
     /// for it.
     pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
         let Plan { actions, statuses, notes, targets: _, requeue_after: _ } = plan;
-        let named: Vec<(ResourceKey, String)> =
+        let named: HashSet<(ResourceKey, String)> =
             actions.iter().map(|action| (action.resource.clone(), action.write.object())).collect();
         // What is no longer to be done can no longer fail.
         self.waiting.retain(|key, _| named.contains(key) || key.1 == STATUS_OBJECT);
@@ -95,12 +96,7 @@ impl Writer {
         let mut applied = Applied::default();
         self.perform(others, term, &mut applied).await;
         self.perform(creations, term, &mut applied).await;
-        for update in statuses {
-            if !term.holds() {
-                return applied;
-            }
-            self.write_status(update).await;
-        }
+        self.write_statuses(statuses, term).await;
         if term.holds() {
             self.recorder.record(notes, Timestamp::now()).await;
         }
@@ -157,19 +153,32 @@ impl Writer {
         wait.message = error.to_string();
     }
 
-    async fn write_status(&mut self, update: StatusUpdate) {
-        let key = (update.key.clone(), STATUS_OBJECT.to_owned());
-        if self.waiting.get(&key).is_some_and(|wait| wait.until > Instant::now()) {
-            return;
-        }
-        match patch_status(&self.client, update).await {
-            Ok(()) => {
-                self.metrics.wrote("status", true);
-                self.waiting.remove(&key);
-            }
-            Err(error) => {
-                self.metrics.wrote("status", false);
-                self.failed(key, &error);
+    async fn write_statuses(&mut self, updates: Vec<StatusUpdate>, term: &Term) {
+        let key = |update: &StatusUpdate| (update.key.clone(), STATUS_OBJECT.to_owned());
+        let due = |update: &StatusUpdate| {
+            self.waiting.get(&key(update)).is_none_or(|wait| wait.until <= Instant::now())
+        };
+        let due: Vec<StatusUpdate> = updates.into_iter().filter(due).collect();
+        let client = &self.client;
+        let results: Vec<_> = futures::stream::iter(due)
+            .map(|update| async move {
+                let key = key(&update);
+                (key, if term.holds() { Some(patch_status(client, update).await) } else { None })
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (key, result) in results {
+            match result {
+                None => {}
+                Some(Ok(())) => {
+                    self.metrics.wrote("status", true);
+                    self.waiting.remove(&key);
+                }
+                Some(Err(error)) => {
+                    self.metrics.wrote("status", false);
+                    self.failed(key, &error);
+                }
             }
         }
     }
@@ -184,6 +193,7 @@ async fn perform(client: &Client, action: &Action) -> Result<Done, WriteError> {
         |source| WriteError::Api { verb: action.write.verb(), object: action.write.object(), source };
     let pods = || Api::<Pod>::namespaced(client.clone(), namespace);
     let services = || Api::<Service>::namespaced(client.clone(), namespace);
+    let budgets = || Api::<PodDisruptionBudget>::namespaced(client.clone(), namespace);
     let result = match &action.write {
         Write::CreatePod(pod) => {
             let params = PostParams { field_manager: Some(CHILDREN.to_owned()), ..PostParams::default() };
@@ -202,6 +212,12 @@ async fn perform(client: &Client, action: &Action) -> Result<Done, WriteError> {
             // A Service of someone else is not taken over: without force its fields conflict.
             let params = PatchParams { force: *ours, ..PatchParams::apply(CHILDREN) };
             services().patch(name, &params, &Patch::Apply(service)).await.map(|_| ())
+        }
+        Write::DeleteBudget { name, uid } => gone(budgets().delete(name, &with_uid(uid)).await.map(|_| ())),
+        Write::ApplyBudget { budget, ours } => {
+            let name = budget.metadata.name.as_deref().unwrap_or_default();
+            let params = PatchParams { force: *ours, ..PatchParams::apply(CHILDREN) };
+            budgets().patch(name, &params, &Patch::Apply(budget)).await.map(|_| ())
         }
         Write::SetGate { name, uid, open, message } => {
             let patch = gate(uid, *open, message, Timestamp::now());

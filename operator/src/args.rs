@@ -19,6 +19,10 @@ pub struct Args {
     #[arg(long, env = "PRINCIPIUM_OLLAMA_IMAGE", default_value = "ollama/ollama:0.17.4")]
     pub ollama_image: String,
 
+    /// Image of this program, which also pulls models beside Ollama
+    #[arg(long, env = "PRINCIPIUM_PULLER_IMAGE", default_value = concat!("ghcr.io/principium-ai/principium-operator:", env!("CARGO_PKG_VERSION")))]
+    pub puller_image: String,
+
     /// Resources that don't say otherwise are Ready only when they compute on their GPUs
     #[arg(long, env = "PRINCIPIUM_REQUIRE_ACCELERATION", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub require_acceleration: bool,
@@ -53,10 +57,25 @@ pub struct Args {
 }
 
 /// What else the program does.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Look at whether the installation works, say what is wrong, and exit; changes nothing
     Check,
+    /// Have an Ollama server pull a model, and say over HTTP how far it is; runs in pods of OllamaPools
+    Pull(PullArgs),
+}
+
+/// Flags of `pull`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PullArgs {
+    /// Base URL of the server
+    #[arg(long, default_value = "http://127.0.0.1:11434")]
+    pub server: String,
+    /// Address of /progress
+    #[arg(long)]
+    pub progress: SocketAddr,
+    /// Name of the model
+    pub model: String,
 }
 
 #[cfg(test)]
@@ -72,5 +91,7 @@ mod tests {
         assert!(Args::parse_from(["x", "--leader-election"]).leader_election);
         let check = Args::parse_from(["x", "--watch-namespace=team", "check"]);
         assert!(matches!(check.command, Some(Command::Check)) && check.watch_namespace.is_some());
+        let pull = Args::parse_from(["x", "pull", "--progress=0.0.0.0:1", "tiny"]);
+        assert!(matches!(pull.command, Some(Command::Pull(PullArgs { model, .. })) if model == "tiny"));
     }
 }

@@ -6,13 +6,14 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Config, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -28,19 +29,17 @@ use tokio::sync::Notify;
 /// The prefix of the Leases that device plugins renew; the node's name follows.
 pub const PLUGIN_LEASE: &str = "principium-gpu-";
 
-/// A cache of objects of which some may be unreadable.
-pub type Guarded<K> = Store<DeserializeGuard<K>>;
-
 /// Everything that is watched.
 #[derive(Clone)]
 pub struct Caches {
-    pub data_factories: Guarded<DataFactory>,
-    pub rerankers: Guarded<Reranker>,
-    pub ollama_pools: Guarded<OllamaPool>,
-    pub gpu_nodes: Guarded<GPUNode>,
+    pub data_factories: Store<DataFactory>,
+    pub rerankers: Store<Reranker>,
+    pub ollama_pools: Store<OllamaPool>,
+    pub gpu_nodes: Store<GPUNode>,
     pub nodes: Store<Node>,
     pub pods: Store<Pod>,
     pub services: Store<Service>,
+    pub budgets: Store<PodDisruptionBudget>,
     pub priority_classes: Store<PriorityClass>,
     pub leases: LeaseClock,
     lease_store: Store<Lease>,
@@ -74,16 +73,10 @@ impl Caches {
             });
         let ours = Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
         Self {
-            data_factories: with.run("DataFactory", with.api(), Config::default(), Wake::Always, Some),
-            rerankers: with.run("Reranker", with.api(), Config::default(), Wake::Always, Some),
-            ollama_pools: with.run("OllamaPool", with.api(), Config::default(), Wake::Always, Some),
-            gpu_nodes: with.run(
-                "GPUNode",
-                Api::all(with.client.clone()),
-                Config::default(),
-                Wake::Always,
-                Some,
-            ),
+            data_factories: with.run_guarded("DataFactory", with.api()),
+            rerankers: with.run_guarded("Reranker", with.api()),
+            ollama_pools: with.run_guarded("OllamaPool", with.api()),
+            gpu_nodes: with.run_guarded("GPUNode", Api::all(with.client.clone())),
             nodes: with.run(
                 "Node",
                 Api::all(with.client.clone()),
@@ -92,7 +85,8 @@ impl Caches {
                 |event| Some(event.modify(trim_node)),
             ),
             pods: with.run("Pod", with.api(), Config::default(), Wake::Always, only_relevant),
-            services: with.run("Service", with.api(), ours, Wake::Always, Some),
+            services: with.run("Service", with.api(), ours.clone(), Wake::Always, Some),
+            budgets: with.run("PodDisruptionBudget", with.api(), ours, Wake::Always, Some),
             priority_classes: with.run(
                 "PriorityClass",
                 Api::all(with.client.clone()),
@@ -114,6 +108,7 @@ impl Caches {
         self.nodes.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;
         self.services.wait_until_ready().await?;
+        self.budgets.wait_until_ready().await?;
         self.priority_classes.wait_until_ready().await?;
         self.lease_store.wait_until_ready().await
     }
@@ -151,6 +146,36 @@ impl Watching {
         K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
     {
         let (store, writer) = reflector::store::<K>();
+        self.follow(kind, api, config, wake, writer, keep);
+        store
+    }
+
+    /// Watches objects of which some may be unreadable: those are told of in the log, and not cached.
+    fn run_guarded<K>(&self, kind: &'static str, api: Api<DeserializeGuard<K>>) -> Store<K>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+    {
+        let (store, writer) = reflector::store::<K>();
+        let cached = store.clone();
+        let keep = move |event| readable(kind, event, &cached);
+        self.follow(kind, api, Config::default(), Wake::Always, writer, keep);
+        store
+    }
+
+    fn follow<W, K>(
+        &self,
+        kind: &'static str,
+        api: Api<W>,
+        config: Config,
+        wake: Wake,
+        writer: Writer<K>,
+        keep: impl Fn(Event<W>) -> Option<Event<K>> + Send + 'static,
+    ) where
+        W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+        K: Resource + Clone + Send + Sync + 'static,
+        K::DynamicType: Eq + Hash + Clone + Send + Sync,
+    {
         let events = watch(api, config)
             .default_backoff()
             .try_filter_map(move |event| std::future::ready(Ok(keep(event))))
@@ -162,7 +187,6 @@ impl Watching {
         let changed = Arc::clone(&self.changed);
         let metrics = Arc::clone(&self.metrics);
         tokio::spawn(follow(kind, writer, events, wake, changed, metrics));
-        store
     }
 }
 
@@ -199,7 +223,38 @@ async fn follow<K>(
 fn only_relevant(event: Event<Pod>) -> Option<Event<Pod>> {
     match &event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !relevant(pod) => None,
-        _ => Some(event),
+        _ => Some(event.modify(trim_pod)),
+    }
+}
+
+/// Drops what is large and not needed: a plan knows what a pod was made from by its template.
+fn trim_pod(pod: &mut Pod) {
+    let trimmed = |container: Container| Container {
+        name: container.name,
+        resources: container.resources,
+        restart_policy: container.restart_policy,
+        ..Container::default()
+    };
+    if let Some(spec) = &mut pod.spec {
+        let spec = std::mem::take(spec);
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            affinity: spec.affinity,
+            containers: spec.containers.into_iter().map(trimmed).collect(),
+            init_containers: spec.init_containers.map(|found| found.into_iter().map(trimmed).collect()),
+            ..PodSpec::default()
+        });
+    }
+    if let Some(status) = &mut pod.status {
+        for statuses in [&mut status.container_statuses, &mut status.init_container_statuses] {
+            for container in statuses.iter_mut().flatten() {
+                (container.image, container.image_id) = (String::new(), String::new());
+                container.container_id = None;
+                container.volume_mounts = None;
+                container.resources = None;
+                container.allocated_resources = None;
+            }
+        }
     }
 }
 
@@ -213,22 +268,39 @@ fn trim_node(node: &mut Node) {
     }
 }
 
-/// Objects that can't be read, with what is wrong with them.
-pub fn unreadable<K>(store: &Guarded<K>) -> Vec<InvalidObject>
+/// Of events about objects of which some are unreadable, those that the cache is to know. What can't be read is as if it
+/// were not there: its pods are left as they are, and keep what they hold.
+fn readable<K>(kind: &str, event: Event<DeserializeGuard<K>>, cached: &Store<K>) -> Option<Event<K>>
 where
     K: Resource + Clone + 'static,
-    K::DynamicType: Eq + Hash + Clone,
+    K::DynamicType: Default + Eq + Hash + Clone,
 {
-    store.state().iter().filter_map(|object| object.0.as_ref().err().cloned()).collect()
-}
-
-/// Objects that can be read.
-pub fn readable<K>(store: &Guarded<K>) -> Vec<Arc<K>>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Eq + Hash + Clone,
-{
-    store.state().iter().filter_map(|object| object.0.as_ref().ok().cloned().map(Arc::new)).collect()
+    let unreadable = |invalid: InvalidObject, told: bool| {
+        let meta = invalid.metadata;
+        let (name, namespace) = (meta.name.unwrap_or_default(), meta.namespace.unwrap_or_default());
+        if told {
+            tracing::error!(
+                kind, namespace, name, error = %invalid.error,
+                "this resource can't be read and is left as it is: change it, or upgrade the operator to the version of its CRD"
+            );
+        }
+        let reference = ObjectRef::new(&name);
+        let reference = if namespace.is_empty() { reference } else { reference.within(&namespace) };
+        cached.get(&reference).map(|known| Event::Delete((*known).clone()))
+    };
+    match event {
+        Event::Init => Some(Event::Init),
+        Event::InitDone => Some(Event::InitDone),
+        Event::InitApply(DeserializeGuard(Ok(object))) => Some(Event::InitApply(object)),
+        Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(object)),
+        Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(object)),
+        Event::InitApply(DeserializeGuard(Err(invalid))) => {
+            unreadable(invalid, true);
+            None
+        }
+        Event::Apply(DeserializeGuard(Err(invalid))) => unreadable(invalid, true),
+        Event::Delete(DeserializeGuard(Err(invalid))) => unreadable(invalid, false),
+    }
 }
 
 /// Until when each node's device plugin is taken to be alive. Counted from when a renewal was seen here, so that clocks
@@ -289,6 +361,48 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_resource_that_turns_unreadable_is_as_if_it_were_not_there() {
+        let (store, mut writer) = reflector::store::<DataFactory>();
+        let object = |model: serde_json::Value| -> DeserializeGuard<DataFactory> {
+            let meta = serde_json::json!({"name": "df", "namespace": "demo"});
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "principium.ai/v1alpha1", "kind": "DataFactory", "metadata": meta, "spec": {"model": model}
+            }))
+            .unwrap()
+        };
+        let good = || object(serde_json::json!({"hub": {"name": "a"}}));
+        let bad = || object(serde_json::json!("nonsense"));
+        let mut happen = |event| {
+            if let Some(event) = readable("DataFactory", event, &store) {
+                writer.apply_watcher_event(&event);
+            }
+            store.state().len()
+        };
+        assert_eq!(happen(Event::Apply(bad())), 0);
+        assert_eq!(happen(Event::Apply(good())), 1);
+        assert_eq!(happen(Event::Apply(bad())), 0);
+        assert_eq!(happen(Event::Apply(good())), 1);
+        assert_eq!(happen(Event::Delete(bad())), 0);
+    }
+
+    #[test]
+    fn what_a_plan_needs_of_a_pod_survives_the_trimming() {
+        let mut pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "rr-0-1", "namespace": "demo", "uid": "u", "annotations": {"principium.ai/template": "{}"}},
+            "spec": {"nodeName": "a", "volumes": [{"name": "v"}], "initContainers": [{"name": "i", "restartPolicy": "Always",
+                "resources": {"limits": {"principium.ai/gpu-1": "1"}}}],
+                "containers": [{"name": "c", "env": [{"name": "A"}], "resources": {"limits": {"principium.ai/gpu-1": "2"}}}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "c", "image": "i", "imageID": "x",
+                "ready": true, "restartCount": 2, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}
+        }))
+        .unwrap();
+        let before = crate::pods::PodView::read(&pod);
+        trim_pod(&mut pod);
+        assert_eq!(crate::pods::PodView::read(&pod), before);
+        assert!(pod.spec.unwrap().volumes.is_none());
     }
 
     #[test]

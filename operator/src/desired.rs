@@ -3,7 +3,7 @@
 
 use crate::conditions::reason;
 use crate::observed::{Identity, Observed};
-use crate::placement::Need;
+use crate::placement::Wish;
 use crate::resource::Role;
 use crate::template::Template;
 use crate::{data_factory, ollama_pool, reranker};
@@ -51,7 +51,7 @@ pub struct Desired<'a> {
 pub struct Slot {
     pub role: Role,
     pub ordinal: u32,
-    pub need: Need,
+    pub wish: Arc<Wish>,
     pub template: Arc<Template>,
     /// Whether a new pod may run beside the one that it replaces.
     pub surge: bool,

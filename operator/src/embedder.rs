@@ -3,13 +3,23 @@
 use crate::observed::Settings;
 use crate::pod_parts::{
     RunAs, claim_volume, container_security, empty_dir, env, host_volume, http_probe, image_volume, join,
-    mount, pod_spec, pull_policy, read_only, resources, with_users_env,
+    mount, pod_spec, pull_policy, read_only, resources, secret_volume, with_users_env,
 };
 use crate::template::Template;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, Pod, Volume};
 use principium_api::model::ModelSource;
-use principium_api::pod::PodSettings;
+use principium_api::pod::{PodSettings, SecretKeyRef};
 
+/// Whether the pods of a model use a claim. It may be open to one pod only, and then a successor beside its predecessor
+/// would wait for it forever.
+pub fn uses_claim(model: &ModelSource) -> bool {
+    let cache = model.hub.as_ref().and_then(|hub| hub.cache.as_ref());
+    model.persistent_volume_claim.is_some()
+        || cache.is_some_and(|cache| cache.persistent_volume_claim.is_some())
+}
+
+/// Where the key that clients must show is mounted.
+const API_KEY: &str = "/var/run/secrets/principium.ai/api-key";
 /// Where a model that is not downloaded is mounted.
 const MODELS: &str = "/models";
 
@@ -24,6 +34,8 @@ pub struct EmbedderPod<'a> {
     /// Variables of the role.
     pub env: Vec<EnvVar>,
     pub require_acceleration: bool,
+    /// The key that clients must show.
+    pub api_key: Option<&'a SecretKeyRef>,
 }
 
 /// Builds the pod, without its name and GPUs.
@@ -34,7 +46,8 @@ pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
         ("PRINCIPIUM_MODEL_CACHE", "/cache".to_owned()),
         ("PRINCIPIUM_REQUIRE_ACCELERATION", parts.require_acceleration.to_string()),
     ]);
-    let mut volumes = vec![empty_dir("cache"), empty_dir("tmp")];
+    let (cache, run_as) = cache_volume(parts.model);
+    let mut volumes = vec![cache, empty_dir("tmp")];
     let mut mounts = vec![mount("cache", "/cache"), mount("tmp", "/tmp")];
     if let Some(model) = parts.model {
         let (volume, variables) = place_model(model, parts.pod);
@@ -45,6 +58,11 @@ pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
         }
     }
     all.extend(parts.env);
+    if let Some(key) = parts.api_key {
+        all.extend(env([("PRINCIPIUM_API_KEYS_FILE", format!("{API_KEY}/key"))]));
+        volumes.push(secret_volume("api-key", &key.name, key.key.as_deref().unwrap_or("api-key"), "key"));
+        mounts.push(read_only(mount("api-key", API_KEY)));
+    }
     let container = Container {
         name: parts.role.to_owned(),
         image: Some(image(parts.settings, parts.pod)),
@@ -65,7 +83,17 @@ pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
         volume_mounts: Some(mounts),
         ..Container::default()
     };
-    Pod { spec: Some(pod_spec(parts.pod, RunAs::NonRoot, vec![container], volumes)), ..Pod::default() }
+    Pod { spec: Some(pod_spec(parts.pod, run_as, vec![container], volumes)), ..Pod::default() }
+}
+
+/// The volume for downloads, and who must run to write there: the kubelet makes a folder of the node for root.
+fn cache_volume(model: Option<&ModelSource>) -> (Volume, RunAs) {
+    let cache = model.and_then(|model| model.hub.as_ref()?.cache.as_ref());
+    match cache.map(|cache| (&cache.persistent_volume_claim, &cache.host_path)) {
+        Some((Some(claim), _)) => (claim_volume("cache", &claim.claim_name), RunAs::NonRoot),
+        Some((None, Some(folder))) => (host_volume("cache", &folder.path, "DirectoryOrCreate"), RunAs::Root),
+        Some((None, None)) | None => (empty_dir("cache"), RunAs::NonRoot),
+    }
 }
 
 fn image(settings: &Settings, pod: &PodSettings) -> String {
@@ -149,6 +177,7 @@ mod tests {
             model: Some(model),
             env: Vec::new(),
             require_acceleration: true,
+            api_key: None,
         });
         serde_json::to_value(pod).unwrap()
     }
@@ -160,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_model_comes_from_each_of_its_sources() {
-        let hub = HubModel { name: "org/model".to_owned(), revision: Some("abc".to_owned()) };
+        let hub = HubModel { name: "org/model".to_owned(), revision: Some("abc".to_owned()), cache: None };
         let image = ImageModel {
             reference: "r.example/x/principium-model-mini@sha256:00".to_owned(),
             path: Some("sub".to_owned()),
@@ -201,9 +230,64 @@ mod tests {
     }
 
     #[test]
+    fn an_api_key_is_a_file_of_its_secret_and_no_variable() {
+        let settings = Settings::default();
+        let key = SecretKeyRef { name: "keys".to_owned(), key: None };
+        let pod = build_embedder_pod(EmbedderPod {
+            settings: &settings,
+            pod: &PodSettings::default(),
+            role: "reranker",
+            port: 9200,
+            model: None,
+            env: Vec::new(),
+            require_acceleration: true,
+            api_key: Some(&key),
+        });
+        let pod = serde_json::to_value(pod).unwrap();
+        let file = "/var/run/secrets/principium.ai/api-key/key";
+        assert_eq!(variable(&pod, "PRINCIPIUM_API_KEYS_FILE").as_deref(), Some(file));
+        let secret =
+            json!({"secretName": "keys", "items": [{"key": "api-key", "path": "key"}], "optional": false});
+        assert_eq!(pod["spec"]["volumes"][2], json!({"name": "api-key", "secret": secret}));
+        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][2]["readOnly"], true);
+    }
+
+    #[test]
+    fn downloads_are_kept_where_the_cache_is_and_written_by_who_may() {
+        let hub = |cache| {
+            let hub = HubModel { name: "a/b".to_owned(), revision: None, cache };
+            built(&ModelSource { hub: Some(hub), ..none() })
+        };
+        let claim = principium_api::ollama_pool::ClaimStore { claim_name: "c".to_owned() };
+        let folder = principium_api::ollama_pool::HostPathStore { path: "/srv/hub".to_owned() };
+        let cache = |claim, folder| {
+            Some(principium_api::model::ModelCache { persistent_volume_claim: claim, host_path: folder })
+        };
+        for (cache, volume, user) in [
+            (None, json!({"name": "cache", "emptyDir": {}}), 65532),
+            (
+                cache(Some(claim), None),
+                json!({"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}),
+                65532,
+            ),
+            (
+                cache(None, Some(folder)),
+                json!({"name": "cache", "hostPath": {"path": "/srv/hub", "type": "DirectoryOrCreate"}}),
+                0,
+            ),
+        ] {
+            let pod = hub(cache);
+            assert_eq!(pod["spec"]["volumes"][0], volume);
+            assert_eq!(pod["spec"]["securityContext"]["runAsUser"], user);
+        }
+    }
+
+    #[test]
     fn a_pod_meets_the_restricted_pod_security_level() {
-        let pod =
-            built(&ModelSource { hub: Some(HubModel { name: "a/b".to_owned(), revision: None }), ..none() });
+        let pod = built(&ModelSource {
+            hub: Some(HubModel { name: "a/b".to_owned(), revision: None, cache: None }),
+            ..none()
+        });
         let spec = &pod["spec"];
         assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
         assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");

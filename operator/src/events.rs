@@ -2,6 +2,7 @@
 
 use crate::actions::{Note, Severity};
 use crate::resource::Kind;
+use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -14,6 +15,8 @@ use std::collections::HashMap;
 
 /// How long the same Event of the same resource is not repeated.
 const QUIET: SignedDuration = SignedDuration::from_mins(10);
+/// Events under way at once.
+const AT_ONCE: usize = 8;
 /// The longest note that the API takes, in characters; it allows 1024 bytes.
 const LONGEST_NOTE: usize = 480;
 
@@ -33,19 +36,29 @@ impl Recorder {
     /// Writes what is new of these. An Event that can't be written is logged and forgotten.
     pub async fn record(&mut self, notes: Vec<Note>, now: Timestamp) {
         self.written.retain(|_, written| now.duration_since(*written) < QUIET);
-        for note in notes {
+        let new = notes.into_iter().filter(|note| {
             let key = (note.uid.clone(), note.reason, note.text.clone());
-            if self.written.contains_key(&key) {
-                continue;
-            }
-            tracing::info!(resource = %note.key, reason = note.reason, "{}", note.text);
-            let event = build_event(&note, &self.instance, now);
-            let api: Api<Event> = Api::namespaced(self.client.clone(), &note.key.namespace);
-            if let Err(error) = api.create(&PostParams::default(), &event).await {
-                tracing::warn!(resource = %note.key, %error, "could not write an Event");
-                continue;
-            }
-            self.written.insert(key, now);
+            self.written.insert(key, now).is_none()
+        });
+        let new: Vec<Note> = new.collect();
+        let (client, instance) = (&self.client, &self.instance);
+        let failed: Vec<Note> = futures::stream::iter(new)
+            .map(|note| async move {
+                tracing::info!(resource = %note.key, reason = note.reason, "{}", note.text);
+                let event = build_event(&note, instance, now);
+                let api: Api<Event> = Api::namespaced(client.clone(), &note.key.namespace);
+                let written = api.create(&PostParams::default(), &event).await;
+                written.err().map(|error| {
+                    tracing::warn!(resource = %note.key, %error, "could not write an Event");
+                    note
+                })
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+        for note in failed {
+            self.written.remove(&(note.uid, note.reason, note.text));
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn finish(pod: &mut Pod, with: &Finish<'_>) {
     labels.insert(LABEL_ROLE.to_owned(), with.role.label().to_owned());
     labels.insert(LABEL_ORDINAL.to_owned(), with.ordinal.to_string());
     let annotations = meta.annotations.get_or_insert_default();
-    annotations.insert(template::ANNOTATION.to_owned(), with.template.text());
+    annotations.insert(template::ANNOTATION.to_owned(), with.template.text().to_owned());
     if with.failures > 0 {
         annotations.insert(FAILURES_ANNOTATION.to_owned(), with.failures.to_string());
     }

@@ -7,8 +7,9 @@ use crate::resource::ResourceKey;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use principium_api::gpu::MIB_PER_UNIT;
-use principium_api::gpu_node::{GPUNode, Gpu, GpuView, Health, Injection, WithheldReason};
-use std::collections::{BTreeMap, BTreeSet};
+use principium_api::gpu_node::{GPUNode, Gpu, GpuNodeStatus, GpuView, Health, Injection, WithheldReason};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 /// Memory in MiB that may be in use on a GPU beyond what is granted: the driver's reserve, and the steps in which
@@ -17,29 +18,31 @@ pub const MEMORY_TOLERANCE_MIB: u64 = MIB_PER_UNIT;
 
 /// Every GPU that the operator may place on, by node.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Inventory {
-    pub nodes: BTreeMap<String, NodeGpus>,
+pub struct Inventory<'o> {
+    pub nodes: BTreeMap<String, NodeGpus<'o>>,
 }
 
 /// The GPUs of one node.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeGpus {
+pub struct NodeGpus<'o> {
     pub name: String,
-    pub labels: BTreeMap<String, String>,
-    pub taints: Vec<Taint>,
+    pub labels: Cow<'o, BTreeMap<String, String>>,
+    pub taints: Cow<'o, [Taint]>,
     /// Why the node takes no placements now.
     pub closed: Option<String>,
+    /// Whether the node is gone or doesn't answer: that something ended there may never be heard.
+    pub lost: bool,
     pub injection: Injection,
     pub simulated: bool,
-    pub gpus: BTreeMap<u32, GpuState>,
+    pub gpus: BTreeMap<u32, GpuState<'o>>,
 }
 
 /// One GPU and its holders.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct GpuState {
+pub struct GpuState<'o> {
     pub index: u32,
-    pub uuid: String,
-    pub product: String,
+    pub uuid: Cow<'o, str>,
+    pub product: Cow<'o, str>,
     /// Units of the whole GPU.
     pub units: u32,
     /// Units that the node offers to the scheduler, those in use included.
@@ -108,7 +111,7 @@ pub enum HolderState {
     Reserved,
 }
 
-impl GpuState {
+impl GpuState<'_> {
     /// Units that nobody has.
     pub fn free(&self) -> u32 {
         let held = self.holders.iter().fold(0u32, |sum, holder| sum.saturating_add(holder.units));
@@ -124,7 +127,7 @@ impl GpuState {
     }
 }
 
-impl NodeGpus {
+impl NodeGpus<'_> {
     /// Whether a pod with this selector and these tolerations may run here; else what is against it.
     pub fn admits(
         &self,
@@ -176,15 +179,15 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 }
 
 /// The ledger as it is observed.
-pub fn read(observed: &Observed, now: Timestamp) -> Inventory {
-    let known: BTreeSet<(&str, &str)> =
+pub fn read(observed: &Observed, now: Timestamp) -> Inventory<'_> {
+    let known: HashSet<(&str, &str)> =
         observed.pods.iter().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
     let mut inventory = Inventory::default();
     for gpu_node in &observed.gpu_nodes {
         let node = read_node(observed, gpu_node, &known, now);
         inventory.nodes.insert(node.name.clone(), node);
     }
-    for pod in observed.pods.iter().filter(|pod| !pod.ended()) {
+    for pod in observed.pods.iter().filter(|pod| !pod.ended() && !pod.units.is_empty()) {
         let Some(node) = pod.node.as_ref().and_then(|name| inventory.nodes.get_mut(name)) else { continue };
         for (index, units) in &pod.units {
             if let Some(gpu) = node.gpus.get_mut(index) {
@@ -204,56 +207,66 @@ pub fn who(pod: &PodView) -> Who {
     }
 }
 
-fn read_node(
-    observed: &Observed,
-    gpu_node: &GPUNode,
-    known: &BTreeSet<(&str, &str)>,
+fn read_node<'o>(
+    observed: &'o Observed,
+    gpu_node: &'o GPUNode,
+    known: &HashSet<(&str, &str)>,
     now: Timestamp,
-) -> NodeGpus {
+) -> NodeGpus<'o> {
     let name = gpu_node.metadata.name.clone().unwrap_or_default();
     let node = observed.nodes.get(&name);
-    let status = gpu_node.status.clone().unwrap_or_default();
-    let closed = if let Some(node) = node {
-        if node.leaving {
-            Some("is being deleted".to_owned())
-        } else if node.unschedulable {
-            Some("is cordoned".to_owned())
-        } else if !node.ready {
-            Some("is not ready".to_owned())
-        } else if let Some(message) = &status.message {
-            Some(format!("measures no GPUs: {message}"))
-        } else {
-            match observed.lease_expiry.get(&name) {
-                None => Some("has no Lease of its device plugin; does the plugin run?".to_owned()),
-                Some(expiry) if *expiry < now => {
-                    Some(format!("has a device plugin that last reported before {}", clock(*expiry)))
-                }
-                Some(_) => None,
-            }
-        }
-    } else {
-        Some("is gone".to_owned())
-    };
+    let status = gpu_node.status.as_ref();
+    let (lost, closed) = standing(observed, &name, status, now);
     let gpus = status
-        .gpus
         .iter()
+        .flat_map(|status| &status.gpus)
         .map(|gpu| {
             let offered = node.and_then(|node| node.allocatable.get(&gpu.index)).copied().unwrap_or_default();
             (gpu.index, read_gpu(gpu, offered, known))
         })
         .collect();
     NodeGpus {
-        labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
-        taints: node.map(|node| node.taints.clone()).unwrap_or_default(),
+        labels: node.map(|node| Cow::Borrowed(&node.labels)).unwrap_or_default(),
+        taints: node.map(|node| Cow::Borrowed(node.taints.as_slice())).unwrap_or_default(),
         closed,
-        injection: status.injection,
-        simulated: status.simulated,
+        lost,
+        injection: status.map(|status| status.injection).unwrap_or_default(),
+        simulated: status.is_some_and(|status| status.simulated),
         gpus,
         name,
     }
 }
 
-fn read_gpu(gpu: &Gpu, offered: u32, known: &BTreeSet<(&str, &str)>) -> GpuState {
+/// Whether a node is lost, and why it takes no placements.
+fn standing(
+    observed: &Observed,
+    name: &str,
+    status: Option<&GpuNodeStatus>,
+    now: Timestamp,
+) -> (bool, Option<String>) {
+    let Some(node) = observed.nodes.get(name) else { return (true, Some("is gone".to_owned())) };
+    if node.leaving {
+        return (false, Some("is being deleted".to_owned()));
+    }
+    if node.unschedulable {
+        return (!node.ready, Some("is cordoned".to_owned()));
+    }
+    if !node.ready {
+        return (true, Some("is not ready".to_owned()));
+    }
+    if let Some(message) = status.and_then(|status| status.message.as_ref()) {
+        return (false, Some(format!("measures no GPUs: {message}")));
+    }
+    match observed.lease_expiry.get(name) {
+        None => (false, Some("has no Lease of its device plugin; does the plugin run?".to_owned())),
+        Some(expiry) if *expiry < now => {
+            (false, Some(format!("has a device plugin that last reported before {}", clock(*expiry))))
+        }
+        Some(_) => (false, None),
+    }
+}
+
+fn read_gpu<'o>(gpu: &'o Gpu, offered: u32, known: &HashSet<(&str, &str)>) -> GpuState<'o> {
     // A pod that the API no longer knows, but the kubelet still does, is ending: its units are not free yet.
     let holders = gpu
         .allocations
@@ -267,8 +280,8 @@ fn read_gpu(gpu: &Gpu, offered: u32, known: &BTreeSet<(&str, &str)>) -> GpuState
         .collect();
     GpuState {
         index: gpu.index,
-        uuid: gpu.uuid.clone(),
-        product: gpu.product.clone(),
+        uuid: Cow::Borrowed(&gpu.uuid),
+        product: Cow::Borrowed(&gpu.product),
         units: gpu.units,
         offered,
         temperature: gpu.temperature,

@@ -6,8 +6,12 @@
 mod actions;
 mod apply;
 mod args;
+#[doc(hidden)]
+pub mod bench;
+mod budget;
 mod caches;
 mod check;
+mod children;
 mod conditions;
 mod data_factory;
 mod desired;
@@ -26,6 +30,7 @@ mod plan;
 mod pod_parts;
 mod pods;
 mod probe;
+mod pull;
 mod reranker;
 mod resource;
 mod run;
@@ -36,6 +41,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use args::{Args, Command};
+pub use args::{Args, Command, PullArgs};
 pub use check::check;
+pub use pull::pull;
 pub use run::run;

@@ -3,19 +3,23 @@
 //! A pass looks at each slot ([`look`]), asks placement for what the slot needs ([`request`]), and settles it with what
 //! placement answered ([`settle`]).
 
+mod family;
 mod write;
 
 use crate::actions::{Plan, Severity};
 use crate::desired::{Desired, Slot};
 use crate::inventory::{Cause, Inventory};
 use crate::observed::Observed;
-use crate::placement::{Need, Outcome, Placement, Request, Round, SlotId, accepts};
+use crate::placement::{Need, Outcome, Placement, Request, Round, SlotId, accepts, fits_when_gone};
 use crate::pods::{Phase, PodView};
 use crate::resource::Role;
 use jiff::{SignedDuration, Timestamp};
 use principium_api::gpu::{OnOverheat, OnUnhealthy};
 use principium_api::status::{AssignedGpu, Assignment};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+pub use family::Family;
 pub use write::delete_action;
 use write::{ahead, create, delete, latest_revision};
 
@@ -27,6 +31,9 @@ const LONG_LIFE: SignedDuration = SignedDuration::from_mins(10);
 const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(2);
 /// Longest wait before a failed pod is replaced.
 const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(5);
+/// How long a pod that failed waits for its own GPUs where their node is only just starting: after a reboot every pod of
+/// the node fails until the device plugin has registered, and none need move for it.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(2);
 
 /// How a slot is found.
 #[derive(Debug)]
@@ -78,38 +85,25 @@ pub enum State {
     Impossible(&'static str, String),
 }
 
-/// The pods of a slot, newest first.
-pub fn pods_of<'a>(desired: &Desired<'_>, pods: &[&'a PodView], slot: &Slot) -> Vec<&'a PodView> {
-    let mut found: Vec<&PodView> = pods
-        .iter()
-        .copied()
-        .filter(|pod| {
-            pod.owner.as_deref() == Some(&desired.id.uid)
-                && pod.role == slot.role
-                && pod.ordinal == slot.ordinal
-        })
-        .collect();
-    found.sort_by_key(|pod| std::cmp::Reverse(pod.revision));
-    found
-}
-
 /// Looks at a slot.
 pub fn look<'a>(
     desired: &Desired<'_>,
     slot: &Slot,
-    pods: &[&'a PodView],
-    inventory: &Inventory,
+    family: &Family<'a>,
+    inventory: &Inventory<'_>,
     now: Timestamp,
 ) -> Found<'a> {
-    let pods = pods_of(desired, pods, slot);
+    let pods = family.of(slot);
     let alive: Vec<&PodView> = pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended()).collect();
     let Some(newest) = alive.first().copied() else {
-        if let Some(pod) = pods.iter().find(|pod| pod.leaving && !pod.ended()) {
-            return Found::Leaving(pod);
-        }
-        return match pods.iter().find(|pod| !pod.leaving) {
-            Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
-            None => Found::Missing,
+        return match pods.iter().find(|pod| pod.leaving && !pod.ended()) {
+            // That it has ended may never be heard. Its successor takes nothing that it has.
+            Some(pod) if slot.surge && is_lost(pod, inventory) => Found::Missing,
+            Some(pod) => Found::Leaving(pod),
+            None => match pods.iter().find(|pod| !pod.leaving) {
+                Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
+                None => Found::Missing,
+            },
         };
     };
     let why = differences(desired, slot, newest, inventory);
@@ -119,6 +113,12 @@ pub fn look<'a>(
     } else {
         Found::Outdated { pods: alive, why }
     }
+}
+
+/// Whether the node of a pod is gone or doesn't answer.
+fn is_lost(pod: &PodView, inventory: &Inventory<'_>) -> bool {
+    pod.scheduled
+        && pod.node.as_ref().is_some_and(|node| inventory.nodes.get(node).is_none_or(|node| node.lost))
 }
 
 /// When a pod that ended may be replaced.
@@ -134,7 +134,7 @@ pub fn failures_in_a_row(pod: &PodView) -> u32 {
 }
 
 /// What differs between a pod and what is wanted, in words.
-fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &Inventory) -> Vec<String> {
+fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &Inventory<'_>) -> Vec<String> {
     let mut found = slot.template.differences(pod.template.as_deref());
     let labels = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)).map(|node| &node.labels);
     if let Some(labels) = labels {
@@ -144,7 +144,7 @@ fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &In
         found.retain(|difference| !(selected && difference.starts_with("nodeSelector")));
     }
     if let Some(node) = &pod.node
-        && !accepts(inventory, &slot.need, node, &held(pod, inventory))
+        && !accepts(inventory, &slot.wish.need, node, &held(pod, inventory))
     {
         found.push(format!("spec.gpu asks for other GPUs than {}", in_words(&held(pod, inventory))));
     }
@@ -163,12 +163,12 @@ fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &In
 }
 
 /// The GPUs that a pod asks for: its own requests count, the inventory only adds the UUIDs.
-pub fn held(pod: &PodView, inventory: &Inventory) -> Vec<AssignedGpu> {
+pub fn held(pod: &PodView, inventory: &Inventory<'_>) -> Vec<AssignedGpu> {
     pod.units
         .iter()
         .map(|(index, units)| {
             let assigned = pod.assigned.iter().find(|gpu| gpu.index == *index).map(|gpu| gpu.uuid.clone());
-            let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.clone());
+            let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.to_string());
             AssignedGpu { index: *index, uuid: assigned.or_else(known).unwrap_or_default(), units: *units }
         })
         .collect()
@@ -184,10 +184,10 @@ fn move_off(
     desired: &Desired<'_>,
     slot: &Slot,
     pod: &PodView,
-    inventory: &Inventory,
+    inventory: &Inventory<'_>,
     now: Timestamp,
 ) -> Option<MoveOff> {
-    if !matches!(slot.need, Need::Count(_)) {
+    if !matches!(slot.wish.need, Need::Count(_)) {
         return None;
     }
     let node = inventory.nodes.get(pod.node.as_ref()?)?;
@@ -211,28 +211,48 @@ fn move_off(
     })
 }
 
-/// Which of a resource's slots may be replaced or moved in this pass: every one whose pod is not ready, because nothing is
-/// lost, and else the first, when all others are ready.
-pub fn may_change(found: &[(&Slot, Found<'_>)], ready: impl Fn(&PodView) -> bool, at: usize) -> bool {
-    let pod_of = |found: &Found<'_>| match found {
-        Found::Current { pod, .. } => Some(ready(pod)),
-        Found::Outdated { pods, .. } => Some(pods.iter().any(|pod| ready(pod))),
-        Found::Missing | Found::Leaving(_) | Found::Failed { .. } => None,
-    };
-    let wants =
-        |found: &Found<'_>| matches!(found, Found::Outdated { .. } | Found::Current { off: Some(_), .. });
-    let Some((slot, this)) = found.get(at) else { return false };
-    if pod_of(this) == Some(false) {
-        return true;
+/// Which of a resource's slots may be replaced or moved in this pass: every one whose pod does no work, because nothing is
+/// lost, and of the others the first ones, as many as may be away beyond those that are.
+pub fn may_change(
+    desired: &Desired<'_>,
+    found: &[(&Slot, Found<'_>)],
+    ready: impl Fn(&PodView) -> bool,
+) -> Vec<bool> {
+    let serves: Vec<Option<bool>> = found
+        .iter()
+        .map(|(_, found)| match found {
+            Found::Current { pod, .. } => Some(ready(pod)),
+            Found::Outdated { pods, .. } => Some(pods.iter().any(|pod| ready(pod))),
+            Found::Missing | Found::Leaving(_) | Found::Failed { .. } => None,
+        })
+        .collect();
+    // Zero is for drains; what the user changed is to come.
+    let most = usize::try_from(desired.settings.max_unavailable.unwrap_or(1).max(1)).unwrap_or(usize::MAX);
+    let mut left: BTreeMap<Role, usize> = BTreeMap::new();
+    for ((slot, found), serves) in found.iter().zip(&serves) {
+        let away = match found {
+            Found::Current { older, .. } => !older.is_empty() || *serves != Some(true),
+            Found::Outdated { .. } => *serves != Some(true),
+            Found::Leaving(_) | Found::Failed { .. } => true,
+            // One that has been waiting for a GPU all the time is no reason to leave the others as they are.
+            Found::Missing => slot.wish.need == Need::Nothing || remembered(desired, slot).is_some(),
+        };
+        let left = left.entry(slot.role).or_insert(most);
+        *left = left.saturating_sub(usize::from(away));
     }
-    let peers = || found.iter().filter(|(other, _)| other.role == slot.role);
-    let settled = peers().all(|(_, found)| match found {
-        Found::Current { older, .. } => older.is_empty() && pod_of(found) == Some(true),
-        Found::Outdated { .. } => pod_of(found) == Some(true),
-        _ => false,
-    });
-    let first = peers().find(|(_, found)| wants(found)).map(|(slot, _)| slot.ordinal);
-    settled && first == Some(slot.ordinal)
+    let mut may = Vec::with_capacity(found.len());
+    for ((slot, found), serves) in found.iter().zip(&serves) {
+        let wants = matches!(found, Found::Outdated { .. } | Found::Current { off: Some(_), .. });
+        may.push(match (serves, left.get_mut(&slot.role)) {
+            (Some(false), _) => true,
+            (Some(true), Some(left)) if wants && *left > 0 => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        });
+    }
+    may
 }
 
 /// What a slot asks of placement, if anything.
@@ -241,9 +261,10 @@ pub fn request(
     slot: &Slot,
     found: &Found<'_>,
     may_change: bool,
-    inventory: &Inventory,
+    inventory: &Inventory<'_>,
+    now: Timestamp,
 ) -> Option<Request> {
-    if slot.need == Need::Nothing {
+    if slot.wish.need == Need::Nothing {
         return None;
     }
     let placement = |pod: &PodView| {
@@ -259,7 +280,7 @@ pub fn request(
             None => (Round::Fresh, None),
         },
         Found::Failed { pod, .. } => (Round::Return, placement(pod)),
-        Found::Outdated { pods, .. } if may_change && slot.surge => {
+        Found::Outdated { pods, .. } if may_change => {
             (Round::Beside, pods.first().and_then(|pod| placement(pod)))
         }
         Found::Current { off: Some(_), .. } if may_change => (Round::Beside, None),
@@ -269,11 +290,14 @@ pub fn request(
         slot: SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal },
         order: desired.id.order.clone(),
         round,
-        need: slot.need.clone(),
-        node_selector: desired.settings.node_selector.clone().unwrap_or_default(),
-        tolerations: desired.settings.tolerations.clone().unwrap_or_default(),
+        wish: Arc::clone(&slot.wish),
         previous,
+        patient: matches!(found, Found::Failed { pod, .. } if now < patient_until(pod)),
     })
+}
+
+fn patient_until(pod: &PodView) -> Timestamp {
+    pod.ended.checked_add(PATIENCE).unwrap_or(pod.ended)
 }
 
 /// The GPUs that the status remembers for a worker: its pod is gone, and it comes back to them.
@@ -292,10 +316,9 @@ fn remembered(desired: &Desired<'_>, slot: &Slot) -> Option<Placement> {
 /// What settling a slot needs to know besides the slot.
 pub struct Settling<'a, 'd> {
     pub observed: &'a Observed,
-    pub inventory: &'a Inventory,
+    pub inventory: &'a Inventory<'a>,
     pub desired: &'a Desired<'d>,
-    /// All pods that carry the labels of the resource, also those of a former resource of its name.
-    pub pods: &'a [&'a PodView],
+    pub family: &'a Family<'a>,
     pub now: Timestamp,
     /// Whether a pod serves.
     pub ready: &'a dyn Fn(&PodView) -> bool,
@@ -358,7 +381,10 @@ pub fn settle<'a>(
             let why = why.join("; ");
             report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
             if may_change {
-                replace(with, slot, pods, &why, outcome, &mut report, plan);
+                match in_vain(with, slot, pods, outcome) {
+                    Some(state) => report.state = state,
+                    None => replace(with, slot, pods, &why, outcome, &mut report, plan),
+                }
             }
         }
     }
@@ -371,9 +397,33 @@ fn remove_ended(with: &Settling<'_, '_>, slot: &Slot, found: &Found<'_>, plan: &
         Found::Failed { pod, .. } => Some(pod.uid.as_str()),
         _ => None,
     };
-    for pod in pods_of(with.desired, with.pods, slot) {
+    for pod in with.family.of(slot) {
         if pod.ended() && !pod.leaving && kept != Some(pod.uid.as_str()) {
             delete(with, pod, plan);
+        }
+    }
+}
+
+/// Why pods that work should not be stopped though the spec has changed: their successor would have no GPU.
+fn in_vain(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    pods: &[&PodView],
+    outcome: Option<&Outcome>,
+) -> Option<State> {
+    if !pods.iter().any(|pod| (with.ready)(pod)) {
+        return None;
+    }
+    match outcome? {
+        Outcome::Granted(_) => None,
+        Outcome::Impossible { reason, message } => Some(State::Impossible(reason, message.clone())),
+        Outcome::Waiting { message, .. } => {
+            let node = pods.first()?.node.as_deref()?;
+            let here = pods.iter().filter(|pod| pod.node.as_deref() == Some(node));
+            let gpus: Vec<AssignedGpu> = here.flat_map(|pod| held(pod, with.inventory)).collect();
+            let key = &with.desired.id.key;
+            let fits = fits_when_gone(with.inventory, &slot.wish, key, node, &gpus);
+            (!fits).then(|| State::WaitingForGpu(message.clone()))
         }
     }
 }
@@ -393,7 +443,7 @@ fn replace(
     };
     let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
     let id = &with.desired.id;
-    let beside = slot.surge && (slot.need == Need::Nothing || placement.is_some());
+    let beside = slot.surge && (slot.wish.need == Need::Nothing || placement.is_some());
     if beside && placement.is_none_or(|placement| (with.gate)(&placement.node).is_none()) {
         plan.note(id, Severity::Normal, "Replacing", format!("Pod {name} gets a successor beside it: {why}"));
         create(with, slot, placement, 0, report, plan);
@@ -423,6 +473,11 @@ fn enter<'a>(
         Some(Outcome::Granted(placement)) => Some(placement),
         Some(Outcome::Waiting { message, kept }) => {
             report.state = State::WaitingForGpu(message.clone());
+            if let Some((pod, _)) = failed
+                && with.now < patient_until(pod)
+            {
+                plan.requeue(patient_until(pod).duration_since(with.now));
+            }
             // Only a pod that had these GPUs before comes back to them; a new one has no claim to remember.
             let had = failed.is_some() || remembered(with.desired, slot).is_some();
             report.ahead = kept.as_ref().filter(|_| had).map(|kept| ahead(with, slot, report.revision, kept));
@@ -433,7 +488,7 @@ fn enter<'a>(
             report.state = State::Impossible(reason, message.clone());
             return;
         }
-        None if slot.need == Need::Nothing => None,
+        None if slot.wish.need == Need::Nothing => None,
         None => return,
     };
     report.ahead = placement.map(|placement| ahead(with, slot, report.revision, placement));
@@ -468,7 +523,7 @@ fn enter<'a>(
 }
 
 /// Why the GPU of a pod that the scheduler has not bound takes no pod any more.
-fn closed_under(pod: &PodView, inventory: &Inventory) -> Option<String> {
+fn closed_under(pod: &PodView, inventory: &Inventory<'_>) -> Option<String> {
     let node = inventory.nodes.get(pod.node.as_ref()?).filter(|_| !pod.scheduled)?;
     let closed = |index| Some((index, node.gpus.get(index)?.closed.as_ref()?));
     let (index, closed) = pod.units.keys().find_map(closed)?;

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use principium_operator::{Args, Command, check, run};
+use principium_operator::{Args, Command, check, pull, run};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         log.json().init();
     } else {
         log.init();
+    }
+    if let Some(Command::Pull(pulling)) = args.command {
+        pull(pulling).await?;
+        return Ok(ExitCode::SUCCESS);
     }
     let client = kube::Client::try_default().await.context("connecting to the API server")?;
     if let Some(Command::Check) = args.command {

@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::HashMap;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,17 +90,25 @@ impl Metrics {
         let is_ready = |conditions: &[principium_api::status::Condition]| {
             conditions.iter().any(|found| found.type_ == condition::READY && found.status == "True")
         };
+        let planned: HashMap<&ResourceKey, bool> = plan
+            .statuses
+            .iter()
+            .map(|update| {
+                let conditions = match &update.status {
+                    Status::DataFactory(status) => &status.conditions,
+                    Status::Reranker(status) => &status.conditions,
+                    Status::OllamaPool(status) => &status.conditions,
+                };
+                (&update.key, is_ready(conditions))
+            })
+            .collect();
         let planned = |kind: Kind, namespace: Option<&String>, name: Option<&String>| {
             let key = ResourceKey {
                 kind,
                 namespace: namespace.cloned().unwrap_or_default(),
                 name: name.cloned().unwrap_or_default(),
             };
-            plan.statuses.iter().find(|update| update.key == key).map(|update| match &update.status {
-                Status::DataFactory(status) => is_ready(&status.conditions),
-                Status::Reranker(status) => is_ready(&status.conditions),
-                Status::OllamaPool(status) => is_ready(&status.conditions),
-            })
+            planned.get(&key).copied()
         };
         let factories = observed.data_factories.iter().map(|found| {
             let now = found.status.as_ref().is_some_and(|status| is_ready(&status.conditions));

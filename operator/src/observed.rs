@@ -4,14 +4,15 @@ use crate::pods::{PodView, units};
 use crate::resource::{Kind, Order, ResourceKey};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service, Taint};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Resource;
 use principium_api::names::gpu_index;
 use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A snapshot of the cluster. Lists are sorted by namespace and name.
+/// A snapshot of the cluster. Lists are sorted by namespace and name: they are searched by it.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     pub settings: Arc<Settings>,
@@ -19,16 +20,18 @@ pub struct Observed {
     pub rerankers: Vec<Arc<Reranker>>,
     pub ollama_pools: Vec<Arc<OllamaPool>>,
     pub gpu_nodes: Vec<Arc<GPUNode>>,
-    pub nodes: BTreeMap<String, NodeView>,
+    pub nodes: BTreeMap<String, Arc<NodeView>>,
     /// The operator's pods, and all others that ask for GPUs.
-    pub pods: Vec<PodView>,
+    pub pods: Vec<Arc<PodView>>,
     /// The operator's Services.
     pub services: Vec<Arc<Service>>,
+    /// The operator's budgets for drains.
+    pub budgets: Vec<Arc<PodDisruptionBudget>>,
     /// Until when each node's device plugin is taken to be alive.
     pub lease_expiry: BTreeMap<String, Timestamp>,
     pub priorities: Priorities,
     /// What pods answered, by their UID.
-    pub answers: Answers,
+    pub answers: Arc<Answers>,
     /// What could not be written for a resource the last time.
     pub failures: BTreeMap<ResourceKey, String>,
 }
@@ -38,6 +41,8 @@ pub struct Observed {
 pub struct Settings {
     pub embedder_image: String,
     pub ollama_image: String,
+    /// Image of this program, which also pulls models beside Ollama.
+    pub puller_image: String,
     pub require_acceleration: bool,
 }
 
@@ -98,6 +103,25 @@ impl Priorities {
 pub struct Answers {
     pub workers: BTreeMap<String, WorkerInfo>,
     pub instances: BTreeMap<String, Vec<ModelAnswer>>,
+    pub pulls: BTreeMap<String, PullProgress>,
+}
+
+/// How far the pull of a model is, as the pulling container says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PullProgress {
+    pub model: String,
+    /// In bytes.
+    pub completed: u64,
+    /// In bytes, as far as known yet.
+    pub total: u64,
+}
+
+impl PullProgress {
+    /// In whole percent.
+    pub fn percent(&self) -> Option<u32> {
+        let completed = u128::from(self.completed.min(self.total));
+        u32::try_from((completed * 100).checked_div(u128::from(self.total))?).ok()
+    }
 }
 
 /// What a worker of the embedder says about itself at `/info`. Everything else that it says is left aside.
@@ -129,6 +153,8 @@ pub struct ModelAnswer {
     pub size: Option<u64>,
     /// In bytes of GPU memory; 0: it runs on the CPU.
     pub size_vram: Option<u64>,
+    /// Whether it computes on the GPU, all of it.
+    pub on_gpu: Option<bool>,
     pub message: Option<String>,
 }
 

@@ -6,24 +6,24 @@
 //! Requests are served in three rounds, each in [`Order`]: pods that come back to the GPU that they had, then new pods,
 //! then pods that could start beside one that still runs. A request for exact devices that waits keeps its devices from
 //! those that come after it; a request for a count keeps nothing.
+//!
+//! Requests that want the same ([`Wish`]) share what was found out about the nodes, so that the time of a pass grows with
+//! the nodes and with the requests, not with their product.
 
+mod count;
+mod exact;
 mod survey;
 mod words;
 
-use crate::conditions::reason;
-use crate::inventory::{
-    Admission, Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, NodeGpus, Who,
-};
+use crate::inventory::{Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, Who};
 use crate::resource::{Order, ResourceKey};
 use k8s_openapi::api::core::v1::Toleration;
-use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT};
+use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT, Strategy};
+use principium_api::pod::PodSettings;
 use principium_api::status::AssignedGpu;
 use std::collections::{BTreeMap, BTreeSet};
-use survey::Survey;
-use words::{brief, degrees, explain, named, shortage};
-
-/// The width of a temperature band in °C: GPUs within one band are equally cool.
-const BAND: u32 = 10;
+use std::sync::Arc;
+use words::coming_back;
 
 /// What a pod wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,7 @@ pub struct CountNeed {
     pub max_temperature: Option<u32>,
     /// Indices, most wanted first.
     pub prefer: Vec<u32>,
+    pub strategy: Strategy,
 }
 
 impl Need {
@@ -68,7 +69,26 @@ impl Need {
             product: request.product.clone(),
             max_temperature: request.max_temperature,
             prefer: request.prefer.as_ref().map(|prefer| prefer.indices.clone()).unwrap_or_default(),
+            strategy: request.strategy.unwrap_or_default(),
         })
+    }
+}
+
+/// What a pod wants, and where it may run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    pub need: Need,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Toleration>,
+}
+
+impl Wish {
+    pub fn new(need: Need, settings: &PodSettings) -> Self {
+        Self {
+            need,
+            node_selector: settings.node_selector.clone().unwrap_or_default(),
+            tolerations: settings.tolerations.clone().unwrap_or_default(),
+        }
     }
 }
 
@@ -104,11 +124,11 @@ pub struct Request {
     pub slot: SlotId,
     pub order: Order,
     pub round: Round,
-    pub need: Need,
-    pub node_selector: BTreeMap<String, String>,
-    pub tolerations: Vec<Toleration>,
+    pub wish: Arc<Wish>,
     /// The GPUs that its former pod had.
     pub previous: Option<Placement>,
+    /// Whether it waits for the node of its former pod where that is only just starting.
+    pub patient: bool,
 }
 
 /// What became of a request.
@@ -128,35 +148,46 @@ pub enum Outcome {
 }
 
 /// Serves the requests from what is free, and enters what is granted or kept into the ledger.
-pub fn allocate(inventory: &mut Inventory, mut requests: Vec<Request>) -> BTreeMap<SlotId, Outcome> {
+pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BTreeMap<SlotId, Outcome> {
     requests.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
     let mut outcomes = BTreeMap::new();
     let mut later = Vec::new();
     for request in requests {
         // A choice of the operator can be chosen anew where its old GPU is not to be had; exact devices can't.
-        if request.round == Round::Return && matches!(request.need, Need::Count(_)) {
-            match returned(inventory, &request) {
-                Some(placement) => {
-                    enter(inventory, &request, &placement);
-                    outcomes.insert(request.slot, Outcome::Granted(placement));
-                }
-                None => later.push(Request { round: Round::Fresh, ..request }),
-            }
-        } else {
+        let Need::Count(need) = &request.wish.need else {
             later.push(request);
+            continue;
+        };
+        if request.round != Round::Return {
+            later.push(request);
+        } else if let Some(placement) = returned(inventory, &request, need) {
+            enter(inventory, &request, &placement);
+            outcomes.insert(request.slot, Outcome::Granted(placement));
+        } else if let Some(message) = coming_back(inventory, &request) {
+            outcomes.insert(request.slot, Outcome::Waiting { message, kept: request.previous });
+        } else {
+            later.push(Request { round: Round::Fresh, ..request });
         }
     }
     later.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
+    let mut classes = Classes::new(inventory);
     for request in later {
-        let outcome = match &request.need {
+        let outcome = match &request.wish.need {
             Need::Nothing => continue,
-            Need::Exact(devices) => exact(inventory, &request, devices),
-            Need::Count(need) => count(inventory, &request, need),
+            Need::Exact(devices) => classes.of(&request.wish).exact.choose(inventory, &request, devices),
+            Need::Count(need) => {
+                let (class, changed) = classes.with_changes(&request.wish);
+                class.count.choose(inventory, &request, need, changed)
+            }
         };
         match &outcome {
-            Outcome::Granted(placement) => enter(inventory, &request, placement),
+            Outcome::Granted(placement) => {
+                enter(inventory, &request, placement);
+                classes.changed(&placement.node);
+            }
             Outcome::Waiting { kept: Some(kept), .. } if request.round != Round::Beside => {
                 keep(inventory, &request, kept);
+                classes.changed(&kept.node);
             }
             Outcome::Waiting { .. } | Outcome::Impossible { .. } => {}
         }
@@ -165,15 +196,63 @@ pub fn allocate(inventory: &mut Inventory, mut requests: Vec<Request>) -> BTreeM
     outcomes
 }
 
+/// Requests that want the same are of one class.
+struct Classes {
+    /// The nodes by number, in order.
+    nodes: Vec<String>,
+    classes: Vec<Class>,
+    /// Nodes in whose ledger something was entered, one after another.
+    changed: Vec<usize>,
+}
+
+struct Class {
+    wish: Arc<Wish>,
+    count: count::Candidates,
+    exact: exact::Candidates,
+}
+
+impl Classes {
+    fn new(inventory: &Inventory<'_>) -> Self {
+        Self { nodes: inventory.nodes.keys().cloned().collect(), classes: Vec::new(), changed: Vec::new() }
+    }
+
+    fn of(&mut self, wish: &Arc<Wish>) -> &mut Class {
+        self.with_changes(wish).0
+    }
+
+    /// The class of a wish, and the changes of which it may not know yet.
+    fn with_changes(&mut self, wish: &Arc<Wish>) -> (&mut Class, count::Changes<'_>) {
+        // Requests of one resource come one after another: usually it is the last class.
+        let same = |class: &Class| Arc::ptr_eq(&class.wish, wish) || class.wish == *wish;
+        let at = self.classes.iter().rposition(same).unwrap_or_else(|| {
+            self.classes.push(Class {
+                wish: Arc::clone(wish),
+                count: count::Candidates::default(),
+                exact: exact::Candidates::default(),
+            });
+            self.classes.len() - 1
+        });
+        let changes = count::Changes { nodes: &self.nodes, log: &self.changed };
+        (&mut self.classes[at], changes)
+    }
+
+    fn changed(&mut self, node: &str) {
+        if let Ok(at) = self.nodes.binary_search_by(|name| name.as_str().cmp(node)) {
+            self.changed.push(at);
+        }
+    }
+}
+
 /// Whether GPUs that a pod has are still what its resource wants. What is not known any more (the node, the GPU) is no
 /// reason against a running pod.
-pub fn accepts(inventory: &Inventory, need: &Need, node: &str, gpus: &[AssignedGpu]) -> bool {
+pub fn accepts(inventory: &Inventory<'_>, need: &Need, node: &str, gpus: &[AssignedGpu]) -> bool {
     let known = inventory.nodes.get(node);
     match need {
         Need::Nothing => gpus.is_empty(),
         Need::Exact(devices) => {
-            let Some(known) = known else { return gpus.len() == devices.len() };
-            let Ok(wanted) = resolve(known, devices) else { return gpus.len() == devices.len() };
+            let Some(Ok(wanted)) = known.map(|node| exact::resolve(node, devices)) else {
+                return gpus.len() == devices.len() && devices.iter().all(|device| names(device, gpus));
+            };
             let wanted: BTreeSet<(u32, u32)> =
                 wanted.iter().map(|(gpu, units)| (gpu.index, *units)).collect();
             wanted == gpus.iter().map(|gpu| (gpu.index, gpu.units)).collect()
@@ -190,30 +269,67 @@ pub fn accepts(inventory: &Inventory, need: &Need, node: &str, gpus: &[AssignedG
     }
 }
 
+/// Whether a device is one of these GPUs, by what the pod itself says of them.
+fn names(device: &GpuDevice, gpus: &[AssignedGpu]) -> bool {
+    gpus.iter().any(|gpu| {
+        device.index.is_none_or(|index| index == gpu.index)
+            && device.uuid.as_ref().is_none_or(|uuid| *uuid == gpu.uuid)
+            && device.memory.as_ref().is_none_or(|memory| memory.units() == gpu.units)
+    })
+}
+
+/// Whether a pod could be placed on this node once the resource's own pods that hold these GPUs are gone.
+pub fn fits_when_gone(
+    inventory: &Inventory<'_>,
+    wish: &Wish,
+    resource: &ResourceKey,
+    node: &str,
+    gpus: &[AssignedGpu],
+) -> bool {
+    let Some(mut node) = inventory.nodes.get(node).cloned() else { return false };
+    let own = |holder: &Holder, units: u32| {
+        holder.units == units
+            && holder.state == HolderState::Holds
+            && matches!(&holder.who, Who::Resource(key) if key == resource)
+    };
+    for assigned in gpus {
+        let Some(gpu) = node.gpus.get_mut(&assigned.index) else { continue };
+        if let Some(at) = gpu.holders.iter().position(|holder| own(holder, assigned.units)) {
+            gpu.holders.remove(at);
+            gpu.memory_free = gpu.memory_free.saturating_add(u64::from(assigned.units) * MIB_PER_UNIT);
+        }
+    }
+    match &wish.need {
+        Need::Nothing => true,
+        Need::Exact(devices) => exact::fits(&node, wish, devices),
+        Need::Count(need) => count::fits(&node, wish, need),
+    }
+}
+
 impl CountNeed {
     /// Units on this GPU.
-    fn wanted(&self, gpu: &GpuState) -> u32 {
+    fn wanted(&self, gpu: &GpuState<'_>) -> u32 {
         self.memory.as_ref().map_or(gpu.units, GpuMemory::units)
     }
 
-    fn is_product(&self, gpu: &GpuState) -> bool {
-        self.product
-            .as_ref()
-            .is_none_or(|product| gpu.product.to_lowercase().contains(&product.to_lowercase()))
+    fn is_product(&self, gpu: &GpuState<'_>) -> bool {
+        self.product.as_ref().is_none_or(|product| {
+            let (name, part) = (gpu.product.as_bytes(), product.as_bytes());
+            part.is_empty() || name.windows(part.len()).any(|found| found.eq_ignore_ascii_case(part))
+        })
     }
 
-    fn is_cool(&self, gpu: &GpuState) -> bool {
+    fn is_cool(&self, gpu: &GpuState<'_>) -> bool {
         self.max_temperature.is_none_or(|max| gpu.temperature.is_some_and(|temperature| temperature < max))
     }
 }
 
 /// The GPUs of the former pod, if they can be had now.
-fn returned(inventory: &Inventory, request: &Request) -> Option<Placement> {
-    let Need::Count(need) = &request.need else { return None };
+fn returned(inventory: &Inventory<'_>, request: &Request, need: &CountNeed) -> Option<Placement> {
     let previous = request.previous.as_ref()?;
     let node = inventory.nodes.get(&previous.node)?;
-    node.admits(&request.node_selector, &request.tolerations).ok()?;
-    if !accepts(inventory, &request.need, &previous.node, &previous.gpus) {
+    node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
+    if !accepts(inventory, &request.wish.need, &previous.node, &previous.gpus) {
         return None;
     }
     let mut gpus = Vec::new();
@@ -222,13 +338,13 @@ fn returned(inventory: &Inventory, request: &Request) -> Option<Placement> {
         if !need.is_cool(gpu) || blocked(gpu, former.units).is_some() {
             return None;
         }
-        gpus.push(AssignedGpu { index: gpu.index, uuid: gpu.uuid.clone(), units: former.units });
+        gpus.push(assigned(gpu, former.units));
     }
     Some(Placement { node: node.name.clone(), gpus, reason: "the GPUs that its former pod had".to_owned() })
 }
 
 /// What keeps these units of this GPU from being granted now.
-fn blocked(gpu: &GpuState, units: u32) -> Option<Blocked<'_>> {
+fn blocked<'g>(gpu: &'g GpuState<'_>, units: u32) -> Option<Blocked<'g>> {
     if let Some(closed) = &gpu.closed {
         return Some(Blocked::Closed(closed));
     }
@@ -252,225 +368,11 @@ enum Blocked<'a> {
     InUse,
 }
 
-/// The devices on this node with their units, or what is missing.
-fn resolve<'a>(
-    node: &'a NodeGpus,
-    devices: &[GpuDevice],
-) -> Result<Vec<(&'a GpuState, u32)>, (&'static str, String)> {
-    let mut found: Vec<(&GpuState, u32)> = Vec::new();
-    for device in devices {
-        let gpu = node.gpus.values().find(|gpu| match (&device.index, &device.uuid) {
-            (Some(index), _) => gpu.index == *index,
-            (None, Some(uuid)) => gpu.uuid == *uuid,
-            (None, None) => false,
-        });
-        let Some(gpu) = gpu else {
-            let has = node.gpus.values().map(|gpu| gpu.index.to_string()).collect::<Vec<_>>().join(", ");
-            let has = if has.is_empty() { "no GPUs".to_owned() } else { format!("GPUs {has}") };
-            return Err((
-                reason::NO_SUCH_GPU,
-                format!("node {} has no {}; it has {has}", node.name, named(device)),
-            ));
-        };
-        let units = device.memory.as_ref().map_or(gpu.units, GpuMemory::units);
-        if units > gpu.units {
-            let message = format!(
-                "GPU {} on node {} has {} GiB; {} were asked for",
-                gpu.index,
-                node.name,
-                gpu.units,
-                device.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default()
-            );
-            return Err((reason::TOO_MUCH_MEMORY, message));
-        }
-        if found.iter().any(|(other, _)| other.index == gpu.index) {
-            let message = format!("spec.gpu.devices names GPU {} on node {} twice", gpu.index, node.name);
-            return Err((reason::DUPLICATE_DEVICES, message));
-        }
-        found.push((gpu, units));
-    }
-    Ok(found)
+fn assigned(gpu: &GpuState<'_>, units: u32) -> AssignedGpu {
+    AssignedGpu { index: gpu.index, uuid: gpu.uuid.clone().into_owned(), units }
 }
 
-fn exact(inventory: &Inventory, request: &Request, devices: &[GpuDevice]) -> Outcome {
-    let mut impossible: Option<(&'static str, String)> = None;
-    let mut waiting: Option<(String, Placement)> = None;
-    let mut homes = 0;
-    let mut unselected = 0;
-    for node in candidates(inventory, request) {
-        let admission = node.admits(&request.node_selector, &request.tolerations);
-        if admission == Err(Admission::NotSelected) {
-            unselected += 1;
-            continue;
-        }
-        let wanted = match resolve(node, devices) {
-            Ok(wanted) => wanted,
-            Err(missing) => {
-                impossible.get_or_insert(missing);
-                continue;
-            }
-        };
-        homes += 1;
-        let placement = Placement {
-            node: node.name.clone(),
-            gpus: wanted
-                .iter()
-                .map(|(gpu, units)| AssignedGpu { index: gpu.index, uuid: gpu.uuid.clone(), units: *units })
-                .collect(),
-            reason: "named in spec.gpu.devices".to_owned(),
-        };
-        let against = match admission {
-            Err(Admission::Closed(why)) => Some(format!("node {} {why}", node.name)),
-            _ => {
-                wanted.iter().find_map(|(gpu, units)| Some(explain(node, gpu, *units, blocked(gpu, *units)?)))
-            }
-        };
-        match against {
-            None => return Outcome::Granted(placement),
-            Some(message) => {
-                waiting.get_or_insert((message, placement));
-            }
-        }
-    }
-    match (waiting, impossible) {
-        // With several nodes that have the devices, which one it will be is open: nothing is kept.
-        (Some((message, placement)), _) => {
-            Outcome::Waiting { message, kept: (homes == 1).then_some(placement) }
-        }
-        (None, Some((reason, message))) => Outcome::Impossible { reason, message },
-        (None, None) => nowhere(inventory, unselected),
-    }
-}
-
-/// No node was even looked at: the cluster has none yet, or none is selected.
-fn nowhere(inventory: &Inventory, unselected: usize) -> Outcome {
-    let message = if inventory.nodes.is_empty() {
-        "no node reports GPUs yet; does the device plugin run?".to_owned()
-    } else {
-        format!("spec.nodeSelector matches none of the {unselected} nodes with GPUs")
-    };
-    Outcome::Waiting { message, kept: None }
-}
-
-/// The nodes, the former one first.
-fn candidates<'a>(inventory: &'a Inventory, request: &Request) -> Vec<&'a NodeGpus> {
-    let former = request.previous.as_ref().map(|previous| previous.node.as_str());
-    let mut nodes: Vec<&NodeGpus> = inventory.nodes.values().collect();
-    nodes.sort_by_key(|node| former != Some(node.name.as_str()));
-    nodes
-}
-
-fn count(inventory: &Inventory, request: &Request, need: &CountNeed) -> Outcome {
-    let Ok(wanted) = usize::try_from(need.count) else {
-        return Outcome::Impossible {
-            reason: reason::NOT_ENOUGH_GPUS,
-            message: "gpu.count is too large".to_owned(),
-        };
-    };
-    let mut best: Option<(Rank, Placement)> = None;
-    let mut closest: Option<(usize, String)> = None;
-    let mut survey = Survey::default();
-    for node in candidates(inventory, request) {
-        let admission = node.admits(&request.node_selector, &request.tolerations);
-        if admission == Err(Admission::NotSelected) {
-            survey.unselected += 1;
-            continue;
-        }
-        let fitting = survey.look(node, need);
-        if fitting < wanted {
-            continue;
-        }
-        let mut free: Vec<&GpuState> = Vec::new();
-        let mut against: Vec<String> = Vec::new();
-        for gpu in node.gpus.values().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units) {
-            let units = need.wanted(gpu);
-            if let Some(why) = blocked(gpu, units) {
-                against.push(brief(gpu, why));
-            } else if !need.is_cool(gpu) {
-                against.push(format!("GPU {} has {}", gpu.index, degrees(gpu)));
-            } else {
-                free.push(gpu);
-            }
-        }
-        if let Err(Admission::Closed(why)) = &admission {
-            closest.get_or_insert((0, format!("node {} {why}", node.name)));
-            continue;
-        }
-        if free.len() < wanted {
-            if closest.as_ref().is_none_or(|(most, _)| free.len() > *most || *most == 0) {
-                closest = Some((free.len(), shortage(node, need, free.len(), &against)));
-            }
-            continue;
-        }
-        free.sort_by_key(|gpu| suitability(gpu, need));
-        free.truncate(wanted);
-        let rank = Rank::of(&free, need, request, node);
-        if best.as_ref().is_none_or(|(other, _)| rank < *other) {
-            best = Some((rank, chosen(node, &free, need)));
-        }
-    }
-    match (best, closest) {
-        (Some((_, placement)), _) => Outcome::Granted(placement),
-        (None, Some((_, message))) => Outcome::Waiting { message, kept: None },
-        (None, None) => survey.impossible(need).unwrap_or_else(|| nowhere(inventory, survey.unselected)),
-    }
-}
-
-/// Preferred first, then the coolest band, then the tightest fit, so that whole GPUs stay whole.
-fn suitability(gpu: &GpuState, need: &CountNeed) -> (usize, u32, u32, u32, u32) {
-    let preferred = need.prefer.iter().position(|index| *index == gpu.index).unwrap_or(usize::MAX);
-    let temperature = gpu.temperature.unwrap_or(u32::MAX);
-    (preferred, temperature / BAND, gpu.free() - need.wanted(gpu), temperature, gpu.index)
-}
-
-/// How good a node's best GPUs are; the least is the best.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    elsewhere: bool,
-    unpreferred: usize,
-    hottest_band: u32,
-    left_over: u32,
-    node: String,
-}
-
-impl Rank {
-    fn of(gpus: &[&GpuState], need: &CountNeed, request: &Request, node: &NodeGpus) -> Self {
-        let former = request.previous.as_ref().map(|previous| previous.node.as_str());
-        Self {
-            elsewhere: former != Some(node.name.as_str()),
-            unpreferred: gpus.iter().filter(|gpu| !need.prefer.contains(&gpu.index)).count(),
-            hottest_band: gpus
-                .iter()
-                .map(|gpu| gpu.temperature.unwrap_or(u32::MAX) / BAND)
-                .max()
-                .unwrap_or_default(),
-            left_over: gpus.iter().map(|gpu| gpu.free() - need.wanted(gpu)).sum(),
-            node: node.name.clone(),
-        }
-    }
-}
-
-fn chosen(node: &NodeGpus, gpus: &[&GpuState], need: &CountNeed) -> Placement {
-    let why: Vec<String> = gpus
-        .iter()
-        .map(|gpu| {
-            let preferred = if need.prefer.contains(&gpu.index) { "preferred, " } else { "" };
-            format!("GPU {} ({preferred}{})", gpu.index, degrees(gpu))
-        })
-        .collect();
-    let mut gpus: Vec<AssignedGpu> = gpus
-        .iter()
-        .map(|gpu| AssignedGpu { index: gpu.index, uuid: gpu.uuid.clone(), units: need.wanted(gpu) })
-        .collect();
-    gpus.sort();
-    Placement {
-        node: node.name.clone(),
-        gpus,
-        reason: format!("chosen by preference, temperature and fit: {}", why.join(", ")),
-    }
-}
-
-fn enter(inventory: &mut Inventory, request: &Request, placement: &Placement) {
+fn enter(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement) {
     for assigned in &placement.gpus {
         if let Some(gpu) = gpu_mut(inventory, &placement.node, assigned.index) {
             let who = Who::Resource(request.slot.resource.clone());
@@ -479,7 +381,7 @@ fn enter(inventory: &mut Inventory, request: &Request, placement: &Placement) {
     }
 }
 
-fn keep(inventory: &mut Inventory, request: &Request, placement: &Placement) {
+fn keep(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement) {
     for assigned in &placement.gpus {
         if let Some(gpu) = gpu_mut(inventory, &placement.node, assigned.index) {
             let units = assigned.units.min(gpu.free());
@@ -491,6 +393,6 @@ fn keep(inventory: &mut Inventory, request: &Request, placement: &Placement) {
     }
 }
 
-fn gpu_mut<'a>(inventory: &'a mut Inventory, node: &str, index: u32) -> Option<&'a mut GpuState> {
+fn gpu_mut<'i, 'o>(inventory: &'i mut Inventory<'o>, node: &str, index: u32) -> Option<&'i mut GpuState<'o>> {
     inventory.nodes.get_mut(node)?.gpus.get_mut(&index)
 }

@@ -1,20 +1,20 @@
 //! One pass over the whole cluster, as a pure function: from what is observed and the time to what is to be done.
 
-use crate::actions::{Action, Plan, Write};
+use crate::actions::Plan;
+use crate::children::Children;
 use crate::desired::{self, AnyResource, Desired, Slot};
 use crate::inventory::{self, Inventory};
-use crate::lifecycle::{self, Found, Report, Settling, may_change};
+use crate::lifecycle::{self, Family, Found, Report, Settling, may_change};
 use crate::observed::Observed;
 use crate::ollama_pool::{self, Pull, Pulled};
 use crate::placement::{self, Outcome, SlotId};
 use crate::pods::PodView;
 use crate::resource::{ResourceKey, Role};
-use crate::services::covers;
 use crate::summary::Reporting;
 use crate::{data_factory, reranker};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Service;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// How long after a Lease runs out the pass that notices it comes.
 const AFTER_EXPIRY: SignedDuration = SignedDuration::from_secs(1);
@@ -25,19 +25,23 @@ const SILENT_PLUGIN: SignedDuration = SignedDuration::from_secs(5);
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut inventory = inventory::read(observed, now);
-    let pods = by_resource(&observed.pods);
+    let mut pods = by_resource(&observed.pods);
+    let children = Children::read(observed);
     let desired = desired::all(observed, now);
     let looked: Vec<Looked<'_, '_>> = desired
         .iter()
         .map(|desired| {
-            let pods = pods.get(&desired.id.key).cloned().unwrap_or_default();
-            look(observed, &inventory, desired, pods, now)
+            let pods = pods.remove(&desired.id.key).unwrap_or_default();
+            look(observed, &inventory, desired, Family::new(pods, &desired.id.uid), now)
         })
         .collect();
-    let requests = looked.iter().flat_map(|looked| looked.requests(&inventory)).collect();
+    let requests = looked.iter().flat_map(|looked| looked.requests(&inventory, now)).collect();
     let outcomes = placement::allocate(&mut inventory, requests);
     let mut writers = ollama_pool::writers(&observed.pods);
     for looked in &looked {
+        if looked.desired.problem.is_none() {
+            children.settle(looked.desired, &mut plan);
+        }
         settle(observed, &inventory, looked, &outcomes, &mut writers, now, &mut plan);
     }
     wake(observed, now, &mut plan);
@@ -47,29 +51,31 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
 /// A resource, its pods, and how its slots were found.
 struct Looked<'a, 'd> {
     desired: &'d Desired<'a>,
-    pods: Vec<&'a PodView>,
+    family: Family<'a>,
     slots: Vec<(&'d Slot, Found<'a>)>,
     may_change: Vec<bool>,
 }
 
 impl Looked<'_, '_> {
-    fn requests(&self, inventory: &Inventory) -> Vec<placement::Request> {
+    fn requests(&self, inventory: &Inventory<'_>, now: Timestamp) -> Vec<placement::Request> {
         if self.desired.problem.is_some() {
             return Vec::new();
         }
         let slots = self.slots.iter().zip(&self.may_change);
         slots
-            .filter_map(|((slot, found), may)| lifecycle::request(self.desired, slot, found, *may, inventory))
+            .filter_map(|((slot, found), may)| {
+                lifecycle::request(self.desired, slot, found, *may, inventory, now)
+            })
             .collect()
     }
 }
 
 /// The pods of each resource by their labels. Whose they are is told by their owner, later.
-fn by_resource(pods: &[PodView]) -> BTreeMap<ResourceKey, Vec<&PodView>> {
-    let mut found: BTreeMap<ResourceKey, Vec<&PodView>> = BTreeMap::new();
+fn by_resource(pods: &[Arc<PodView>]) -> HashMap<&ResourceKey, Vec<&PodView>> {
+    let mut found: HashMap<&ResourceKey, Vec<&PodView>> = HashMap::new();
     for pod in pods {
         if let Some(key) = &pod.resource {
-            found.entry(key.clone()).or_default().push(pod);
+            found.entry(key).or_default().push(pod);
         }
     }
     found
@@ -77,22 +83,22 @@ fn by_resource(pods: &[PodView]) -> BTreeMap<ResourceKey, Vec<&PodView>> {
 
 fn look<'a, 'd>(
     observed: &Observed,
-    inventory: &Inventory,
+    inventory: &Inventory<'_>,
     desired: &'d Desired<'a>,
-    pods: Vec<&'a PodView>,
+    family: Family<'a>,
     now: Timestamp,
 ) -> Looked<'a, 'd> {
     let slots: Vec<(&Slot, Found<'_>)> = desired
         .slots
         .iter()
-        .map(|slot| (slot, lifecycle::look(desired, slot, &pods, inventory, now)))
+        .map(|slot| (slot, lifecycle::look(desired, slot, &family, inventory, now)))
         .collect();
     let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
-    let may_change = (0..slots.len()).map(|at| may_change(&slots, ready, at)).collect();
-    Looked { desired, pods, slots, may_change }
+    let may_change = may_change(desired, &slots, ready);
+    Looked { desired, family, slots, may_change }
 }
 
-fn serves(observed: &Observed, inventory: &Inventory, desired: &Desired<'_>, pod: &PodView) -> bool {
+fn serves(observed: &Observed, inventory: &Inventory<'_>, desired: &Desired<'_>, pod: &PodView) -> bool {
     match desired.resource {
         AnyResource::OllamaPool(resource) if pod.role == Role::Worker => {
             ollama_pool::serves(observed, inventory, resource, pod)
@@ -103,17 +109,15 @@ fn serves(observed: &Observed, inventory: &Inventory, desired: &Desired<'_>, pod
 
 fn settle(
     observed: &Observed,
-    inventory: &Inventory,
+    inventory: &Inventory<'_>,
     looked: &Looked<'_, '_>,
     outcomes: &BTreeMap<SlotId, Outcome>,
     writers: &mut ollama_pool::Writers,
     now: Timestamp,
     plan: &mut Plan,
 ) {
-    let Looked { desired, pods, slots, may_change } = looked;
-    if desired.problem.is_none() {
-        settle_services(observed, desired, plan);
-    }
+    let Looked { desired, family, slots, may_change } = looked;
+    let pods = family.all.as_slice();
     remove_surplus(desired, pods, plan);
     let outcome = |slot: &Slot| {
         let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
@@ -130,7 +134,7 @@ fn settle(
         Some(Pulled::Done) | None => None,
     };
     let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
-    let with = Settling { observed, inventory, desired, pods, now, ready: &ready, gate: &gate };
+    let with = Settling { observed, inventory, desired, family, now, ready: &ready, gate: &gate };
     let reports: Vec<Report<'_>> = if desired.problem.is_some() {
         Vec::new()
     } else {
@@ -173,8 +177,9 @@ fn remove_surplus(desired: &Desired<'_>, pods: &[&PodView], plan: &mut Plan) {
         // What runs is not stopped for a spec that can't be understood.
         return;
     }
+    let slots: HashSet<(Role, u32)> = desired.slots.iter().map(|slot| (slot.role, slot.ordinal)).collect();
     for pod in pods.iter().filter(|pod| pod.owner.as_deref() == Some(&desired.id.uid) && !pod.leaving) {
-        let wanted = desired.slots.iter().any(|slot| slot.role == pod.role && slot.ordinal == pod.ordinal);
+        let wanted = slots.contains(&(pod.role, pod.ordinal));
         // Pullers are looked after by the pool, unless it goes.
         let cared_for = pod.role == Role::Puller && !desired.id.leaving;
         if !wanted && !cared_for {
@@ -183,32 +188,6 @@ fn remove_surplus(desired: &Desired<'_>, pods: &[&PodView], plan: &mut Plan) {
                 plan.note(&desired.id, crate::actions::Severity::Normal, "ScalingDown", text);
             }
             plan.actions.push(lifecycle::delete_action(desired, pod));
-        }
-    }
-}
-
-fn settle_services(observed: &Observed, desired: &Desired<'_>, plan: &mut Plan) {
-    let of_resource = |service: &&Service| {
-        let owners = service.metadata.owner_references.iter().flatten();
-        owners.clone().any(|owner| owner.uid == desired.id.uid)
-            && service.metadata.namespace.as_deref() == Some(&desired.id.key.namespace)
-            && service.metadata.deletion_timestamp.is_none()
-    };
-    let mine: Vec<&Service> = observed.services.iter().map(AsRef::as_ref).filter(of_resource).collect();
-    let mut act = |write| plan.actions.push(Action { resource: desired.id.key.clone(), write });
-    for wanted in &desired.services {
-        let existing = mine.iter().find(|service| service.metadata.name == wanted.metadata.name);
-        if !existing.is_some_and(|existing| covers(existing, wanted)) {
-            act(Write::ApplyService { service: Box::new(wanted.clone()), ours: existing.is_some() });
-        }
-    }
-    for service in mine {
-        let wanted = desired.services.iter().any(|wanted| wanted.metadata.name == service.metadata.name);
-        if !wanted && !desired.id.leaving {
-            act(Write::DeleteService {
-                name: service.metadata.name.clone().unwrap_or_default(),
-                uid: service.metadata.uid.clone().unwrap_or_default(),
-            });
         }
     }
 }

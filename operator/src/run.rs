@@ -2,20 +2,18 @@
 
 use crate::apply::Writer;
 use crate::args::Args;
-use crate::caches::{Caches, Guarded, Watching, unreadable};
+use crate::caches::{Caches, Watching};
 use crate::events::Recorder;
 use crate::leader::{Candidate, Term};
 use crate::metrics::Metrics;
-use crate::observe::{Assumed, observe};
+use crate::observe::{Assumed, Views, observe};
 use crate::observed::Settings;
 use crate::plan::plan;
 use crate::probe::Prober;
 use crate::server::{Health, serve};
 use anyhow::Context;
 use jiff::Timestamp;
-use kube::{Client, Resource};
-use std::collections::HashSet;
-use std::hash::Hash;
+use kube::Client;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,6 +30,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         command: _,
         embedder_image,
         ollama_image,
+        puller_image,
         require_acceleration,
         watch_namespace,
         listen,
@@ -41,7 +40,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         log: _,
         log_json: _,
     } = args;
-    let settings = Arc::new(Settings { embedder_image, ollama_image, require_acceleration });
+    let settings = Arc::new(Settings { embedder_image, ollama_image, puller_image, require_acceleration });
     let metrics = Arc::new(Metrics::default());
     let ready = Arc::new(AtomicBool::new(false));
     let changed = Arc::new(Notify::new());
@@ -72,7 +71,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             ),
             prober: Prober::new(Arc::clone(&changed)).context("making the HTTP client")?,
             assumed: Assumed::default(),
-            told: HashSet::new(),
+            views: Views::default(),
             caches: &caches,
             settings,
             metrics: Arc::clone(&metrics),
@@ -134,8 +133,7 @@ struct Operator<'a> {
     writer: Writer,
     prober: Prober,
     assumed: Assumed,
-    /// Unreadable resources that were told of: UID and generation.
-    told: HashSet<(String, i64)>,
+    views: Views,
 }
 
 impl Operator<'_> {
@@ -154,11 +152,11 @@ impl Operator<'_> {
         const IDLE: Duration = Duration::from_secs(300);
         let now = Timestamp::now();
         self.assumed.forget_seen(&self.caches.pods, now);
-        self.tell_unreadable();
         let failures = self.writer.failures();
         let answers = self.prober.answers();
-        let observed = observe(self.caches, Arc::clone(&self.settings), answers, failures, &self.assumed);
         let started = std::time::Instant::now();
+        let settings = Arc::clone(&self.settings);
+        let observed = observe(self.caches, settings, answers, failures, &self.assumed, &mut self.views);
         let plan = plan(&observed, now);
         self.metrics.planned(started.elapsed());
         self.metrics.count(&observed, &plan);
@@ -175,36 +173,5 @@ impl Operator<'_> {
             self.assumed.made(pod, Timestamp::now());
         }
         [planned, applied.retry_after, Some(IDLE)].into_iter().flatten().min().unwrap_or(IDLE).max(DEBOUNCE)
-    }
-
-    /// A resource that can't be read is left as it is; its pods keep what they hold.
-    fn tell_unreadable(&mut self) {
-        let mut found = HashSet::new();
-        self.tell("DataFactory", &self.caches.data_factories, &mut found);
-        self.tell("Reranker", &self.caches.rerankers, &mut found);
-        self.tell("OllamaPool", &self.caches.ollama_pools, &mut found);
-        self.tell("GPUNode", &self.caches.gpu_nodes, &mut found);
-        self.told = found;
-    }
-
-    fn tell<K>(&self, kind: &str, cache: &Guarded<K>, found: &mut HashSet<(String, i64)>)
-    where
-        K: Resource + Clone + 'static,
-        K::DynamicType: Eq + Hash + Clone,
-    {
-        for invalid in unreadable(cache) {
-            let meta = &invalid.metadata;
-            let key = (meta.uid.clone().unwrap_or_default(), meta.generation.unwrap_or_default());
-            if !self.told.contains(&key) {
-                tracing::error!(
-                    kind,
-                    namespace = meta.namespace.as_deref().unwrap_or_default(),
-                    name = meta.name.as_deref().unwrap_or_default(),
-                    error = %invalid.error,
-                    "this resource can't be read and is left as it is: change it, or upgrade the operator to the version of its CRD"
-                );
-            }
-            found.insert(key);
-        }
     }
 }

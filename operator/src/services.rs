@@ -5,7 +5,6 @@ use crate::resource::Role;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::Value;
 
 /// What a Service is built from.
 pub struct ServiceParts<'a> {
@@ -46,27 +45,24 @@ pub fn build_service(parts: ServiceParts<'_>) -> Service {
 
 /// Whether an observed Service already is what is wanted; what the API server added doesn't matter.
 pub fn covers(observed: &Service, wanted: &Service) -> bool {
-    match (serde_json::to_value(observed), serde_json::to_value(wanted)) {
-        (Ok(observed), Ok(wanted)) => contains(&observed, &wanted),
-        _ => false,
-    }
-}
-
-fn contains(observed: &Value, wanted: &Value) -> bool {
-    match (observed, wanted) {
-        (Value::Object(observed), Value::Object(wanted)) => {
-            wanted.iter().all(|(key, wanted)| match observed.get(key) {
-                Some(observed) => contains(observed, wanted),
-                // The API server leaves out what is false or empty.
-                None => *wanted == Value::Bool(false),
-            })
-        }
-        (Value::Array(observed), Value::Array(wanted)) => {
-            observed.len() == wanted.len()
-                && observed.iter().zip(wanted).all(|(observed, wanted)| contains(observed, wanted))
-        }
-        _ => observed == wanted,
-    }
+    let labels = |service: &Service| service.metadata.labels.clone().unwrap_or_default();
+    let has = labels(observed);
+    let labelled = labels(wanted).iter().all(|(name, value)| has.get(name) == Some(value));
+    let (Some(is), Some(to_be)) = (&observed.spec, &wanted.spec) else { return false };
+    let ports = |spec: &ServiceSpec| {
+        let ports = spec.ports.iter().flatten();
+        let port = |port: &ServicePort| {
+            (port.name.clone(), port.port, port.target_port.clone(), port.protocol.clone())
+        };
+        ports.map(port).collect::<Vec<_>>()
+    };
+    labelled
+        && is.selector == to_be.selector
+        && (to_be.cluster_ip.is_none() || is.cluster_ip == to_be.cluster_ip)
+        // The API server leaves out what is false.
+        && is.publish_not_ready_addresses.unwrap_or_default()
+            == to_be.publish_not_ready_addresses.unwrap_or_default()
+        && ports(is) == ports(to_be)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use principium_api::status::{Assignment, condition};
 #[derive(Clone, Copy)]
 pub struct Reporting<'a, 'd> {
     pub observed: &'a Observed,
-    pub inventory: &'a Inventory,
+    pub inventory: &'a Inventory<'a>,
     pub desired: &'a Desired<'d>,
     /// All pods that carry the labels of the resource.
     pub pods: &'a [&'a PodView],
@@ -64,7 +64,7 @@ pub fn assignments(
     desired: &Desired<'_>,
     pods: &[&PodView],
     reports: &[Report<'_>],
-    inventory: &Inventory,
+    inventory: &Inventory<'_>,
 ) -> Vec<Assignment> {
     let mut found: Vec<Assignment> = pods
         .iter()
@@ -237,7 +237,7 @@ pub fn selector(key: &ResourceKey) -> String {
 }
 
 /// Whether GPUs of these nodes are simulated.
-pub fn simulated(inventory: &Inventory, assignments: &[Assignment]) -> bool {
+pub fn simulated(inventory: &Inventory<'_>, assignments: &[Assignment]) -> bool {
     assignments
         .iter()
         .any(|assignment| inventory.nodes.get(&assignment.node).is_some_and(|node| node.simulated))
@@ -259,7 +259,7 @@ pub fn running_model(info: &WorkerInfo) -> RunningModel {
 }
 
 /// GPUs of running pods that are withheld now: the pods stay, and the status says so.
-pub fn withheld(pods: &[&PodView], inventory: &Inventory) -> Option<String> {
+pub fn withheld(pods: &[&PodView], inventory: &Inventory<'_>) -> Option<String> {
     let mut parts: Vec<String> = Vec::new();
     for pod in pods.iter().filter(|pod| !pod.leaving && !pod.ended()) {
         let Some(node) = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)) else { continue };

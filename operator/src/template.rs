@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::sync::OnceLock;
 
 /// Annotation of a pod: the template that it was made from.
 pub const ANNOTATION: &str = "principium.ai/template";
@@ -13,9 +14,11 @@ pub const ANNOTATION: &str = "principium.ai/template";
 const PRIVATE: &[&str] = &["env"];
 
 /// The fields of a spec that a pod was, or is to be, made from.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Template {
     fields: Map<String, Value>,
+    /// Made once: every pod of a resource is compared with it in every pass.
+    text: OnceLock<String>,
 }
 
 impl Template {
@@ -26,18 +29,22 @@ impl Template {
             && !value.is_null()
         {
             self.fields.insert(name.to_owned(), value);
+            self.text = OnceLock::new();
         }
         self
     }
 
     /// The text of the annotation.
-    pub fn text(&self) -> String {
-        Value::Object(self.fields.clone()).to_string()
+    pub fn text(&self) -> &str {
+        self.text.get_or_init(|| Value::Object(self.fields.clone()).to_string())
     }
 
     /// What differs between the template of a running pod and this one, one sentence a field. A pod without a readable
     /// template differs in just that.
     pub fn differences(&self, running: Option<&str>) -> Vec<String> {
+        if running == Some(self.text()) {
+            return Vec::new();
+        }
         let Some(Ok(Value::Object(running))) = running.map(serde_json::from_str) else {
             return vec![format!("annotation {ANNOTATION} is not readable")];
         };
@@ -55,8 +62,8 @@ fn compare(path: &str, running: &Value, wanted: &Value, found: &mut Vec<String>)
     let none = Map::new();
     let both = match (running, wanted) {
         (Value::Object(running), Value::Object(wanted)) => Some((running, wanted)),
-        (Value::Null, Value::Object(wanted)) if !wanted.is_empty() => Some((&none, wanted)),
-        (Value::Object(running), Value::Null) if !running.is_empty() => Some((running, &none)),
+        (Value::Null, Value::Object(wanted)) => Some((&none, wanted)),
+        (Value::Object(running), Value::Null) => Some((running, &none)),
         _ => None,
     };
     if let Some((running, wanted)) = both {
@@ -104,7 +111,7 @@ mod tests {
             .with("chunking", &json!({"maxTokens": 300, "overlap": 10}))
             .with("model", &json!({"hub": {"name": "a/b"}}));
         assert_eq!(
-            wanted.differences(Some(&running.text())),
+            wanted.differences(Some(running.text())),
             [
                 "chunking.maxTokens changed from 200 to 300",
                 "image changed from embedder:1 to embedder:2",
@@ -118,14 +125,14 @@ mod tests {
     fn equal_templates_have_no_difference_and_absent_values_do_not_count() {
         let running = Template::default().with("image", &"a");
         let wanted = Template::default().with("image", &"a").with("env", &None::<String>);
-        assert_eq!(wanted.differences(Some(&running.text())), [""; 0]);
+        assert_eq!(wanted.differences(Some(running.text())), [""; 0]);
     }
 
     #[test]
     fn values_of_the_environment_are_never_told() {
         let running = Template::default().with("env", &json!({"API_KEY": "old"}));
         let wanted = Template::default().with("env", &json!({"API_KEY": "secret"}));
-        assert_eq!(wanted.differences(Some(&running.text())), ["env.API_KEY changed"]);
+        assert_eq!(wanted.differences(Some(running.text())), ["env.API_KEY changed"]);
     }
 
     #[test]

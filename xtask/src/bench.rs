@@ -21,6 +21,8 @@ pub enum Bench {
     /// The operator with thousands of nodes: a real API server and scheduler, and kwok in place of the kubelets. Needs no
     /// cluster, and takes a quarter of an hour in full size.
     Scale(scale::Scale),
+    /// One plan of the operator for 40,000 GPUs and 10,000 pods. Needs no cluster.
+    Plan,
 }
 
 impl Bench {
@@ -46,6 +48,23 @@ impl Bench {
             }
             Self::Embedder(embedder) => embedder.run(),
             Self::Scale(scale) => scale.run(),
+            Self::Plan => {
+                let mut cargo = crate::cargo();
+                // Dependencies are optimized in the dev profile already: only what is measured is compiled anew.
+                cargo.args([
+                    "bench",
+                    "--profile",
+                    "dev",
+                    "--workspace",
+                    "--features",
+                    "principium-e2e/cluster",
+                ]);
+                for package in ["principium-api", "principium-operator"] {
+                    cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+                }
+                cargo.args(["--bench", "plan"]);
+                crate::run(&mut cargo)
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use principium_api::data_factory::OllamaPoolRef;
 use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT};
 use principium_api::pod::PodSettings;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Builds the pod of a role, without its name and GPUs.
 pub fn build_pod(observed: &Observed, resource: &DataFactory, role: Role) -> Pod {
@@ -49,6 +50,7 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         model: Some(&spec.model),
         env: variables,
         require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
+        api_key: spec.api_key_secret_ref.as_ref(),
     })
 }
 
@@ -70,6 +72,7 @@ fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         env: variables,
         // It has no GPU to compute on.
         require_acceleration: false,
+        api_key: None,
     })
 }
 
@@ -101,8 +104,14 @@ fn first_model(
     if let Some(pool) = pool(observed, namespace, reference) {
         return pool.spec.models.first().map(|model| model.name.clone());
     }
-    let own = |pod: &&PodView| pod.role == role && pod.owner == resource.metadata.uid && !pod.leaving;
-    let newest = observed.pods.iter().filter(own).max_by_key(|pod| pod.revision)?;
+    let prefix = format!("{}-", resource.metadata.name.as_deref().unwrap_or_default());
+    let first = observed
+        .pods
+        .partition_point(|pod| (pod.namespace.as_str(), pod.name.as_str()) < (namespace, prefix.as_str()));
+    let named = |pod: &&Arc<PodView>| pod.namespace == namespace && pod.name.starts_with(&prefix);
+    let own = |pod: &&Arc<PodView>| pod.role == role && pod.owner == resource.metadata.uid && !pod.leaving;
+    let pods = observed.pods.iter().skip(first).take_while(named);
+    let newest = pods.filter(own).max_by_key(|pod| pod.revision)?;
     let running: Value = serde_json::from_str(newest.template.as_deref()?).ok()?;
     let same_pool = running.pointer(&format!("/{field}/pool"))? == reference.name.as_str();
     same_pool.then(|| running.pointer(&format!("/{field}/model"))?.as_str().map(ToOwned::to_owned))?
@@ -127,6 +136,7 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
         .with("chunking", &spec.chunking)
         .with("analyzerPort", &analyzer_port(resource))
         .with("requireAcceleration", &spec.require_acceleration)
+        .with("apiKeySecretRef", &spec.api_key_secret_ref)
 }
 
 pub fn analyzer_template(observed: &Observed, resource: &DataFactory) -> Template {

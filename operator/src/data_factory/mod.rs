@@ -8,7 +8,7 @@ pub use status::report;
 
 use crate::desired::{AnyResource, Desired, Slot};
 use crate::observed::{Identity, Observed};
-use crate::placement::Need;
+use crate::placement::{Need, Wish};
 use crate::resource::{Kind, Role};
 use crate::services::{ServiceParts, build_service};
 use build::{analyzer_template, worker_template};
@@ -31,7 +31,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory, now: Timest
     let mut slots = vec![Slot {
         role: Role::Worker,
         ordinal: 0,
-        need: Need::of(spec.gpu.as_ref()),
+        wish: Arc::new(Wish::new(Need::of(spec.gpu.as_ref()), &spec.pod)),
         template: Arc::new(worker_template(observed, resource)),
         // It has its documents to itself: never two of them.
         surge: false,
@@ -40,7 +40,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory, now: Timest
         slots.push(Slot {
             role: Role::Analyzer,
             ordinal: 0,
-            need: Need::Nothing,
+            wish: Arc::new(Wish::new(Need::Nothing, &spec.pod)),
             template: Arc::new(analyzer_template(observed, resource)),
             surge: true,
         });
@@ -74,10 +74,10 @@ fn pools(resource: &DataFactory) -> impl Iterator<Item = &OllamaPoolRef> {
 
 /// A pool of the namespace.
 fn pool<'a>(observed: &'a Observed, namespace: &str, reference: &OllamaPoolRef) -> Option<&'a OllamaPool> {
-    observed.ollama_pools.iter().map(AsRef::as_ref).find(|pool| {
-        pool.metadata.namespace.as_deref() == Some(namespace)
-            && pool.metadata.name.as_deref() == Some(&reference.name)
-    })
+    let key = |pool: &'a OllamaPool| (pool.metadata.namespace.as_deref(), pool.metadata.name.as_deref());
+    let pools = &observed.ollama_pools;
+    let at = pools.binary_search_by(|pool| key(pool).cmp(&(Some(namespace), Some(&reference.name)))).ok()?;
+    pools.get(at).map(AsRef::as_ref)
 }
 
 fn services(id: &Identity, resource: &DataFactory) -> Vec<Service> {

@@ -10,13 +10,7 @@ use crate::resource::Role;
 use principium_api::status::Assignment;
 
 pub(super) fn latest_revision(with: &Settling<'_, '_>, slot: &Slot) -> u32 {
-    let used = with
-        .pods
-        .iter()
-        .filter(|pod| pod.role == slot.role && pod.ordinal == slot.ordinal)
-        .map(|pod| pod.revision)
-        .max()
-        .unwrap_or_default();
+    let used = with.family.latest_revision(slot);
     let counted = match slot.role {
         Role::Worker => {
             usize::try_from(slot.ordinal).ok().and_then(|at| with.desired.revisions.get(at)).copied()

@@ -21,8 +21,10 @@ use std::collections::BTreeMap;
 
 /// Where a store is mounted.
 const MODELS: &str = "/models";
-/// Where the store is served inside the pod while it is filled.
+/// Where the store is served inside the pod while it is filled: nobody else can write to it.
 const STORE_ADDRESS: &str = "127.0.0.1:11435";
+/// Where a pod says how far it is with pulling a model.
+pub const PROGRESS_PORT: u16 = 11436;
 
 /// The name of the container that brings the model at this position of `spec.models`.
 pub fn model_container(position: usize) -> String {
@@ -151,25 +153,36 @@ fn store_container(observed: &Observed, resource: &OllamaPool) -> Container {
 /// One container a model, in the order of the spec.
 fn model_containers(observed: &Observed, resource: &OllamaPool) -> Vec<Container> {
     let bring = |(position, model): (usize, &OllamaModel)| {
-        let mut mounts = vec![mount("tmp", "/tmp")];
-        let args = match &model.modelfile {
-            None => vec!["pull".to_owned(), model.name.clone()],
-            Some(modelfile) => {
-                let source = source(position);
-                mounts.push(read_only(mount(&source, &format!("/sources/{position}"))));
-                let path = modelfile.image.path.as_deref().unwrap_or("Modelfile");
-                let path = join(&format!("/sources/{position}"), Some(path));
-                vec!["create".to_owned(), model.name.clone(), "-f".to_owned(), path]
-            }
+        let name = model_container(position);
+        let variables = with_users_env(client_env(), &resource.spec.pod);
+        let Some(modelfile) = &model.modelfile else {
+            return Container {
+                image: Some(observed.settings.puller_image.clone()),
+                env: Some(variables),
+                resources: Some(small()),
+                ..ollama_container(observed, resource, &name, pull_args(model))
+            };
         };
+        let folder = format!("/sources/{position}");
+        let path = join(&folder, Some(modelfile.image.path.as_deref().unwrap_or("Modelfile")));
+        let args = vec!["create".to_owned(), model.name.clone(), "-f".to_owned(), path];
         Container {
-            env: Some(with_users_env(client_env(), &resource.spec.pod)),
+            env: Some(variables),
             resources: Some(small()),
-            volume_mounts: Some(mounts),
-            ..ollama_container(observed, resource, &model_container(position), args)
+            volume_mounts: Some(vec![mount("tmp", "/tmp"), read_only(mount(&source(position), &folder))]),
+            ..ollama_container(observed, resource, &name, args)
         }
     };
     resource.spec.models.iter().enumerate().map(bring).collect()
+}
+
+fn pull_args(model: &OllamaModel) -> Vec<String> {
+    vec![
+        "pull".to_owned(),
+        format!("--server=http://{STORE_ADDRESS}"),
+        format!("--progress=0.0.0.0:{PROGRESS_PORT}"),
+        model.name.clone(),
+    ]
 }
 
 fn source(position: usize) -> String {
@@ -219,7 +232,9 @@ fn serve_env(resource: &OllamaPool) -> Vec<EnvVar> {
         ("OLLAMA_KEEP_ALIVE", settings.keep_alive.unwrap_or_else(|| "-1".to_owned())),
         ("OLLAMA_CONTEXT_LENGTH", settings.context_length.unwrap_or(4096).to_string()),
     ]);
-    if let Some(on) = settings.flash_attention {
+    // Ollama ignores the type of the cache without flash attention, and says so in its log only.
+    let quantized = matches!(settings.kv_cache_type, Some(KvCacheType::Q8 | KvCacheType::Q4));
+    if let Some(on) = settings.flash_attention.or(quantized.then_some(true)) {
         variables.extend(env([("OLLAMA_FLASH_ATTENTION", on.to_string())]));
     }
     if let Some(kind) = settings.kv_cache_type {
@@ -229,6 +244,12 @@ fn serve_env(resource: &OllamaPool) -> Vec<EnvVar> {
             KvCacheType::Q4 => "q4_0",
         };
         variables.extend(env([("OLLAMA_KV_CACHE_TYPE", kind.to_owned())]));
+    }
+    if let Some(most) = settings.max_queue {
+        variables.extend(env([("OLLAMA_MAX_QUEUE", most.to_string())]));
+    }
+    if let Some(timeout) = settings.load_timeout {
+        variables.extend(env([("OLLAMA_LOAD_TIMEOUT", timeout)]));
     }
     variables.extend(common_env());
     variables
@@ -242,7 +263,11 @@ mod tests {
     use std::sync::Arc;
 
     fn observed() -> Observed {
-        let settings = Settings { ollama_image: "ollama:1".to_owned(), ..Settings::default() };
+        let settings = Settings {
+            ollama_image: "ollama:1".to_owned(),
+            puller_image: "operator:1".to_owned(),
+            ..Settings::default()
+        };
         Observed { settings: Arc::new(settings), ..Observed::default() }
     }
 
@@ -272,9 +297,15 @@ mod tests {
         let init: Vec<_> = spec["initContainers"].as_array().unwrap().iter().map(args).collect();
         assert_eq!(
             init,
-            ["store: serve", "model-0: pull tiny", "model-1: create own -f /sources/1/sub/Modelfile"]
+            [
+                "store: serve",
+                "model-0: pull --server=http://127.0.0.1:11435 --progress=0.0.0.0:11436 tiny",
+                "model-1: create own -f /sources/1/sub/Modelfile"
+            ]
         );
         assert_eq!(spec["initContainers"][0]["restartPolicy"], "Always");
+        let images: Vec<_> = (0..3).map(|at| spec["initContainers"][at]["image"].as_str().unwrap()).collect();
+        assert_eq!(images, ["ollama:1", "operator:1", "ollama:1"]);
         assert_eq!(args(&spec["containers"][0]), "ollama: serve");
         assert_eq!(spec["containers"][0]["ports"][0]["hostPort"], 11436);
         assert_eq!((&spec["hostname"], &spec["subdomain"]), (&json!("pool-2"), &json!("pool-instances")));
@@ -298,7 +329,10 @@ mod tests {
         let spec = &puller["spec"];
         assert_eq!(spec["restartPolicy"], "OnFailure");
         let init: Vec<_> = spec["initContainers"].as_array().unwrap().iter().map(args).collect();
-        assert_eq!(init, ["store: serve", "model-0: pull tiny"]);
+        assert_eq!(
+            init,
+            ["store: serve", "model-0: pull --server=http://127.0.0.1:11435 --progress=0.0.0.0:11436 tiny"]
+        );
         assert_eq!(args(&spec["containers"][0]), "model-1: create own -f /sources/1/sub/Modelfile");
         assert_eq!(spec["securityContext"]["runAsUser"], 0);
         assert_eq!(spec["initContainers"][0]["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
@@ -308,7 +342,7 @@ mod tests {
     #[test]
     fn settings_become_variables_and_users_variables_win() {
         let pool = pool(&json!({
-            "settings": {"contextLength": 8192, "flashAttention": true, "kvCacheType": "q8_0", "numParallel": 2},
+            "settings": {"contextLength": 8192, "kvCacheType": "q8_0", "numParallel": 2, "maxQueue": 9, "loadTimeout": "9m"},
             "env": [{"name": "OLLAMA_KEEP_ALIVE", "value": "5m"}]
         }));
         let pod = serde_json::to_value(build_pod(&observed(), &pool, 0)).unwrap();
@@ -316,7 +350,8 @@ mod tests {
         let value =
             |name: &str| env.iter().find(|env| env["name"] == name).unwrap()["value"].as_str().unwrap();
         assert_eq!(value("OLLAMA_CONTEXT_LENGTH"), "8192");
-        assert_eq!(value("OLLAMA_FLASH_ATTENTION"), "true");
+        assert_eq!(value("OLLAMA_FLASH_ATTENTION"), "true", "the type of the cache needs it");
+        assert_eq!((value("OLLAMA_MAX_QUEUE"), value("OLLAMA_LOAD_TIMEOUT")), ("9", "9m"));
         assert_eq!(value("OLLAMA_KV_CACHE_TYPE"), "q8_0");
         assert_eq!(value("OLLAMA_NUM_PARALLEL"), "2");
         assert_eq!(value("OLLAMA_KEEP_ALIVE"), "5m");
@@ -333,9 +368,9 @@ mod tests {
         let shared = json!({"hostPath": {"path": "/m"}});
         let before = template(json!([{"name": "a"}]), own.clone());
         let after = template(json!([{"name": "b"}]), own);
-        assert_eq!(after.differences(Some(&before.text())).len(), 1);
+        assert_eq!(after.differences(Some(before.text())).len(), 1);
         let before = template(json!([{"name": "a"}]), shared.clone());
         let after = template(json!([{"name": "b"}]), shared);
-        assert_eq!(after.differences(Some(&before.text())), [""; 0]);
+        assert_eq!(after.differences(Some(before.text())), [""; 0]);
     }
 }

@@ -11,7 +11,7 @@ pub use status::{report, serves};
 
 use crate::desired::{AnyResource, Desired, Slot};
 use crate::observed::{Identity, Observed};
-use crate::placement::Need;
+use crate::placement::{Need, Wish};
 use crate::resource::{Kind, Role};
 use crate::services::{ServiceParts, build_service};
 use build::instance_template;
@@ -28,12 +28,21 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a OllamaPool) -> Desired<'
     let id = Identity::of(Kind::OllamaPool, resource, priority);
     // A claim may be open to one pod only, and a port of a node always is: then the old instance goes first.
     let surge = spec.host_ports.is_none() && !matches!(Store::of(resource), Store::Claim(_));
+    // What is the same for all instances is made once.
+    let alike = Arc::new(Wish::new(need(resource, 0), &spec.pod));
+    let template = Arc::new(instance_template(observed, resource, 0));
     let slots = (0..instances(resource))
         .map(|ordinal| Slot {
             role: Role::Worker,
             ordinal,
-            need: need(resource, ordinal),
-            template: Arc::new(instance_template(observed, resource, ordinal)),
+            wish: match need(resource, ordinal) {
+                need if need == alike.need => Arc::clone(&alike),
+                need => Arc::new(Wish::new(need, &spec.pod)),
+            },
+            template: match spec.host_ports {
+                None => Arc::clone(&template),
+                Some(_) => Arc::new(instance_template(observed, resource, ordinal)),
+            },
             surge,
         })
         .collect();

@@ -13,7 +13,9 @@ use crate::template::Template;
 use jiff::Timestamp;
 use principium_api::OllamaPool;
 use principium_api::gpu_node::Injection;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The UIDs of the resources whose puller writes to each place now.
 pub type Writers = BTreeMap<String, String>;
@@ -28,7 +30,7 @@ pub enum Pulled<'a> {
 }
 
 /// The pullers at work, by the places that they write to.
-pub fn writers(pods: &[PodView]) -> Writers {
+pub fn writers(pods: &[Arc<PodView>]) -> Writers {
     pods.iter()
         .filter(|pod| !pod.ended())
         .filter_map(|pod| Some((pod.store.clone()?, pod.owner.clone().unwrap_or_default())))
@@ -58,7 +60,8 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
             places.entry(place).or_insert(node);
         }
     }
-    let template = puller_template(with.observed, with.resource);
+    let template = OnceCell::new();
+    let template = || template.get_or_init(|| puller_template(with.observed, with.resource));
     let mine =
         |pod: &&PodView| pod.role == Role::Puller && pod.owner.as_deref() == Some(&with.desired.id.uid);
     let mut states: BTreeMap<&str, Pulled<'a>> = BTreeMap::new();
@@ -71,7 +74,7 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
             .filter(|pod| pod.store.as_deref() == Some(place))
             .collect();
         pods.sort_by_key(|pod| std::cmp::Reverse(pod.revision));
-        states.insert(place, at_place(with, place, node, &pods, &template, writers, plan));
+        states.insert(place, at_place(with, place, node, &pods, template(), writers, plan));
     }
     for pod in with.pods.iter().copied().filter(mine) {
         if !pod.leaving && !pod.store.as_ref().is_some_and(|place| places.contains_key(place)) {

@@ -1,6 +1,6 @@
 //! The status of an OllamaPool: instances, and each model on each of them. Also decides which instances take requests.
 
-use super::build::model_container;
+use super::build::{PROGRESS_PORT, model_container};
 use super::puller::Pulled;
 use super::store::Store;
 use super::{instances, need};
@@ -8,7 +8,7 @@ use crate::actions::{Action, Plan, Question, Status, StatusUpdate, Target, Write
 use crate::conditions::{Progress, reason};
 use crate::inventory::{Cause, Inventory};
 use crate::lifecycle::Report;
-use crate::observed::{ModelAnswer, ModelStep, Observed};
+use crate::observed::{ModelAnswer, ModelStep, Observed, PullProgress};
 use crate::placement::Need;
 use crate::pods::{ContainerState, ContainerView, PodView};
 use crate::resource::Role;
@@ -21,7 +21,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
-pub fn serves(observed: &Observed, inventory: &Inventory, resource: &OllamaPool, pod: &PodView) -> bool {
+pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
     pod.ready || (pod.containers_ready && verified(observed, resource, pod) && is_hot(inventory, pod))
 }
 
@@ -48,12 +48,13 @@ fn answers<'a>(observed: &'a Observed, resource: &OllamaPool, pod: &PodView) -> 
             digest: model.digest.clone(),
             size: model.size,
             size_vram: model.size_vram,
-            message: None,
+            on_gpu: model.size_vram.map(|size| size > 0 && model.message.is_none()),
+            message: model.message.clone(),
         })
         .collect()
 }
 
-fn is_hot(inventory: &Inventory, pod: &PodView) -> bool {
+fn is_hot(inventory: &Inventory<'_>, pod: &PodView) -> bool {
     let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
     pod.units.keys().any(|index| {
         node.and_then(|node| node.gpus.get(index)?.closed.as_ref())
@@ -81,6 +82,7 @@ pub fn report(
         })
         .collect();
     ask(observed, resource, &own, plan);
+    follow_pulls(resource, pods, &desired.id.uid, plan);
     open_gates(with, resource, &own, plan);
     let assignments = summary::assignments(desired, pods, reports, inventory);
     let models = models(with, resource, pulled);
@@ -150,6 +152,17 @@ fn ask(observed: &Observed, resource: &OllamaPool, own: &[&PodView], plan: &mut 
     }
 }
 
+/// Pods in which a model is being pulled are asked how far they are.
+fn follow_pulls(resource: &OllamaPool, pods: &[&PodView], uid: &str, plan: &mut Plan) {
+    let models = || resource.spec.models.iter().enumerate().filter(|(_, model)| model.modelfile.is_none());
+    let pulls = |pod: &PodView| {
+        models().any(|(at, _)| container(pod, at).is_some_and(|found| found.state == ContainerState::Running))
+    };
+    let own = pods.iter().filter(|pod| pod.owner.as_deref() == Some(uid) && !pod.leaving && !pod.ended());
+    plan.targets
+        .extend(own.filter(|pod| pulls(pod)).filter_map(|pod| target(pod, PROGRESS_PORT, Question::Pull)));
+}
+
 /// An instance takes requests when its models answer. One on a hot GPU rests, as long as another one takes them.
 fn open_gates(with: &Reporting<'_, '_>, resource: &OllamaPool, own: &[&PodView], plan: &mut Plan) {
     let able = |pod: &&&PodView| pod.containers_ready && verified(with.observed, resource, pod);
@@ -180,16 +193,13 @@ fn open_gates(with: &Reporting<'_, '_>, resource: &OllamaPool, own: &[&PodView],
     }
 }
 
-/// Whether all models of an instance were in GPU memory when they answered.
+/// Whether all models of an instance were in GPU memory, and all of each, when they answered.
 fn in_gpu_memory(observed: &Observed, resource: &OllamaPool, pod: &PodView) -> Option<bool> {
     if resource.spec.models.is_empty() {
         return None;
     }
     let answers = answers(observed, resource, pod);
-    answers
-        .iter()
-        .map(|answer| answer.size_vram.map(|size| size > 0))
-        .try_fold(true, |all, one| Some(all && one?))
+    answers.iter().map(|answer| answer.on_gpu).try_fold(true, |all, one| Some(all && one?))
 }
 
 /// Says what a start is about, by its models.
@@ -199,7 +209,11 @@ fn refined(progress: Progress, models: &[OllamaModelStatus]) -> Progress {
     }
     let of = |state| models.iter().filter(move |model| model.state == state);
     let told = |model: &OllamaModelStatus| {
-        let message = model.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+        let message = match (&model.message, model.percent) {
+            (Some(message), _) => format!(": {message}"),
+            (None, Some(percent)) => format!(", {percent} %"),
+            (None, None) => String::new(),
+        };
         format!("model {} on instance {}{message}", model.name, model.instance)
     };
     for (state, reason, verb) in [
@@ -270,11 +284,19 @@ fn model_status(
             None => None,
         },
     };
-    let Some(container) = brings.and_then(|pod| container(pod, position)) else {
+    let Some((puller, container)) = brings.and_then(|pod| Some((pod, container(pod, position)?))) else {
         return status(OllamaModelState::Pending, None);
     };
     match &container.state {
-        ContainerState::Running => status(OllamaModelState::Pulling, None),
+        ContainerState::Running => {
+            let said = with.observed.answers.pulls.get(&puller.uid).filter(|said| said.model == name);
+            OllamaModelStatus {
+                pulled: said.map(|said| said.completed),
+                size: said.map(|said| said.total),
+                percent: said.and_then(PullProgress::percent),
+                ..status(OllamaModelState::Pulling, None)
+            }
+        }
         ContainerState::Done => status(OllamaModelState::Loading, None),
         ContainerState::Failed(why) => status(OllamaModelState::Failed, Some(why.clone())),
         ContainerState::Waiting(why, message) if why == "CrashLoopBackOff" || container.restarts > 0 => {
@@ -304,6 +326,8 @@ fn answered(instance: u32, answer: &ModelAnswer) -> OllamaModelStatus {
         size: answer.size,
         size_vram: answer.size_vram,
         message: answer.message.clone(),
+        pulled: None,
+        percent: None,
     }
 }
 

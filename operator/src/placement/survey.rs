@@ -1,73 +1,50 @@
-//! Whether a request for a number of GPUs can ever be served, and why not.
+//! Why a request for a number of GPUs can never be served by the cluster as it is.
 
-use super::{CountNeed, Outcome};
+use super::{CountNeed, Outcome, Wish};
 use crate::conditions::reason;
-use crate::inventory::NodeGpus;
+use crate::inventory::{Admission, Inventory};
 use principium_api::gpu::GpuMemory;
 use std::collections::BTreeSet;
 
-/// What the cluster has, for saying that a request can never be served.
-#[derive(Default)]
-pub(super) struct Survey {
-    /// Nodes that the selector leaves out.
-    pub(super) unselected: usize,
-    products: BTreeSet<String>,
-    largest: u32,
-    any_product: bool,
-    most: (usize, String),
-}
-
-impl Survey {
-    /// Notes a node, and returns how many of its GPUs would fit if they were free.
-    pub(super) fn look(&mut self, node: &NodeGpus, need: &CountNeed) -> usize {
-        let mut fitting = 0;
-        for gpu in node.gpus.values() {
-            self.products.insert(gpu.product.clone());
-            if need.is_product(gpu) {
-                self.any_product = true;
-                self.largest = self.largest.max(gpu.units);
-                if need.wanted(gpu) <= gpu.units {
-                    fitting += 1;
-                }
-            }
+/// Why no node that is selected could ever serve the request; `None` where none has GPUs.
+pub(super) fn impossible(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed) -> Option<Outcome> {
+    let mut products: BTreeSet<&str> = BTreeSet::new();
+    let mut largest = None;
+    let mut most: Option<(usize, &str)> = None;
+    for node in inventory.nodes.values() {
+        if node.admits(&wish.node_selector, &wish.tolerations) == Err(Admission::NotSelected) {
+            continue;
         }
-        if self.most.1.is_empty() || fitting > self.most.0 {
-            self.most = (fitting, node.name.clone());
+        products.extend(node.gpus.values().map(|gpu| gpu.product.as_ref()));
+        let of_product = || node.gpus.values().filter(|gpu| need.is_product(gpu));
+        largest = largest.max(of_product().map(|gpu| gpu.units).max());
+        let fitting = of_product().filter(|gpu| need.wanted(gpu) <= gpu.units).count();
+        if most.is_none_or(|(found, _)| fitting > found) {
+            most = Some((fitting, &node.name));
         }
-        fitting
     }
-
-    /// Why no node could ever serve the request; `None` while no node was looked at.
-    pub(super) fn impossible(&self, need: &CountNeed) -> Option<Outcome> {
-        if self.products.is_empty() {
-            return None;
-        }
-        let (reason, message) = if !self.any_product {
+    let memory = need.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default();
+    let (reason, message) = match (largest, most) {
+        _ if products.is_empty() => return None,
+        (None, _) => {
             let product = need.product.as_deref().unwrap_or_default();
-            let products = self.products.iter().cloned().collect::<Vec<_>>().join(", ");
-            (
-                reason::NO_SUCH_PRODUCT,
-                format!("no GPU's product contains {product:?}; the cluster has {products}"),
-            )
-        } else if need.memory.as_ref().is_some_and(|memory| memory.units() > self.largest) {
-            let memory = need.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default();
-            (
-                reason::TOO_MUCH_MEMORY,
-                format!(
-                    "{memory} of one GPU were asked for; the largest that matches has {} GiB",
-                    self.largest
-                ),
-            )
-        } else {
-            let (most, node) = &self.most;
-            (
-                reason::NOT_ENOUGH_GPUS,
-                format!(
-                    "{} GPUs on one node were asked for; node {node} has the most that match: {most}",
-                    need.count
-                ),
-            )
-        };
-        Some(Outcome::Impossible { reason, message })
-    }
+            let products = products.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!("no GPU's product contains {product:?}; the cluster has {products}");
+            (reason::NO_SUCH_PRODUCT, message)
+        }
+        (Some(largest), _) if need.memory.as_ref().is_some_and(|memory| memory.units() > largest) => {
+            let message =
+                format!("{memory} of one GPU were asked for; the largest that matches has {largest} GiB");
+            (reason::TOO_MUCH_MEMORY, message)
+        }
+        (Some(_), most) => {
+            let (most, node) = most.unwrap_or_default();
+            let message = format!(
+                "{} GPUs on one node were asked for; node {node} has the most that match: {most}",
+                need.count
+            );
+            (reason::NOT_ENOUGH_GPUS, message)
+        }
+    };
+    Some(Outcome::Impossible { reason, message })
 }

@@ -1,12 +1,13 @@
 //! Sentences on why a GPU can't be had. They decide nothing.
 
-use super::{Blocked, CountNeed};
-use crate::inventory::{GpuState, HolderState, NodeGpus, Who};
-use principium_api::gpu::GpuDevice;
+use super::exact::Unresolved;
+use super::{Blocked, CountNeed, Request};
+use crate::inventory::{GpuState, HolderState, Inventory, NodeGpus, Who};
+use principium_api::gpu::{GpuDevice, GpuMemory};
 use std::collections::BTreeMap;
 
 /// A sentence on what keeps a GPU from being granted.
-pub(super) fn explain(node: &NodeGpus, gpu: &GpuState, units: u32, why: Blocked<'_>) -> String {
+pub(super) fn explain(node: &NodeGpus<'_>, gpu: &GpuState<'_>, units: u32, why: Blocked<'_>) -> String {
     let place = format!("GPU {} on node {}", gpu.index, node.name);
     let waiting = format!("waiting for {units} GiB");
     match why {
@@ -27,7 +28,7 @@ pub(super) fn explain(node: &NodeGpus, gpu: &GpuState, units: u32, why: Blocked<
 }
 
 /// Who has a GPU, for a sentence that begins with it.
-fn held(gpu: &GpuState) -> String {
+fn held(gpu: &GpuState<'_>) -> String {
     let mut by_holder: BTreeMap<(&Who, &str), u32> = BTreeMap::new();
     for holder in &gpu.holders {
         let state = match holder.state {
@@ -48,19 +49,56 @@ fn held(gpu: &GpuState) -> String {
     if parts.is_empty() { format!("has {} GiB", gpu.units) } else { parts.join(" and ") }
 }
 
-pub(super) fn named(device: &GpuDevice) -> String {
+/// A reason and a sentence on why devices can't be found on a node.
+pub(super) fn unresolved(node: &NodeGpus<'_>, why: &Unresolved<'_>) -> (&'static str, String) {
+    let name = &node.name;
+    let message = match why {
+        Unresolved::NoSuch(device) => {
+            let has = node.gpus.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let has = if has.is_empty() { "no GPUs".to_owned() } else { format!("GPUs {has}") };
+            format!("node {name} has no {}; it has {has}", named(device))
+        }
+        Unresolved::TooMuch(device, index, units) => {
+            let asked = device.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default();
+            format!("GPU {index} on node {name} has {units} GiB; {asked} were asked for")
+        }
+        Unresolved::Twice(index) => format!("spec.gpu.devices names GPU {index} on node {name} twice"),
+    };
+    (why.reason(), message)
+}
+
+/// Why a pod waits for the node of its former pod: the node, or its device plugin, is only just starting.
+pub(super) fn coming_back(inventory: &Inventory<'_>, request: &Request) -> Option<String> {
+    let previous = request.previous.as_ref().filter(|_| request.patient)?;
+    let node = inventory.nodes.get(&previous.node)?;
+    if node.lost {
+        let why = node.closed.as_deref().unwrap_or("is not ready");
+        return Some(format!("node {} {why}; its pod comes back to the GPUs that it had", node.name));
+    }
+    let gpus = || previous.gpus.iter().filter_map(|former| node.gpus.get(&former.index));
+    let starting =
+        gpus().count() == previous.gpus.len() && gpus().all(|gpu| gpu.closed.is_none() && gpu.offered == 0);
+    starting.then(|| {
+        format!(
+            "the device plugin of node {} registers; its pod comes back to the GPUs that it had",
+            node.name
+        )
+    })
+}
+
+fn named(device: &GpuDevice) -> String {
     match (&device.index, &device.uuid) {
         (Some(index), _) => format!("GPU {index}"),
         (None, uuid) => format!("GPU {}", uuid.as_deref().unwrap_or_default()),
     }
 }
 
-pub(super) fn degrees(gpu: &GpuState) -> String {
+pub(super) fn degrees(gpu: &GpuState<'_>) -> String {
     gpu.temperature
         .map_or_else(|| "an unknown temperature".to_owned(), |temperature| format!("{temperature} °C"))
 }
 
-pub(super) fn brief(gpu: &GpuState, why: Blocked<'_>) -> String {
+pub(super) fn brief(gpu: &GpuState<'_>, why: Blocked<'_>) -> String {
     match why {
         Blocked::Closed(closed) => format!("GPU {} {}", gpu.index, closed.message),
         Blocked::Held => format!("GPU {} {}", gpu.index, held(gpu)),
@@ -77,7 +115,7 @@ fn amount(need: &CountNeed) -> String {
     }
 }
 
-pub(super) fn shortage(node: &NodeGpus, need: &CountNeed, free: usize, against: &[String]) -> String {
+pub(super) fn shortage(node: &NodeGpus<'_>, need: &CountNeed, free: usize, against: &[String]) -> String {
     const SHOWN: usize = 8;
     let more = against.len().saturating_sub(SHOWN);
     let mut parts = against.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");

@@ -9,6 +9,8 @@ use std::time::Duration;
 const LONGEST: usize = 1 << 20;
 /// Longest part of an error text that is kept, in characters.
 const LONGEST_ERROR: usize = 300;
+/// Longest text that is taken over from an answer, in bytes: names, digests.
+const LONGEST_TEXT: usize = 512;
 /// Time for a whole short request.
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -41,7 +43,12 @@ impl Http {
     }
 
     pub async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, HttpError> {
-        let request = self.0.get(url).timeout(SHORT).send();
+        self.get_within(url, SHORT).await
+    }
+
+    /// The time is for the whole of it, not for each part.
+    async fn get_within<T: DeserializeOwned>(&self, url: &str, wait: Duration) -> Result<T, HttpError> {
+        let request = self.0.get(url).timeout(wait).send();
         read(url, request.await.map_err(|source| failed(url, source))?).await
     }
 
@@ -55,6 +62,11 @@ impl Http {
         let request = self.0.post(url).timeout(wait).json(body).send();
         read(url, request.await.map_err(|source| failed(url, source))?).await
     }
+}
+
+/// The beginning of a text that comes from a pod and goes into a status: what answers there may be anything.
+pub fn bounded(text: String) -> String {
+    if text.len() <= LONGEST_TEXT { text } else { text.chars().take(LONGEST_TEXT / 4).collect() }
 }
 
 fn failed(url: &str, source: reqwest::Error) -> HttpError {
@@ -97,6 +109,29 @@ mod tests {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_says_nothing_or_trickles_is_given_up() {
+        let silent = get(|| async { std::future::pending::<String>().await });
+        let trickles = get(|| async {
+            axum::body::Body::from_stream(futures::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Some((Ok::<_, std::io::Error>(" "), ()))
+            }))
+        });
+        let url = serve(Router::new().route("/silent", silent).route("/trickles", trickles)).await;
+        let http = Http::new().unwrap();
+        for path in ["silent", "trickles"] {
+            let asked = std::time::Instant::now();
+            let wait = Duration::from_millis(300);
+            let error = http.post::<Value>(&format!("{url}/{path}"), &Value::Null, wait).await.unwrap_err();
+            assert!(matches!(error, HttpError::Request { .. } | HttpError::Status { .. }), "{path}: {error}");
+            let error = http.get_within::<Value>(&format!("{url}/{path}"), wait).await.unwrap_err();
+            assert!(matches!(error, HttpError::Request { .. }), "{path}: {error}");
+            assert!(asked.elapsed() < Duration::from_secs(5), "{path}");
+        }
+        assert_eq!(bounded("é".repeat(1000)).chars().count(), 128);
     }
 
     #[tokio::test]

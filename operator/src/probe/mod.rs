@@ -3,10 +3,11 @@
 
 mod http;
 mod ollama;
+mod pull;
 mod worker;
 
 use crate::actions::{Question, Target};
-use crate::observed::{Answers, ModelAnswer, WorkerInfo};
+use crate::observed::{Answers, ModelAnswer, PullProgress, WorkerInfo};
 use http::Http;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +24,7 @@ pub struct Prober {
 /// Where tasks put what they heard.
 #[derive(Clone)]
 struct Shared {
-    answers: Arc<Mutex<Answers>>,
+    answers: Arc<Mutex<Arc<Answers>>>,
     changed: Arc<Notify>,
 }
 
@@ -46,7 +47,7 @@ impl Prober {
     }
 
     /// What was heard so far.
-    pub fn answers(&self) -> Answers {
+    pub fn answers(&self) -> Arc<Answers> {
         self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -77,6 +78,7 @@ impl Prober {
         let (http, shared) = (self.http.clone(), self.shared.clone());
         match target.question.clone() {
             Question::Worker => tokio::spawn(worker::ask(http, target, shared)),
+            Question::Pull => tokio::spawn(pull::ask(http, target, shared)),
             Question::Models(models) => tokio::spawn(ollama::ask(http, target, models, shared)),
         }
         .abort_handle()
@@ -86,22 +88,36 @@ impl Prober {
 impl Shared {
     fn forget(&self, uid: &str) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = Arc::make_mut(&mut answers);
         answers.workers.remove(uid);
         answers.instances.remove(uid);
+        answers.pulls.remove(uid);
     }
 
     /// Begins with what was answered before this operator was started.
     fn recall(&self, uid: &str, known: &[ModelAnswer]) {
         if !known.is_empty() {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            answers.instances.entry(uid.to_owned()).or_insert_with(|| known.to_vec());
+            Arc::make_mut(&mut answers).instances.entry(uid.to_owned()).or_insert_with(|| known.to_vec());
         }
     }
 
     fn worker_said(&self, uid: &str, answer: WorkerInfo) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.workers.get(uid) != Some(&answer) {
-            answers.workers.insert(uid.to_owned(), answer);
+            Arc::make_mut(&mut answers).workers.insert(uid.to_owned(), answer);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Bytes alone are no news: percents are.
+    fn pull_said(&self, uid: &str, progress: PullProgress) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = answers.pulls.get(uid);
+        if before
+            .is_none_or(|before| (&before.model, before.percent()) != (&progress.model, progress.percent()))
+        {
+            Arc::make_mut(&mut answers).pulls.insert(uid.to_owned(), progress);
             self.changed.notify_one();
         }
     }
@@ -114,7 +130,7 @@ impl Shared {
     fn instance_said(&self, uid: &str, models: Vec<ModelAnswer>) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.instances.get(uid) != Some(&models) {
-            answers.instances.insert(uid.to_owned(), models);
+            Arc::make_mut(&mut answers).instances.insert(uid.to_owned(), models);
             self.changed.notify_one();
         }
     }

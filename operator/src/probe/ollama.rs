@@ -1,7 +1,7 @@
 //! Verifies the models of an Ollama instance: each is listed, answers one token, and its part in GPU memory is known.
 
 use super::Shared;
-use super::http::{Http, HttpError};
+use super::http::{Http, HttpError, bounded};
 use crate::actions::Target;
 use crate::observed::{ModelAnswer, ModelStep};
 use serde::Deserialize;
@@ -76,16 +76,18 @@ fn as_listed(name: &str, listed: &Listed, before: &[ModelAnswer]) -> ModelAnswer
         return ModelAnswer { name: name.to_owned(), ..ModelAnswer::default() };
     };
     let known = before.iter().find(|answer| answer.name == name);
-    if let Some(known) = known.filter(|known| known.step == ModelStep::Ready && known.digest == model.digest)
+    if let Some(known) = known
+        .filter(|known| known.step == ModelStep::Ready && known.digest == model.digest.clone().map(bounded))
     {
         return known.clone();
     }
     ModelAnswer {
         name: name.to_owned(),
         step: ModelStep::Loading,
-        digest: model.digest.clone(),
+        digest: model.digest.clone().map(bounded),
         size: model.size,
         size_vram: None,
+        on_gpu: None,
         message: known.and_then(|known| known.message.clone()),
     }
 }
@@ -114,13 +116,29 @@ async fn load(http: &Http, target: &Target, answer: ModelAnswer) -> ModelAnswer 
         }
     }
     match http.get::<Listed>(&format!("{url}/api/ps")).await {
-        Ok(running) => ModelAnswer {
-            step: ModelStep::Ready,
-            size_vram: find(&running.models, &answer.name).and_then(|model| model.size_vram),
-            message: None,
-            ..answer
-        },
+        Ok(running) => {
+            let loaded = find(&running.models, &answer.name);
+            let size_vram = loaded.and_then(|model| model.size_vram);
+            let size = loaded.and_then(|model| model.size);
+            ModelAnswer { step: ModelStep::Ready, size_vram, ..answer.clone() }.located(size)
+        }
         Err(error) => failed(&error),
+    }
+}
+
+impl ModelAnswer {
+    /// With where it computes, of all the bytes that it takes in memory. What is small beside the rest, such as a table of
+    /// words, may stay with the CPU.
+    fn located(self, size: Option<u64>) -> Self {
+        let (Some(in_vram), Some(size)) = (self.size_vram, size) else {
+            return Self { on_gpu: self.size_vram.map(|size| size > 0), message: None, ..self };
+        };
+        let on_gpu = in_vram > 0 && in_vram >= size - size / 10;
+        let message = (in_vram > 0 && !on_gpu).then(|| {
+            let mib = |bytes: u64| bytes >> 20;
+            format!("only {} of {} MiB are in GPU memory; the CPU does the rest", mib(in_vram), mib(size))
+        });
+        Self { on_gpu: Some(on_gpu), message, ..self }
     }
 }
 
@@ -178,6 +196,21 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Target { uid: "u".to_owned(), life: 0, url, question: Question::Worker, known: Vec::new() }
+    }
+
+    #[test]
+    fn a_model_that_is_only_partly_in_gpu_memory_is_not_on_the_gpu() {
+        for (vram, size, on_gpu, told) in [
+            (None, Some(100), None, false),
+            (Some(0), Some(100), Some(false), false),
+            (Some(100), None, Some(true), false),
+            (Some(95), Some(100), Some(true), false),
+            (Some(50), Some(100), Some(false), true),
+        ] {
+            let answer = ModelAnswer { size_vram: vram.map(|mib: u64| mib << 20), ..ModelAnswer::default() };
+            let found = answer.located(size.map(|mib: u64| mib << 20));
+            assert_eq!((found.on_gpu, found.message.is_some()), (on_gpu, told), "{vram:?} of {size:?}");
+        }
     }
 
     #[tokio::test]

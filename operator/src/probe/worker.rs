@@ -1,7 +1,7 @@
 //! Asks a worker of the embedder what it runs and where.
 
 use super::Shared;
-use super::http::Http;
+use super::http::{Http, bounded};
 use crate::actions::Target;
 use crate::observed::WorkerInfo;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub async fn ask(http: Http, target: Target, shared: Shared) {
         // One that stays silent later is still what it said it is; that it is ill, the kubelet finds out.
         let wait = match http.get::<WorkerInfo>(&url).await {
             Ok(info) => {
-                shared.worker_said(&target.uid, info);
+                shared.worker_said(&target.uid, taken_over(info));
                 SLOW
             }
             Err(error) => {
@@ -27,5 +27,19 @@ pub async fn ask(http: Http, target: Target, shared: Shared) {
             }
         };
         sleep(wait).await;
+    }
+}
+
+/// What of an answer goes into a status.
+fn taken_over(info: WorkerInfo) -> WorkerInfo {
+    let WorkerInfo { model_id, model_sha, model_dtype, dimension, kernel, device, accelerated } = info;
+    WorkerInfo {
+        model_id: bounded(model_id),
+        model_sha: model_sha.map(bounded),
+        model_dtype: model_dtype.map(bounded),
+        kernel: kernel.map(bounded),
+        device: device.map(bounded),
+        dimension,
+        accelerated,
     }
 }

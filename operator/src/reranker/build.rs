@@ -18,6 +18,7 @@ pub fn build_pod(observed: &Observed, resource: &Reranker) -> Pod {
         model: Some(&spec.model),
         env: Vec::new(),
         require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
+        api_key: spec.api_key_secret_ref.as_ref(),
     })
 }
 
@@ -25,4 +26,5 @@ pub fn template(observed: &Observed, resource: &Reranker) -> Template {
     let spec = &resource.spec;
     embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
         .with("requireAcceleration", &spec.require_acceleration)
+        .with("apiKeySecretRef", &spec.api_key_secret_ref)
 }

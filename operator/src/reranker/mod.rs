@@ -7,8 +7,9 @@ pub use build::build_pod;
 pub use status::report;
 
 use crate::desired::{AnyResource, Desired, Slot};
+use crate::embedder::uses_claim;
 use crate::observed::{Identity, Observed};
-use crate::placement::Need;
+use crate::placement::{Need, Wish};
 use crate::resource::{Kind, Role};
 use crate::services::{ServiceParts, build_service};
 use build::template;
@@ -22,14 +23,15 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a Reranker) -> Desired<'a>
     let priority = observed.priorities.of(spec.pod.priority_class_name.as_deref());
     let id = Identity::of(Kind::Reranker, resource, priority);
     let template = Arc::new(template(observed, resource));
+    let wish = Arc::new(Wish::new(Need::of(spec.gpu.as_ref()), &spec.pod));
     let slots = (0..replicas(resource))
         .map(|ordinal| Slot {
             role: Role::Worker,
             ordinal,
-            need: Need::of(spec.gpu.as_ref()),
+            wish: Arc::clone(&wish),
             template: Arc::clone(&template),
             // A claim may be open to one pod only, and then the successor would wait for it forever.
-            surge: spec.model.persistent_volume_claim.is_none(),
+            surge: !uses_claim(&spec.model),
         })
         .collect();
     let status = resource.status.as_ref();

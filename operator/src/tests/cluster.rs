@@ -1,7 +1,7 @@
 //! A cluster of plain data: it applies plans, runs pods as the scheduler and the kubelet would, and answers for them.
 
 use crate::actions::{Plan, Question, Status, Target, Write};
-use crate::observed::{ModelAnswer, ModelStep, NodeView, Observed, Settings, WorkerInfo};
+use crate::observed::{ModelAnswer, ModelStep, NodeView, Observed, PullProgress, Settings, WorkerInfo};
 use crate::plan::plan;
 use crate::pods::{MODELS_READY_GATE, PodView};
 use jiff::{SignedDuration, Timestamp};
@@ -25,6 +25,8 @@ pub struct Cluster {
     /// Whether workers say that they compute on GPUs.
     pub accelerated: bool,
     pub simulated: bool,
+    /// Whether pulls of models stand still on their way.
+    pub pulling: bool,
     /// All Events so far: reason and text.
     pub notes: Vec<(&'static str, String)>,
     targets: Vec<Target>,
@@ -37,6 +39,7 @@ impl Cluster {
         let settings = Settings {
             embedder_image: "embedder:1".to_owned(),
             ollama_image: "ollama:1".to_owned(),
+            puller_image: "operator:1".to_owned(),
             require_acceleration: true,
         };
         let nodes =
@@ -48,6 +51,7 @@ impl Cluster {
             nodes: nodes.collect(),
             accelerated: true,
             simulated: false,
+            pulling: false,
             notes: Vec::new(),
             targets: Vec::new(),
             count: 0,
@@ -88,6 +92,86 @@ impl Cluster {
                 }
                 self.observed.ollama_pools.push(Arc::new(serde_json::from_value(object).unwrap()));
             }
+        }
+    }
+
+    /// Changes a node, if it is there.
+    pub fn node(&mut self, name: &str, change: impl FnOnce(&mut NodeView)) {
+        if self.nodes.contains_key(name) {
+            self.look();
+            change(Arc::make_mut(self.observed.nodes.get_mut(name).unwrap()));
+        }
+    }
+
+    pub fn has(&self, node: &str, index: u32) -> bool {
+        self.nodes.get(node).is_some_and(|gpus| gpus.iter().any(|gpu| gpu.index == index))
+    }
+
+    /// A node goes for good, its pods and its GPUNode with it.
+    pub fn lose(&mut self, name: &str) {
+        self.nodes.remove(name);
+        self.observed.nodes.remove(name);
+        self.pods.retain(|_, pod| PodView::read(pod).node.as_deref() != Some(name));
+    }
+
+    /// A node restarts without its last GPU: its pods fail, and those on the lost GPU can't come back.
+    pub fn shrink(&mut self, name: &str) {
+        let Some(gpus) = self.nodes.get_mut(name) else { return };
+        gpus.pop();
+        let here = |pod: &&mut Pod| PodView::read(pod).node.as_deref() == Some(name);
+        for pod in self.pods.values_mut().filter(here) {
+            pod.status.get_or_insert_with(PodStatus::default).phase = Some("Failed".to_owned());
+        }
+    }
+
+    /// A node is there with all its GPUs, cool; what has another UUID by now keeps it.
+    pub fn restore(&mut self, name: &str, gpus: u32) {
+        let has = self.nodes.entry(name.to_owned()).or_default();
+        for index in 0..gpus {
+            if !has.iter().any(|found| found.index == index) {
+                has.push(gpu(index));
+            }
+        }
+        has.sort_by_key(|gpu| gpu.index);
+        self.look();
+        for index in 0..gpus {
+            self.heat(name, index, 40);
+        }
+    }
+
+    /// A pod of someone else where there is room.
+    pub fn stranger(&mut self, node: &str, index: u32, units: u32) {
+        let pods = self.pods.values().map(PodView::read);
+        let taken: u32 = pods
+            .filter(|pod| pod.node.as_deref() == Some(node) && !pod.ended())
+            .filter_map(|pod| pod.units.get(&index).copied())
+            .sum();
+        if self.has(node, index) && taken + units <= UNITS {
+            self.count += 1;
+            let name = format!("stranger-{}", self.count);
+            self.foreign_pod(&name, node, &[(index, units)]);
+        }
+    }
+
+    /// What a resource with exact devices that is Ready has: exactly those.
+    pub fn check_devices(&self, name: &str) {
+        let request = match (self.try_factory(name), self.try_reranker(name)) {
+            (Some(found), _) => found.spec.gpu.clone(),
+            (_, Some(found)) => found.spec.gpu.clone(),
+            _ => self.pool(name).spec.gpu.clone(),
+        };
+        let Some(devices) = request.and_then(|request| request.devices) else { return };
+        let held: Vec<_> =
+            self.assignments(name).into_iter().flat_map(|assignment| assignment.gpus).collect();
+        assert_eq!(held.len(), devices.len(), "{name}: {held:?}");
+        for (device, held) in devices.iter().zip(&held) {
+            assert!(device.index.is_none_or(|index| index == held.index), "{name}: {device:?} {held:?}");
+            assert!(
+                device.uuid.as_ref().is_none_or(|uuid| *uuid == held.uuid),
+                "{name}: {device:?} {held:?}"
+            );
+            let units = device.memory.as_ref().map_or(UNITS, principium_api::gpu::GpuMemory::units);
+            assert_eq!(held.units, units, "{name}");
         }
     }
 
@@ -133,7 +217,7 @@ impl Cluster {
         let plan = plan(&self.observed, self.now);
         assert_eq!(plan, crate::plan::plan(&self.observed, self.now), "the same input gives the same plan");
         self.perform(&plan);
-        self.check();
+        self.check_after_pass();
         plan
     }
 
@@ -154,7 +238,10 @@ impl Cluster {
     /// What the caches would show.
     fn look(&mut self) {
         let expiry = self.now + SignedDuration::from_secs(30);
-        self.observed.pods = self.pods.values().map(PodView::read).collect();
+        self.observed.pods = self.pods.values().map(PodView::read).map(Arc::new).collect();
+        self.observed.data_factories.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        self.observed.rerankers.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        self.observed.ollama_pools.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.observed.gpu_nodes.clear();
         for (name, gpus) in &self.nodes {
             let mut gpu_node = GPUNode::new(name, principium_api::gpu_node::GpuNodeSpec {});
@@ -165,13 +252,15 @@ impl Cluster {
             });
             self.observed.gpu_nodes.push(Arc::new(gpu_node));
             self.observed.lease_expiry.insert(name.clone(), expiry);
-            let node = self.observed.nodes.entry(name.clone()).or_insert_with(|| NodeView {
-                labels: BTreeMap::from([("host".to_owned(), name.clone())]),
-                ready: true,
-                address: Some("192.0.2.7".to_owned()),
-                ..NodeView::default()
+            let node = self.observed.nodes.entry(name.clone()).or_insert_with(|| {
+                Arc::new(NodeView {
+                    labels: BTreeMap::from([("host".to_owned(), name.clone())]),
+                    ready: true,
+                    address: Some("192.0.2.7".to_owned()),
+                    ..NodeView::default()
+                })
             });
-            node.allocatable = gpus
+            Arc::make_mut(node).allocatable = gpus
                 .iter()
                 .map(|gpu| {
                     let used = self
@@ -219,6 +308,13 @@ impl Cluster {
                 Write::DeleteService { name, .. } => {
                     self.observed.services.retain(|found| found.metadata.name.as_ref() != Some(name));
                 }
+                Write::ApplyBudget { budget, .. } => {
+                    self.observed.budgets.retain(|found| found.metadata.name != budget.metadata.name);
+                    self.observed.budgets.push(Arc::new((**budget).clone()));
+                }
+                Write::DeleteBudget { name, .. } => {
+                    self.observed.budgets.retain(|found| found.metadata.name.as_ref() != Some(name));
+                }
                 Write::SetGate { name, open, .. } => {
                     let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
                     set_condition(pod, MODELS_READY_GATE, *open);
@@ -251,7 +347,16 @@ impl Cluster {
     /// Ends what is being deleted, starts what fits, and answers what is asked. Returns whether anything changed.
     pub fn run_pods(&mut self) -> bool {
         let before = (self.pods.clone(), self.observed.answers.clone());
-        self.pods.retain(|_, pod| pod.metadata.deletion_timestamp.is_none());
+        let silent = |node: &Option<String>| {
+            node.as_ref().is_some_and(|node| self.observed.nodes.get(node).is_some_and(|node| !node.ready))
+        };
+        // What a silent node does about its pods is not heard.
+        self.pods.retain(|_, pod| {
+            pod.metadata.deletion_timestamp.is_none() || {
+                let pod = PodView::read(pod);
+                pod.scheduled && silent(&pod.node)
+            }
+        });
         let keys: Vec<_> = self.pods.keys().cloned().collect();
         for key in keys {
             self.start(&key);
@@ -265,15 +370,21 @@ impl Cluster {
         if view.ended() {
             return;
         }
-        let node = view.node.clone().unwrap_or_else(|| "n0".to_owned());
+        let anywhere = || self.nodes.keys().next().cloned().unwrap_or_default();
+        let node = view.node.clone().unwrap_or_else(anywhere);
+        if view.leaving
+            || (!view.units.is_empty() && !self.observed.nodes.get(&node).is_some_and(|node| node.ready))
+        {
+            return;
+        }
         let fits = view.scheduled
             || view.units.iter().all(|(index, units)| {
                 let others = self.pods.values().map(PodView::read).filter(|pod| {
                     pod.scheduled && pod.node.as_ref() == Some(&node) && !pod.ended() && pod.uid != view.uid
                 });
                 let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
-                let gpu = self.nodes[&node].iter().find(|gpu| gpu.index == *index).unwrap();
-                gpu.withheld.is_none() && taken + units <= gpu.units
+                let gpu = self.nodes[&node].iter().find(|gpu| gpu.index == *index);
+                gpu.is_some_and(|gpu| gpu.withheld.is_none() && taken + units <= gpu.units)
             });
         let pod = self.pods.get_mut(key).unwrap();
         if !fits {
@@ -283,7 +394,18 @@ impl Cluster {
         spec.node_name = Some(node);
         let gated = spec.readiness_gates.is_some();
         let once = spec.restart_policy.as_deref() == Some("OnFailure");
+        let pulls = spec.init_containers.is_some();
         let status = pod.status.get_or_insert_with(PodStatus::default);
+        if pulls && self.pulling {
+            status.pod_ip = Some("10.0.0.1".to_owned());
+            let running = json!([{"name": "model-0", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"running": {"startedAt": self.now.to_string()}}}]);
+            if status.init_container_statuses.is_none() {
+                status.init_container_statuses = serde_json::from_value(running).unwrap();
+            }
+            return;
+        }
+        status.init_container_statuses = None;
         status.phase = Some(if once { "Succeeded" } else { "Running" }.to_owned());
         status.pod_ip = Some("10.0.0.1".to_owned());
         if !view.scheduled {
@@ -298,7 +420,7 @@ impl Cluster {
 
     fn answer(&mut self) {
         for target in &self.targets {
-            let answers = &mut self.observed.answers;
+            let answers = Arc::make_mut(&mut self.observed.answers);
             match &target.question {
                 Question::Worker => {
                     let info = WorkerInfo {
@@ -308,11 +430,16 @@ impl Cluster {
                     };
                     answers.workers.insert(target.uid.clone(), info);
                 }
+                Question::Pull => {
+                    let half = PullProgress { model: "tiny".to_owned(), completed: 512, total: 1024 };
+                    answers.pulls.insert(target.uid.clone(), half);
+                }
                 Question::Models(models) => {
                     let answer = |name: &String| ModelAnswer {
                         name: name.clone(),
                         step: ModelStep::Ready,
                         size_vram: Some(u64::from(self.accelerated)),
+                        on_gpu: Some(self.accelerated),
                         ..ModelAnswer::default()
                     };
                     answers.instances.insert(target.uid.clone(), models.iter().map(answer).collect());
@@ -321,7 +448,32 @@ impl Cluster {
         }
     }
 
-    /// What must hold after every pass: nothing is granted twice.
+    /// What must hold after every pass: nothing is granted twice, and the status of every resource is of its newest
+    /// generation and says exactly one of Ready, Reconciling and Stalled.
+    pub fn check_after_pass(&self) {
+        self.check();
+        for name in self.names() {
+            let (observed, generation) = self.generations(&name);
+            assert_eq!(observed, generation, "{name}");
+            let is = |type_: &str| self.condition(&name, type_).status == "True";
+            let said = ["Ready", "Reconciling", "Stalled"].map(is);
+            assert_eq!(said.iter().filter(|said| **said).count(), 1, "{name}: {:?}", self.conditions(&name));
+        }
+    }
+
+    /// The generation that the status is about, and that of the spec.
+    fn generations(&self, name: &str) -> (Option<i64>, Option<i64>) {
+        if let Some(found) = self.observed.data_factories.iter().find(|found| named(found, name)) {
+            return (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation);
+        }
+        if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
+            return (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation);
+        }
+        let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
+        (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation)
+    }
+
+    /// What must always hold: nothing is granted twice.
     pub fn check(&self) {
         let mut granted: BTreeMap<(String, u32), u32> = BTreeMap::new();
         for pod in self.pods.values().map(PodView::read).filter(|pod| !pod.ended()) {
@@ -428,7 +580,20 @@ impl Cluster {
     }
 
     pub fn reranker(&self, name: &str) -> &Reranker {
-        self.observed.rerankers.iter().find(|found| named(found, name)).unwrap()
+        self.try_reranker(name).unwrap()
+    }
+
+    fn try_reranker(&self, name: &str) -> Option<&Reranker> {
+        self.observed
+            .rerankers
+            .iter()
+            .map(AsRef::as_ref)
+            .find(|found| found.metadata.name.as_deref() == Some(name))
+    }
+
+    fn try_factory(&self, name: &str) -> Option<&DataFactory> {
+        let mut factories = self.observed.data_factories.iter().map(AsRef::as_ref);
+        factories.find(|found| found.metadata.name.as_deref() == Some(name))
     }
 }
 

@@ -120,3 +120,31 @@ fn units_that_the_kubelet_still_counts_are_not_free() {
     cluster.settle();
     assert_eq!(cluster.held(), ["rr-0-1 n0 0:8"]);
 }
+
+#[test]
+fn of_a_pool_no_more_migrate_at_once_than_may_be_unavailable() {
+    for may in [1, 2] {
+        let mut cluster = Cluster::new(&[8]);
+        let gpu = json!({"count": 1, "onOverheat": "Migrate"});
+        let spec = json!({"instances": 4, "models": [{"name": "tiny"}], "gpu": gpu, "maxUnavailable": may});
+        cluster.apply("OllamaPool", "pool", spec);
+        cluster.settle();
+        cluster.now += SignedDuration::from_mins(10);
+        for index in 0..4 {
+            cluster.heat("n0", index, 92);
+        }
+        cluster.pass();
+        let moving =
+            |cluster: &Cluster| cluster.pod_names().iter().filter(|name| name.ends_with("-2")).count();
+        assert_eq!(moving(&cluster), may);
+        cluster.pass();
+        assert_eq!(moving(&cluster), may, "the next one moves when this one serves");
+        cluster.settle();
+        assert_eq!(moving(&cluster), 4);
+        let gone = cluster
+            .held()
+            .iter()
+            .all(|held| ["4:8", "5:8", "6:8", "7:8"].iter().any(|gpu| held.ends_with(gpu)));
+        assert!(gone, "{:?}", cluster.held());
+    }
+}

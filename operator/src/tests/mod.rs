@@ -1,8 +1,11 @@
 //! Tests of whole plans, on a small cluster that does what a plan says.
 
+mod allocator;
 mod cluster;
+mod fields;
 mod gitops;
 mod migration;
+mod nodes;
 mod ollama_pools;
 mod order_of_events;
 mod placing;

@@ -176,3 +176,41 @@ fn a_gpu_changes_hands_between_a_pool_and_a_data_factory() {
     cluster.settle();
     assert_eq!(cluster.held(), ["df-0-1 n0 1:8", "pool-0-1 n0 0:8"]);
 }
+
+#[test]
+fn how_far_a_pull_is_stands_in_the_status_of_every_instance() {
+    for store in [json!({"ephemeral": {}}), json!({"persistentVolumeClaim": {"claimName": "models"}})] {
+        let mut cluster = Cluster::new(&[2]);
+        cluster.pulling = true;
+        let models = json!([{"name": "tiny"}, {"name": "other"}]);
+        cluster.apply("OllamaPool", "pool", json!({"instances": 2, "models": models, "store": store}));
+        for _ in 0..8 {
+            cluster.pass();
+            cluster.run_pods();
+        }
+        let status = cluster.pool("pool").status.clone().unwrap();
+        let found: Vec<_> = status
+            .models
+            .iter()
+            .map(|model| (model.instance, model.name.as_str(), model.pulled, model.size, model.percent))
+            .collect();
+        let half = |instance| (instance, "tiny", Some(512), Some(1024), Some(50));
+        let not_yet = |instance| (instance, "other", None, None, None);
+        if store["ephemeral"].is_object() {
+            assert_eq!(found, [half(0), not_yet(0), half(1), not_yet(1)]);
+        } else {
+            assert!(found.contains(&half(0)) && found.contains(&half(1)), "{found:?}");
+        }
+        let (_, reason, message) = cluster.ready("pool");
+        assert_eq!(reason, "PullingModels");
+        if store["ephemeral"].is_object() {
+            assert_eq!(message, "being pulled: model tiny on instance 0, 50 % (and 1 more)");
+        }
+        cluster.pulling = false;
+        cluster.settle();
+        assert_eq!(cluster.ready("pool").0, "True");
+        assert!(
+            cluster.pool("pool").status.as_ref().unwrap().models.iter().all(|model| model.percent.is_none())
+        );
+    }
+}

@@ -1,159 +1,26 @@
-//! Properties: whatever happens in whatever order, nothing is granted twice, exact devices get exactly those, and the
-//! cluster comes to rest.
+//! Properties of the whole: whatever happens in whatever order, nothing is granted twice, exact devices get exactly those,
+//! every status says one thing, and the cluster comes to rest.
 
-use super::cluster::{Cluster, UNITS, factory, reranker};
-use crate::inventory::{GpuState, Holder, HolderState, Inventory, NodeGpus, Who};
-use crate::placement::{CountNeed, Need, Outcome, Request, Round, SlotId, allocate};
-use crate::resource::{Kind, Order, ResourceKey};
-use jiff::{SignedDuration, Timestamp};
-use principium_api::gpu::GpuDevice;
+use super::cluster::{Cluster, factory, reranker};
+use jiff::SignedDuration;
 use proptest::prelude::*;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
 
 const GPUS: u32 = 4;
 
-fn need() -> impl Strategy<Value = Need> {
-    let memory = || proptest::option::of(1..=UNITS);
-    let device = (0..GPUS, memory()).prop_map(|(index, memory)| GpuDevice {
-        index: Some(index),
-        uuid: None,
-        memory: memory.map(|units| format!("{units}Gi").parse().unwrap()),
-    });
-    let exact = proptest::collection::vec(device, 1..3).prop_map(Need::Exact);
-    let count =
-        (1..3u32, memory(), proptest::option::of(30..90u32)).prop_map(|(count, memory, max_temperature)| {
-            Need::Count(CountNeed {
-                count,
-                memory: memory.map(|units| format!("{units}Gi").parse().unwrap()),
-                max_temperature,
-                ..CountNeed::default()
-            })
-        });
-    prop_oneof![exact, count]
-}
-
-fn inventory() -> impl Strategy<Value = Inventory> {
-    let gpu = (0..=UNITS, 20..95u32, any::<bool>());
-    let node = (proptest::collection::vec(gpu, GPUS as usize), proptest::bool::weighted(0.1));
-    proptest::collection::vec(node, 1..3).prop_map(|nodes| {
-        let nodes = nodes.into_iter().enumerate().map(|(at, (gpus, closed))| {
-            let gpus = gpus.into_iter().zip(0u32..).map(|((held, temperature, withheld), index)| {
-                let holders = (held > 0).then(|| Holder {
-                    who: Who::Pod("other".to_owned(), "pod".to_owned()),
-                    units: held,
-                    state: HolderState::Holds,
-                });
-                let closed = (withheld && temperature > 80).then(|| crate::inventory::Closed {
-                    cause: crate::inventory::Cause::Overheated,
-                    message: "is withheld".to_owned(),
-                });
-                let state = GpuState {
-                    index,
-                    uuid: format!("GPU-{at}-{index}"),
-                    product: "RTX".to_owned(),
-                    units: UNITS,
-                    offered: UNITS,
-                    temperature: Some(temperature),
-                    memory_free: 8192,
-                    closed,
-                    holders: holders.into_iter().collect(),
-                };
-                (index, state)
-            });
-            let node = NodeGpus {
-                name: format!("n{at}"),
-                closed: closed.then(|| "is cordoned".to_owned()),
-                gpus: gpus.collect(),
-                ..NodeGpus::default()
-            };
-            (node.name.clone(), node)
-        });
-        Inventory { nodes: nodes.collect() }
-    })
-}
-
-fn requests() -> impl Strategy<Value = Vec<Request>> {
-    let round = prop_oneof![Just(Round::Return), Just(Round::Fresh), Just(Round::Beside)];
-    proptest::collection::vec((need(), round, 0..3i32, 0..100i64), 1..12).prop_map(|found| {
-        found
-            .into_iter()
-            .enumerate()
-            .map(|(at, (need, round, priority, created))| {
-                let resource = ResourceKey {
-                    kind: Kind::Reranker,
-                    namespace: "demo".to_owned(),
-                    name: format!("r{at}"),
-                };
-                Request {
-                    order: Order::new(priority, Timestamp::from_second(created).unwrap(), &resource),
-                    slot: SlotId { resource, ordinal: 0 },
-                    round,
-                    need,
-                    node_selector: BTreeMap::new(),
-                    tolerations: Vec::new(),
-                    previous: None,
-                }
-            })
-            .collect()
-    })
-}
-
-proptest! {
-    #[test]
-    fn memory_is_never_granted_twice_and_exact_devices_are_exact(before in inventory(), requests in requests()) {
-        let mut after = before.clone();
-        let outcomes = allocate(&mut after, requests.clone());
-        for node in after.nodes.values() {
-            for gpu in node.gpus.values() {
-                let had: u32 = gpu.holders.iter().map(|holder| holder.units).sum();
-                prop_assert!(had <= gpu.units, "GPU {} on {}: {had} of {}", gpu.index, node.name, gpu.units);
-                let granted = gpu.holders.iter().filter(|holder| holder.state == HolderState::Granted);
-                if gpu.closed.is_some() || node.closed.is_some() {
-                    prop_assert_eq!(granted.count(), 0, "a closed GPU or node gets nothing");
-                }
-            }
-        }
-        for request in &requests {
-            let Some(Outcome::Granted(placement)) = outcomes.get(&request.slot) else { continue };
-            let indices: BTreeSet<u32> = placement.gpus.iter().map(|gpu| gpu.index).collect();
-            prop_assert_eq!(indices.len(), placement.gpus.len(), "each GPU once");
-            match &request.need {
-                Need::Exact(devices) => {
-                    for (device, gpu) in devices.iter().zip(&placement.gpus) {
-                        prop_assert_eq!(device.index, Some(gpu.index));
-                        let units = device.memory.as_ref().map_or(UNITS, principium_api::gpu::GpuMemory::units);
-                        prop_assert_eq!(units, gpu.units);
-                    }
-                }
-                Need::Count(need) => {
-                    prop_assert_eq!(u32::try_from(placement.gpus.len()).unwrap(), need.count);
-                    for gpu in &placement.gpus {
-                        let state = &before.nodes[&placement.node].gpus[&gpu.index];
-                        prop_assert!(need.max_temperature.is_none_or(|max| state.temperature.unwrap() < max));
-                    }
-                }
-                Need::Nothing => {}
-            }
-        }
-    }
-
-    #[test]
-    fn the_order_in_which_requests_are_listed_does_not_matter(
-        (before, requests, shuffled) in (inventory(), requests())
-            .prop_flat_map(|(inventory, requests)| (Just(inventory), Just(requests.clone()), Just(requests).prop_shuffle()))
-    ) {
-        let (mut one, mut other) = (before.clone(), before);
-        prop_assert_eq!(allocate(&mut one, requests), allocate(&mut other, shuffled));
-    }
-}
-
-/// Something that happens in a cluster.
+/// Something that happens in a cluster of two nodes.
 #[derive(Clone, Debug)]
 enum Happening {
-    Apply { name: u8, kind: u8, gpu: u8, image: u8 },
+    Apply { name: u8, kind: u8, gpu: u8, image: u8, pods: u8 },
     Delete { name: u8 },
-    Heat { index: u32, temperature: u32 },
+    Heat { node: u8, index: u32, temperature: u32 },
+    Swap { node: u8, index: u32 },
+    Shrink { node: u8 },
+    Restore { node: u8 },
+    Cordon { node: u8, on: bool },
+    Silence { node: u8, on: bool },
+    Lose { node: u8 },
+    Stranger { node: u8, index: u32, units: u32 },
     Fail { pod: usize },
     Kill { pod: usize },
     RunPods,
@@ -162,52 +29,94 @@ enum Happening {
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
+    let node = || 0..2u8;
     prop_oneof![
-        4 => (0..4u8, 0..3u8, 0..8u8, 0..2u8)
-            .prop_map(|(name, kind, gpu, image)| Happening::Apply { name, kind, gpu, image }),
+        4 => (0..4u8, 0..3u8, 0..9u8, 0..2u8, 0..4u8)
+            .prop_map(|(name, kind, gpu, image, pods)| Happening::Apply { name, kind, gpu, image, pods }),
         1 => (0..4u8).prop_map(|name| Happening::Delete { name }),
-        1 => (0..GPUS, prop_oneof![Just(40u32), Just(92u32)])
-            .prop_map(|(index, temperature)| Happening::Heat { index, temperature }),
+        1 => (node(), 0..GPUS, prop_oneof![Just(40u32), Just(92u32)])
+            .prop_map(|(node, index, temperature)| Happening::Heat { node, index, temperature }),
+        1 => (node(), 0..GPUS).prop_map(|(node, index)| Happening::Swap { node, index }),
+        1 => node().prop_map(|node| Happening::Shrink { node }),
+        1 => node().prop_map(|node| Happening::Restore { node }),
+        1 => (node(), any::<bool>()).prop_map(|(node, on)| Happening::Cordon { node, on }),
+        1 => (node(), any::<bool>()).prop_map(|(node, on)| Happening::Silence { node, on }),
+        1 => node().prop_map(|node| Happening::Lose { node }),
+        1 => (node(), 0..GPUS, 1..8u32)
+            .prop_map(|(node, index, units)| Happening::Stranger { node, index, units }),
         1 => (0..8usize).prop_map(|pod| Happening::Fail { pod }),
         1 => (0..8usize).prop_map(|pod| Happening::Kill { pod }),
         3 => Just(Happening::RunPods),
-        4 => Just(Happening::Pass),
+        5 => Just(Happening::Pass),
         1 => Just(Happening::Wait),
     ]
 }
 
-fn happen(cluster: &mut Cluster, what: &Happening) {
-    match *what {
-        Happening::Apply { name, kind, gpu, image } => {
-            let gpu = match gpu {
-                0 => json!({"count": 1, "onOverheat": "Migrate"}),
-                1 => json!({"count": 2}),
-                2 => json!({"count": 1, "memory": "3Gi"}),
-                3 => json!({"devices": [{"index": 0}]}),
-                4 => json!({"devices": [{"index": 1, "memory": "5Gi"}]}),
-                _ => json!({"devices": [{"index": gpu - 4}]}),
-            };
-            // Each name stays of one kind, as in a cluster.
-            let kind = (kind + name) % 3;
-            let mut spec = match kind {
-                0 => factory(gpu),
-                1 => reranker(gpu),
-                _ => json!({"models": [{"name": "tiny"}], "gpu": gpu, "store": {"hostPath": {"path": "/m"}}}),
-            };
-            spec["image"] = json!(format!("image:{image}"));
-            let kind = ["DataFactory", "Reranker", "OllamaPool"][usize::from(kind)];
-            cluster.apply(kind, &format!("{}{name}", kind.to_lowercase()), spec);
+fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8) {
+    let gpu = match gpu {
+        0 => json!({"count": 1, "onOverheat": "Migrate"}),
+        1 => json!({"count": 2, "onUnhealthy": "Keep"}),
+        2 => json!({"count": 1, "memory": "3Gi"}),
+        3 => json!({"devices": [{"index": 0}]}),
+        4 => json!({"devices": [{"index": 1, "memory": "5Gi"}]}),
+        5 => json!({"devices": [{"uuid": "GPU-2"}]}),
+        6 => json!({"count": 1, "memory": "2Gi", "strategy": "Spread"}),
+        _ => json!({"devices": [{"index": gpu - 6}]}),
+    };
+    let exact = gpu["devices"].is_array();
+    // Each name stays of one kind, as in a cluster.
+    let kind = (kind + name) % 3;
+    let mut spec = match kind {
+        0 => factory(gpu),
+        1 => reranker(gpu),
+        _ => json!({"models": [{"name": "tiny"}], "gpu": gpu, "store": {"hostPath": {"path": "/m"}}}),
+    };
+    if !exact {
+        match kind {
+            0 => {}
+            1 => spec["replicas"] = json!(pods),
+            _ => spec["instances"] = json!(pods),
         }
+        spec["maxUnavailable"] = json!(pods);
+    }
+    spec["image"] = json!(format!("image:{image}"));
+    if name == 0 {
+        spec["priorityClassName"] = json!("gold");
+    }
+    let kind = ["DataFactory", "Reranker", "OllamaPool"][usize::from(kind)];
+    cluster.apply(kind, &format!("{}{name}", kind.to_lowercase()), spec);
+}
+
+fn happen(cluster: &mut Cluster, what: &Happening) {
+    let node = |node: u8| format!("n{node}");
+    match *what {
+        Happening::Apply { name, kind, gpu, image, pods } => apply(cluster, name, kind, gpu, image, pods),
         Happening::Delete { name } => {
             let existing = cluster.names();
             if let Some(existing) = existing.get(usize::from(name) % existing.len().max(1)) {
                 cluster.delete(existing);
             }
         }
-        Happening::Heat { index, temperature } => cluster.heat("n0", index, temperature),
+        Happening::Heat { node: at, index, temperature } => {
+            if cluster.has(&node(at), index) {
+                cluster.heat(&node(at), index, temperature);
+            }
+        }
+        Happening::Swap { node: at, index } => {
+            let gpus = cluster.nodes.get_mut(&node(at)).into_iter().flatten();
+            for gpu in gpus.filter(|gpu| gpu.index == index) {
+                gpu.uuid.push('x');
+            }
+        }
+        Happening::Shrink { node: at } => cluster.shrink(&node(at)),
+        Happening::Restore { node: at } => cluster.restore(&node(at), GPUS),
+        Happening::Cordon { node: at, on } => cluster.node(&node(at), |node| node.unschedulable = on),
+        Happening::Silence { node: at, on } => cluster.node(&node(at), |node| node.ready = !on),
+        Happening::Lose { node: at } => cluster.lose(&node(at)),
+        Happening::Stranger { node: at, index, units } => cluster.stranger(&node(at), index, units),
         Happening::Fail { pod } => {
             let names = cluster.pod_names();
-            if let Some(name) = names.get(pod) {
+            if let Some(name) = names.get(pod).filter(|name| !name.starts_with("stranger")) {
                 cluster.fail(name, "Evicted");
             }
         }
@@ -230,12 +139,17 @@ fn happen(cluster: &mut Cluster, what: &Happening) {
 proptest! {
     #[test]
     fn whatever_happens_nothing_is_granted_twice_and_the_cluster_comes_to_rest(
-        happenings in proptest::collection::vec(happening(), 1..40)
+        happenings in proptest::collection::vec(happening(), 1..50)
     ) {
-        let mut cluster = Cluster::new(&[GPUS]);
+        let mut cluster = Cluster::new(&[GPUS, GPUS]);
+        cluster.observed.priorities.by_name.insert("gold".to_owned(), 1000);
         for what in &happenings {
             happen(&mut cluster, what);
             cluster.check();
+        }
+        for name in ["n0", "n1"] {
+            cluster.restore(name, GPUS);
+            cluster.node(name, |node| (node.ready, node.unschedulable) = (true, false));
         }
         // Failed pods come back after their back-off; then nothing is left to do.
         for _ in 0..12 {
@@ -246,8 +160,11 @@ proptest! {
         cluster.settle();
         for name in cluster.names() {
             let (status, reason, message) = cluster.ready(&name);
-            let waits = reason == "WaitingForGPU";
+            let waits = ["WaitingForGPU", "NoSuchGPU"].contains(&reason.as_str());
             prop_assert!(status == "True" || waits, "{name}: {status} {reason}: {message}; {:?}", cluster.held());
+            if status == "True" {
+                cluster.check_devices(&name);
+            }
         }
     }
 }

@@ -186,12 +186,11 @@ fn what_can_come_by_itself_is_waited_for() {
     empty.settle();
     assert_eq!(empty.ready("rr").1, "WaitingForGPU");
     let cases: [(&str, Change); 4] = [
-        ("node n0 is cordoned", |cluster| cluster.observed.nodes.get_mut("n0").unwrap().unschedulable = true),
-        ("node n0 is not ready", |cluster| cluster.observed.nodes.get_mut("n0").unwrap().ready = false),
+        ("node n0 is cordoned", |cluster| cluster.node("n0", |node| node.unschedulable = true)),
+        ("node n0 is not ready", |cluster| cluster.node("n0", |node| node.ready = false)),
         ("node n0 has the taint dedicated that is not tolerated", |cluster| {
             let taint = json!({"key": "dedicated", "effect": "NoSchedule"});
-            cluster.observed.nodes.get_mut("n0").unwrap().taints =
-                vec![serde_json::from_value(taint).unwrap()];
+            cluster.node("n0", |node| node.taints = vec![serde_json::from_value(taint).unwrap()]);
         }),
         (
             "GPU 0 on node n0 is withheld (Overheated: 92 °C, the limit is 85 °C); waiting until it is offered again",
@@ -312,5 +311,23 @@ fn a_worker_on_the_cpu_is_not_ready_where_acceleration_is_required() {
         let condition = cluster.condition("rr", "Accelerated");
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", accelerated));
         assert_eq!(cluster.reranker("rr").status.as_ref().unwrap().model.as_ref().unwrap().name, "mini");
+    }
+}
+
+#[test]
+fn pods_are_packed_by_default_and_spread_where_that_is_asked_for() {
+    for (strategy, expected) in [
+        ("Pack", ["rr-0-1 n0 0:2", "rr-1-1 n0 0:2", "rr-2-1 n0 0:2", "rr-3-1 n0 0:2"]),
+        ("Spread", ["rr-0-1 n0 0:2", "rr-1-1 n1 0:2", "rr-2-1 n0 1:2", "rr-3-1 n1 1:2"]),
+    ] {
+        let mut cluster = Cluster::new(&[2, 2]);
+        let mut spec = reranker(json!({"count": 1, "memory": "2Gi", "strategy": strategy}));
+        spec["replicas"] = json!(4);
+        cluster.apply("Reranker", "rr", spec);
+        cluster.settle();
+        assert_eq!(cluster.held(), expected);
+        let by = if strategy == "Pack" { "fit" } else { "spread" };
+        let reason = &cluster.assignments("rr")[0].reason;
+        assert_eq!(*reason, format!("chosen by preference, temperature and {by}: GPU 0 (40 °C)"));
     }
 }

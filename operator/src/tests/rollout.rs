@@ -170,14 +170,14 @@ fn after_a_reboot_every_pod_comes_back_to_its_gpu_also_when_the_plugin_is_late()
     for name in ["a-0-1", "b-0-1"] {
         cluster.fail(name, "UnexpectedAdmissionError");
     }
-    cluster.observed.nodes.get_mut("n0").unwrap().ready = false;
+    cluster.node("n0", |node| node.ready = false);
     cluster.apply("Reranker", "newcomer", reranker(json!({"count": 1})));
     for _ in 0..5 {
         cluster.pass();
         cluster.now += SignedDuration::from_secs(20);
     }
     assert_eq!(cluster.held(), before, "nothing is made on a node that is not ready");
-    cluster.observed.nodes.get_mut("n0").unwrap().ready = true;
+    cluster.node("n0", |node| node.ready = true);
     cluster.settle();
     let after: Vec<String> = before.iter().map(|held| held.replace("-0-1 ", "-0-2 ")).collect();
     assert_eq!(cluster.held(), after);
@@ -266,7 +266,7 @@ fn an_operator_that_has_just_started_changes_nothing() {
     cluster.reranker_on("rr", 1);
     cluster.apply("DataFactory", "df", factory(json!({"devices": [{"index": 2}]})));
     cluster.settle();
-    cluster.observed.answers = crate::observed::Answers::default();
+    cluster.observed.answers = Arc::default();
     cluster.now += SignedDuration::from_mins(1);
     let plan = cluster.pass();
     assert_eq!((plan.actions, plan.statuses, plan.notes), (Vec::new(), Vec::new(), Vec::new()));
@@ -297,4 +297,82 @@ fn a_pool_that_goes_restarts_nobody_and_another_first_model_does() {
     cluster.settle();
     let expected = "Pod df-0-1 is stopped for its successor: enrichment.model changed from tiny to other";
     assert!(cluster.noted("Restarting").contains(&expected), "{:?}", cluster.noted("Restarting"));
+}
+
+#[test]
+fn as_many_pods_are_replaced_at_once_as_may_be_unavailable() {
+    for (may, least_expected) in [(1, 3), (2, 2), (4, 0)] {
+        let mut cluster = Cluster::new(&[4]);
+        // Every GPU is taken: the old pods go first.
+        let spec = json!({"instances": 4, "models": [{"name": "tiny"}], "maxUnavailable": may});
+        cluster.apply("OllamaPool", "pool", spec.clone());
+        cluster.settle();
+        cluster.apply("OllamaPool", "pool", image(spec, "ollama:2"));
+        let mut least = 4;
+        for _ in 0..60 {
+            cluster.pass();
+            let pods = cluster.pods.values().map(crate::pods::PodView::read);
+            least = least.min(pods.filter(|pod| pod.ready && !pod.leaving).count());
+            cluster.run_pods();
+            cluster.now += SignedDuration::from_secs(1);
+        }
+        assert_eq!(cluster.pod_names(), ["pool-0-2", "pool-1-2", "pool-2-2", "pool-3-2"]);
+        assert_eq!(least, least_expected, "with maxUnavailable {may}");
+    }
+}
+
+#[test]
+fn a_pod_that_never_got_a_gpu_keeps_no_other_from_being_replaced() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.foreign_pod("notebook", "n0", &[(1, 8)]);
+    let spec = json!({"instances": 2, "models": [{"name": "tiny"}], "gpu": {"devices": [{"index": 0}, {"index": 1}]}});
+    cluster.apply("OllamaPool", "pool", spec.clone());
+    cluster.settle();
+    assert_eq!(cluster.held(), ["pool-0-1 n0 0:8", "notebook n0 1:8"]);
+    cluster.apply("OllamaPool", "pool", image(spec, "ollama:2"));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["pool-0-2 n0 0:8", "notebook n0 1:8"]);
+}
+
+#[test]
+fn what_works_is_not_stopped_for_a_successor_that_could_not_start() {
+    let pinned = |index: u32| json!({"devices": [{"index": index}]});
+    for kind in ["Reranker", "DataFactory"] {
+        let mut cluster = Cluster::new(&[3]);
+        let spec = |gpu| if kind == "Reranker" { reranker(gpu) } else { factory(gpu) };
+        cluster.reranker_on("other", 1);
+        cluster.apply(kind, "x", spec(pinned(0)));
+        cluster.settle();
+        let before = cluster.pod_names();
+        let stays = |cluster: &mut Cluster, spec, reason: &str, words: &str| {
+            cluster.apply(kind, "x", spec);
+            cluster.settle();
+            assert_eq!(cluster.pod_names(), before, "{kind} {reason}");
+            let (_, found, message) = cluster.ready("x");
+            assert_eq!(found, reason, "{kind}");
+            assert!(message.contains(words), "{kind}: {message}");
+        };
+        stays(&mut cluster, spec(pinned(9)), "NoSuchGPU", "has no GPU 9");
+        stays(&mut cluster, spec(pinned(1)), "WaitingForGPU", "is held by Reranker demo/other");
+        cluster.heat("n0", 0, 92);
+        stays(&mut cluster, image(spec(pinned(0)), "embedder:2"), "WaitingForGPU", "is withheld");
+        cluster.heat("n0", 0, 40);
+        cluster.node("n0", |node| node.unschedulable = true);
+        stays(&mut cluster, image(spec(pinned(0)), "embedder:3"), "WaitingForGPU", "is cordoned");
+        cluster.node("n0", |node| node.unschedulable = false);
+        cluster.settle();
+        assert_eq!(cluster.held(), ["other-0-1 n0 1:8", "x-0-2 n0 0:8"]);
+        assert_eq!(cluster.ready("x").0, "True");
+    }
+}
+
+#[test]
+fn a_pod_that_has_other_gpus_than_the_named_ones_is_not_ready_also_where_those_are_unknown() {
+    let mut cluster = Cluster::new(&[2, 2]);
+    cluster.nodes.get_mut("n1").unwrap()[1].uuid = "GPU-elsewhere".to_owned();
+    cluster.apply("Reranker", "rr", reranker(json!({"count": 1})));
+    cluster.settle();
+    cluster.apply("Reranker", "rr", reranker(json!({"devices": [{"uuid": "GPU-elsewhere"}]})));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["rr-0-2 n1 1:8"]);
 }

@@ -1,0 +1,274 @@
+//! A number of GPUs that the operator chooses: preferred first, then cool, then by strategy.
+
+use super::survey::impossible;
+use super::words::{brief, degrees, shortage};
+use super::{CountNeed, Outcome, Placement, Request, Wish, assigned, blocked};
+use crate::conditions::reason;
+use crate::inventory::{Admission, GpuState, Inventory, NodeGpus, Who};
+use crate::resource::ResourceKey;
+use principium_api::gpu::Strategy;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The width of a temperature band in °C: GPUs within one band are equally cool.
+const BAND: u32 = 10;
+
+/// The nodes that can serve requests of one class, best first.
+#[derive(Default)]
+pub(super) struct Candidates {
+    /// Filled at the first request; empty again for good once none is left.
+    ranked: Option<BTreeSet<(Rank, usize)>>,
+    ranks: BTreeMap<usize, Rank>,
+    /// How many of the changes are known here.
+    seen: usize,
+    /// Once no node can serve, none can for the rest of the pass: what is free only gets less.
+    refused: Option<Outcome>,
+}
+
+/// What changed in the ledger since the pass began.
+#[derive(Clone, Copy)]
+pub(super) struct Changes<'a> {
+    pub(super) nodes: &'a [String],
+    /// Numbers of the nodes.
+    pub(super) log: &'a [usize],
+}
+
+impl Candidates {
+    pub(super) fn choose(
+        &mut self,
+        inventory: &Inventory<'_>,
+        request: &Request,
+        need: &CountNeed,
+        changes: Changes<'_>,
+    ) -> Outcome {
+        let Ok(wanted) = usize::try_from(need.count) else {
+            let message = "gpu.count is too large".to_owned();
+            return Outcome::Impossible { reason: reason::NOT_ENOUGH_GPUS, message };
+        };
+        let wish = &request.wish;
+        let former = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
+        if let Some(node) = former
+            && rank(node, wish, need, wanted).is_some()
+        {
+            return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
+        }
+        if let Some(outcome) = &self.refused {
+            return outcome.clone();
+        }
+        self.catch_up(inventory, wish, need, wanted, &changes);
+        let mut best: Option<(u32, &NodeGpus<'_>)> = None;
+        for (_, at) in self.ranked.iter().flatten() {
+            let Some(node) = changes.nodes.get(*at).and_then(|name| inventory.nodes.get(name)) else {
+                continue;
+            };
+            let own = match need.strategy {
+                Strategy::Pack => 0,
+                Strategy::Spread => node.gpus.values().map(|gpu| own(gpu, &request.slot.resource)).sum(),
+            };
+            if best.is_none_or(|(least, _)| own < least) {
+                best = Some((own, node));
+            }
+            if own == 0 {
+                break;
+            }
+        }
+        if let Some((_, node)) = best {
+            return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
+        }
+        let outcome = refusal(inventory, wish, need, wanted);
+        self.refused = Some(outcome.clone());
+        outcome
+    }
+
+    fn catch_up(
+        &mut self,
+        inventory: &Inventory<'_>,
+        wish: &Wish,
+        need: &CountNeed,
+        wanted: usize,
+        changes: &Changes<'_>,
+    ) {
+        match &mut self.ranked {
+            None => {
+                let ranked = inventory.nodes.values().enumerate();
+                self.ranks =
+                    ranked.filter_map(|(at, node)| Some((at, rank(node, wish, need, wanted)?))).collect();
+                self.ranked = Some(self.ranks.iter().map(|(at, rank)| (*rank, *at)).collect());
+            }
+            Some(ranked) => {
+                let news: BTreeSet<usize> = changes.log.iter().skip(self.seen).copied().collect();
+                for at in news {
+                    if let Some(before) = self.ranks.remove(&at) {
+                        ranked.remove(&(before, at));
+                    }
+                    let node = changes.nodes.get(at).and_then(|name| inventory.nodes.get(name));
+                    if let Some(now) = node.and_then(|node| rank(node, wish, need, wanted)) {
+                        self.ranks.insert(at, now);
+                        ranked.insert((now, at));
+                    }
+                }
+            }
+        }
+        self.seen = changes.log.len();
+    }
+}
+
+/// How good a node's best GPUs are; the least is the best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    unpreferred: usize,
+    hottest_band: u32,
+    fit: Fit,
+}
+
+/// Units that would be left over: few are good to pack, many to spread.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Tight(u32),
+    Loose(Reverse<u32>),
+}
+
+impl Fit {
+    fn of(need: &CountNeed, left: u32) -> Self {
+        match need.strategy {
+            Strategy::Pack => Self::Tight(left),
+            Strategy::Spread => Self::Loose(Reverse(left)),
+        }
+    }
+}
+
+/// Whether the GPUs can be had on this node.
+pub(super) fn fits(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed) -> bool {
+    usize::try_from(need.count).is_ok_and(|wanted| rank(node, wish, need, wanted).is_some())
+}
+
+/// How good the node is, if it can serve.
+fn rank(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed, wanted: usize) -> Option<Rank> {
+    node.admits(&wish.node_selector, &wish.tolerations).ok()?;
+    let mut able: Vec<_> = able(node, need).map(|gpu| (suitability(gpu, need, 0), gpu)).collect();
+    if able.len() < wanted {
+        return None;
+    }
+    able.sort_unstable_by_key(|(suitability, _)| *suitability);
+    able.truncate(wanted);
+    let gpus = || able.iter().map(|(_, gpu)| gpu);
+    Some(Rank {
+        unpreferred: gpus().filter(|gpu| !need.prefer.contains(&gpu.index)).count(),
+        hottest_band: gpus().map(|gpu| band(gpu)).max().unwrap_or_default(),
+        fit: Fit::of(need, gpus().map(|gpu| gpu.free() - need.wanted(gpu)).sum()),
+    })
+}
+
+/// GPUs of a node that can be granted now.
+fn able<'n, 'o>(node: &'n NodeGpus<'o>, need: &CountNeed) -> impl Iterator<Item = &'n GpuState<'o>> {
+    node.gpus.values().filter(|gpu| {
+        let units = need.wanted(gpu);
+        units <= gpu.units && blocked(gpu, units).is_none() && need.is_cool(gpu) && need.is_product(gpu)
+    })
+}
+
+fn band(gpu: &GpuState<'_>) -> u32 {
+    gpu.temperature.unwrap_or(u32::MAX) / BAND
+}
+
+/// How many shares of this resource are on the GPU.
+fn own(gpu: &GpuState<'_>, resource: &ResourceKey) -> u32 {
+    let own =
+        gpu.holders.iter().filter(|holder| matches!(&holder.who, Who::Resource(key) if key == resource));
+    u32::try_from(own.count()).unwrap_or(u32::MAX)
+}
+
+/// Preferred first, then the coolest band, then by strategy; the rest only breaks ties.
+fn suitability(gpu: &GpuState<'_>, need: &CountNeed, own: u32) -> (usize, u32, u32, Fit, u32, u32) {
+    let preferred = need.prefer.iter().position(|index| *index == gpu.index).unwrap_or(usize::MAX);
+    let temperature = gpu.temperature.unwrap_or(u32::MAX);
+    (preferred, band(gpu), own, Fit::of(need, gpu.free() - need.wanted(gpu)), temperature, gpu.index)
+}
+
+/// The best GPUs of a node that can serve.
+fn choose_on(node: &NodeGpus<'_>, need: &CountNeed, wanted: usize, resource: &ResourceKey) -> Placement {
+    let of_resource = |gpu: &GpuState<'_>| match need.strategy {
+        Strategy::Pack => 0,
+        Strategy::Spread => own(gpu, resource),
+    };
+    let mut gpus: Vec<&GpuState<'_>> = able(node, need).collect();
+    gpus.sort_by_key(|gpu| suitability(gpu, need, of_resource(gpu)));
+    gpus.truncate(wanted);
+    let why: Vec<String> = gpus
+        .iter()
+        .map(|gpu| {
+            let preferred = if need.prefer.contains(&gpu.index) { "preferred, " } else { "" };
+            format!("GPU {} ({preferred}{})", gpu.index, degrees(gpu))
+        })
+        .collect();
+    let by = match need.strategy {
+        Strategy::Pack => "fit",
+        Strategy::Spread => "spread",
+    };
+    let mut gpus: Vec<_> = gpus.into_iter().map(|gpu| assigned(gpu, need.wanted(gpu))).collect();
+    gpus.sort();
+    Placement {
+        node: node.name.clone(),
+        gpus,
+        reason: format!("chosen by preference, temperature and {by}: {}", why.join(", ")),
+    }
+}
+
+/// Why no node can serve: the one that comes closest speaks for all.
+fn refusal(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed, wanted: usize) -> Outcome {
+    let mut closest: Option<(usize, &NodeGpus<'_>)> = None;
+    let mut closed: Option<String> = None;
+    let mut unselected = 0;
+    for node in inventory.nodes.values() {
+        let admission = node.admits(&wish.node_selector, &wish.tolerations);
+        if admission == Err(Admission::NotSelected) {
+            unselected += 1;
+            continue;
+        }
+        let fitting = node.gpus.values().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
+        if fitting.count() < wanted {
+            continue;
+        }
+        if let Err(Admission::Closed(why)) = admission {
+            closed.get_or_insert_with(|| format!("node {} {why}", node.name));
+            continue;
+        }
+        let free = able(node, need).count();
+        if closest.is_none_or(|(most, _)| free > most) {
+            closest = Some((free, node));
+        }
+    }
+    if let Some((free, node)) = closest {
+        return Outcome::Waiting { message: shortage(node, need, free, &against(node, need)), kept: None };
+    }
+    if let Some(message) = closed {
+        return Outcome::Waiting { message, kept: None };
+    }
+    impossible(inventory, wish, need).unwrap_or_else(|| nowhere(inventory, unselected))
+}
+
+/// What is against each GPU that would fit.
+fn against(node: &NodeGpus<'_>, need: &CountNeed) -> Vec<String> {
+    let fitting = node.gpus.values().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
+    fitting
+        .filter_map(|gpu| {
+            if let Some(why) = blocked(gpu, need.wanted(gpu)) {
+                Some(brief(gpu, why))
+            } else if need.is_cool(gpu) {
+                None
+            } else {
+                Some(format!("GPU {} has {}", gpu.index, degrees(gpu)))
+            }
+        })
+        .collect()
+}
+
+/// No node was even looked at: the cluster has none yet, or none is selected.
+pub(super) fn nowhere(inventory: &Inventory<'_>, unselected: usize) -> Outcome {
+    let message = if inventory.nodes.is_empty() {
+        "no node reports GPUs yet; does the device plugin run?".to_owned()
+    } else {
+        format!("spec.nodeSelector matches none of the {unselected} nodes with GPUs")
+    };
+    Outcome::Waiting { message, kept: None }
+}

@@ -1,0 +1,163 @@
+//! Exact devices: which node has them, and whether they can be had there.
+
+use super::words::{explain, unresolved};
+use super::{Outcome, Placement, Request, Wish, assigned, blocked};
+use crate::conditions::reason;
+use crate::inventory::{Admission, GpuState, Inventory, NodeGpus};
+use principium_api::gpu::{GpuDevice, GpuMemory};
+
+/// What was found out about the nodes for requests that name the same devices.
+#[derive(Default)]
+pub(super) struct Candidates {
+    /// The nodes up to this one, exclusive, can't serve: what is free only gets less within a pass.
+    after: Option<String>,
+    ended: bool,
+    /// Nodes that have the devices and can't give them, and the first of them.
+    homes: usize,
+    first: Option<String>,
+    impossible: Option<(&'static str, String)>,
+    unselected: usize,
+}
+
+impl Candidates {
+    /// The former node if it has them free, else the first node that does.
+    pub(super) fn choose(
+        &mut self,
+        inventory: &Inventory<'_>,
+        request: &Request,
+        devices: &[GpuDevice],
+    ) -> Outcome {
+        let former = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
+        if let Some(Verdict::Granted(placement)) = former.map(|node| look(node, &request.wish, devices)) {
+            return Outcome::Granted(placement);
+        }
+        if !self.ended {
+            let from = self.after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Included);
+            let nodes = inventory.nodes.range::<String, _>((from, std::ops::Bound::Unbounded));
+            for (name, node) in nodes {
+                match look(node, &request.wish, devices) {
+                    Verdict::Granted(placement) => {
+                        self.after = Some(name.clone());
+                        return Outcome::Granted(placement);
+                    }
+                    Verdict::NotSelected => self.unselected += 1,
+                    Verdict::Missing(why) => {
+                        self.impossible.get_or_insert_with(|| unresolved(node, &why));
+                    }
+                    Verdict::Blocked => {
+                        self.homes += 1;
+                        self.first.get_or_insert_with(|| name.clone());
+                    }
+                }
+            }
+            self.ended = true;
+        }
+        self.waiting(inventory, request, devices, former)
+    }
+
+    fn waiting(
+        &self,
+        inventory: &Inventory<'_>,
+        request: &Request,
+        devices: &[GpuDevice],
+        former: Option<&NodeGpus<'_>>,
+    ) -> Outcome {
+        let home = former
+            .filter(|node| matches!(look(node, &request.wish, devices), Verdict::Blocked))
+            .or_else(|| inventory.nodes.get(self.first.as_ref()?));
+        if let Some(node) = home
+            && let Ok(wanted) = resolve(node, devices)
+        {
+            let message = match node.admits(&request.wish.node_selector, &request.wish.tolerations) {
+                Err(Admission::Closed(why)) => format!("node {} {why}", node.name),
+                _ => wanted
+                    .iter()
+                    .find_map(|(gpu, units)| Some(explain(node, gpu, *units, blocked(gpu, *units)?)))
+                    .unwrap_or_default(),
+            };
+            // With several nodes that have the devices, which one it will be is open: nothing is kept.
+            let kept = (self.homes == 1).then(|| placement(node, &wanted));
+            return Outcome::Waiting { message, kept };
+        }
+        match &self.impossible {
+            Some((reason, message)) => Outcome::Impossible { reason, message: message.clone() },
+            None => super::count::nowhere(inventory, self.unselected),
+        }
+    }
+}
+
+/// Whether the devices can be had on this node.
+pub(super) fn fits(node: &NodeGpus<'_>, wish: &Wish, devices: &[GpuDevice]) -> bool {
+    matches!(look(node, wish, devices), Verdict::Granted(_))
+}
+
+enum Verdict<'a> {
+    NotSelected,
+    Missing(Unresolved<'a>),
+    Blocked,
+    Granted(Placement),
+}
+
+fn look<'a>(node: &'a NodeGpus<'_>, wish: &Wish, devices: &'a [GpuDevice]) -> Verdict<'a> {
+    let admission = node.admits(&wish.node_selector, &wish.tolerations);
+    if admission == Err(Admission::NotSelected) {
+        return Verdict::NotSelected;
+    }
+    match resolve(node, devices) {
+        Err(why) => Verdict::Missing(why),
+        Ok(_) if admission.is_err() => Verdict::Blocked,
+        Ok(wanted) if wanted.iter().any(|(gpu, units)| blocked(gpu, *units).is_some()) => Verdict::Blocked,
+        Ok(wanted) => Verdict::Granted(placement(node, &wanted)),
+    }
+}
+
+fn placement(node: &NodeGpus<'_>, wanted: &[(&GpuState<'_>, u32)]) -> Placement {
+    Placement {
+        node: node.name.clone(),
+        gpus: wanted.iter().map(|(gpu, units)| assigned(gpu, *units)).collect(),
+        reason: "named in spec.gpu.devices".to_owned(),
+    }
+}
+
+/// Why devices can't be found on a node.
+pub(super) enum Unresolved<'a> {
+    NoSuch(&'a GpuDevice),
+    /// The device has this many units.
+    TooMuch(&'a GpuDevice, u32, u32),
+    Twice(u32),
+}
+
+impl Unresolved<'_> {
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSuch(_) => reason::NO_SUCH_GPU,
+            Self::TooMuch(..) => reason::TOO_MUCH_MEMORY,
+            Self::Twice(_) => reason::DUPLICATE_DEVICES,
+        }
+    }
+}
+
+/// The devices on this node with their units, or what is missing.
+pub(super) fn resolve<'n, 'o, 'd>(
+    node: &'n NodeGpus<'o>,
+    devices: &'d [GpuDevice],
+) -> Result<Vec<(&'n GpuState<'o>, u32)>, Unresolved<'d>> {
+    let mut found: Vec<(&GpuState<'_>, u32)> = Vec::with_capacity(devices.len());
+    for device in devices {
+        let gpu = match (device.index, &device.uuid) {
+            (Some(index), _) => node.gpus.get(&index),
+            (None, Some(uuid)) => node.gpus.values().find(|gpu| gpu.uuid == *uuid),
+            (None, None) => None,
+        };
+        let Some(gpu) = gpu else { return Err(Unresolved::NoSuch(device)) };
+        let units = device.memory.as_ref().map_or(gpu.units, GpuMemory::units);
+        if units > gpu.units {
+            return Err(Unresolved::TooMuch(device, gpu.index, gpu.units));
+        }
+        if found.iter().any(|(other, _)| other.index == gpu.index) {
+            return Err(Unresolved::Twice(gpu.index));
+        }
+        found.push((gpu, units));
+    }
+    Ok(found)
+}

@@ -1,0 +1,289 @@
+//! Properties of the allocator: for any ledger and any requests, nothing is granted twice, exact devices get exactly
+//! those, the best GPU is chosen, and neither order nor company of a request changes what it gets.
+
+use crate::inventory::{Cause, Closed, GpuState, Holder, HolderState, Inventory, NodeGpus, Who};
+use crate::placement::{CountNeed, Need, Outcome, Placement, Request, Round, SlotId, Wish, allocate};
+use crate::resource::{Kind, Order, ResourceKey};
+use jiff::Timestamp;
+use principium_api::gpu::{GpuDevice, GpuMemory, Strategy as Placing};
+use principium_api::status::AssignedGpu;
+use proptest::prelude::*;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+const GPUS: u32 = 4;
+const UNITS: u32 = 8;
+const PRODUCTS: [&str; 2] = ["NVIDIA GeForce RTX 3060 Ti", "NVIDIA A100"];
+
+fn gib(units: u32) -> GpuMemory {
+    format!("{units}Gi").parse().unwrap()
+}
+
+fn need() -> impl Strategy<Value = Need> {
+    let memory = || proptest::option::of(1..=UNITS);
+    let device = (0..GPUS, any::<bool>(), memory()).prop_map(|(index, by_index, memory)| GpuDevice {
+        index: by_index.then_some(index),
+        uuid: (!by_index).then(|| format!("GPU-0-{index}")),
+        memory: memory.map(gib),
+    });
+    let exact = proptest::collection::vec(device, 1..3).prop_map(Need::Exact);
+    let count = (
+        1..3u32,
+        memory(),
+        proptest::option::of(30..90u32),
+        proptest::option::weighted(0.3, prop_oneof![Just("rtx 3060"), Just("A100"), Just("H100")]),
+        proptest::collection::vec(0..GPUS, 0..2),
+        any::<bool>(),
+    );
+    let count = count.prop_map(|(count, memory, max_temperature, product, prefer, spread)| {
+        Need::Count(CountNeed {
+            count,
+            memory: memory.map(gib),
+            max_temperature,
+            product: product.map(ToOwned::to_owned),
+            prefer,
+            strategy: if spread { Placing::Spread } else { Placing::Pack },
+        })
+    });
+    prop_oneof![1 => exact, 2 => count]
+}
+
+fn inventory() -> impl Strategy<Value = Inventory<'static>> {
+    let gpu =
+        (0..=UNITS, 20..95u32, any::<bool>(), 0..2usize, prop_oneof![4 => Just(8192u64), 1 => 0..8192u64]);
+    let node = (proptest::collection::vec(gpu, GPUS as usize), proptest::bool::weighted(0.1), any::<bool>());
+    proptest::collection::vec(node, 1..5).prop_map(|nodes| {
+        let nodes = nodes.into_iter().enumerate().map(|(at, (gpus, closed, fast))| {
+            let gpus =
+                gpus.into_iter().zip(0u32..).map(|((held, temperature, withheld, product, free), index)| {
+                    let holders = (held > 0).then(|| Holder {
+                        who: Who::Pod("other".to_owned(), "pod".to_owned()),
+                        units: held,
+                        state: HolderState::Holds,
+                    });
+                    let closed = (withheld && temperature > 80)
+                        .then(|| Closed { cause: Cause::Overheated, message: "is withheld".to_owned() });
+                    let state = GpuState {
+                        index,
+                        uuid: format!("GPU-{at}-{index}").into(),
+                        product: PRODUCTS[product].into(),
+                        units: UNITS,
+                        offered: if temperature % 7 == 0 { held } else { UNITS },
+                        temperature: Some(temperature),
+                        memory_free: free,
+                        closed,
+                        holders: holders.into_iter().collect(),
+                    };
+                    (index, state)
+                });
+            let labels = BTreeMap::from([("fast".to_owned(), fast.to_string())]);
+            let node = NodeGpus {
+                name: format!("n{at}"),
+                closed: closed.then(|| "is cordoned".to_owned()),
+                labels: Cow::Owned(labels),
+                gpus: gpus.collect(),
+                ..NodeGpus::default()
+            };
+            (node.name.clone(), node)
+        });
+        Inventory { nodes: nodes.collect() }
+    })
+}
+
+fn previous() -> impl Strategy<Value = Option<Placement>> {
+    let placement = (0..4u32, 0..GPUS, 1..=UNITS).prop_map(|(node, index, units)| Placement {
+        node: format!("n{node}"),
+        gpus: vec![AssignedGpu { index, uuid: format!("GPU-{node}-{index}"), units }],
+        reason: String::new(),
+    });
+    proptest::option::weighted(0.3, placement)
+}
+
+/// Requests of few resources with several pods each, of which some want the same.
+fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
+    let pods = proptest::collection::vec((proptest::sample::select(rounds), previous()), 1..4);
+    let resource = (need(), proptest::option::weighted(0.3, any::<bool>()), 0..3i32, 0..100i64, pods);
+    proptest::collection::vec(resource, 1..8).prop_map(|found| {
+        let resources = found.into_iter().enumerate();
+        resources
+            .flat_map(|(at, (need, fast, priority, created, pods))| {
+                let resource = ResourceKey {
+                    kind: Kind::Reranker,
+                    namespace: "demo".to_owned(),
+                    name: format!("r{at}"),
+                };
+                let node_selector =
+                    fast.map(|fast| ("fast".to_owned(), fast.to_string())).into_iter().collect();
+                let wish = Arc::new(Wish { need, node_selector, tolerations: Vec::new() });
+                let order = Order::new(priority, Timestamp::from_second(created).unwrap(), &resource);
+                pods.into_iter().zip(0u32..).map(move |((round, previous), ordinal)| Request {
+                    slot: SlotId { resource: resource.clone(), ordinal },
+                    order: order.clone(),
+                    round,
+                    wish: Arc::clone(&wish),
+                    previous,
+                    patient: false,
+                })
+            })
+            .collect()
+    })
+}
+
+const ALL: &[Round] = &[Round::Return, Round::Fresh, Round::Beside];
+const CHOSEN: &[Round] = &[Round::Fresh, Round::Beside];
+
+/// Whether this GPU could be granted, by what the documentation says and nothing else.
+fn could_have(gpu: &GpuState<'_>, need: &CountNeed) -> bool {
+    let units = need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
+    let held: u32 = gpu.holders.iter().map(|holder| holder.units).sum();
+    let product = need.product.as_ref().map(|product| product.to_lowercase());
+    gpu.closed.is_none()
+        && held + units <= gpu.units.min(gpu.offered)
+        && gpu.memory_free + 1024 >= u64::from(units) * 1024
+        && need.max_temperature.is_none_or(|max| gpu.temperature.unwrap() < max)
+        && product.is_none_or(|product| gpu.product.to_lowercase().contains(&product))
+}
+
+fn selected(node: &NodeGpus<'_>, wish: &Wish) -> bool {
+    wish.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn memory_is_never_granted_twice_and_exact_devices_are_exact(before in inventory(), requests in requests(ALL)) {
+        let mut after = before.clone();
+        let outcomes = allocate(&mut after, requests.clone());
+        for node in after.nodes.values() {
+            for gpu in node.gpus.values() {
+                let had: u32 = gpu.holders.iter().map(|holder| holder.units).sum();
+                prop_assert!(had <= gpu.units, "GPU {} on {}: {had} of {}", gpu.index, node.name, gpu.units);
+                let granted = || gpu.holders.iter().filter(|holder| holder.state == HolderState::Granted);
+                if gpu.closed.is_some() || node.closed.is_some() {
+                    prop_assert_eq!(granted().count(), 0, "a closed GPU or node gets nothing");
+                }
+                if granted().any(|holder| holder.units == gpu.units) {
+                    prop_assert_eq!(gpu.holders.len(), 1, "a whole GPU has one owner");
+                }
+            }
+        }
+        for request in &requests {
+            let Some(Outcome::Granted(placement)) = outcomes.get(&request.slot) else { continue };
+            let node = &before.nodes[&placement.node];
+            prop_assert!(selected(node, &request.wish), "on a node that is selected");
+            let indices: BTreeSet<u32> = placement.gpus.iter().map(|gpu| gpu.index).collect();
+            prop_assert_eq!(indices.len(), placement.gpus.len(), "each GPU once");
+            for gpu in &placement.gpus {
+                prop_assert_eq!(&gpu.uuid, node.gpus[&gpu.index].uuid.as_ref());
+            }
+            match &request.wish.need {
+                Need::Exact(devices) => {
+                    prop_assert_eq!(devices.len(), placement.gpus.len());
+                    for (device, gpu) in devices.iter().zip(&placement.gpus) {
+                        prop_assert!(device.index.is_none_or(|index| index == gpu.index));
+                        prop_assert!(device.uuid.as_ref().is_none_or(|uuid| *uuid == gpu.uuid));
+                        prop_assert_eq!(device.memory.as_ref().map_or(UNITS, GpuMemory::units), gpu.units);
+                    }
+                }
+                Need::Count(need) => {
+                    prop_assert_eq!(u32::try_from(placement.gpus.len()).unwrap(), need.count);
+                    for gpu in &placement.gpus {
+                        prop_assert!(could_have(&node.gpus[&gpu.index], need), "{:?}", node.gpus[&gpu.index]);
+                    }
+                }
+                Need::Nothing => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_in_which_requests_are_listed_does_not_matter(
+        (before, requests, shuffled) in (inventory(), requests(ALL))
+            .prop_flat_map(|(inventory, requests)| (Just(inventory), Just(requests.clone()), Just(requests).prop_shuffle()))
+    ) {
+        let (mut one, mut other) = (before.clone(), before);
+        prop_assert_eq!(allocate(&mut one, requests), allocate(&mut other, shuffled));
+    }
+
+    #[test]
+    fn requests_that_share_what_was_found_out_get_what_each_would_have_got_alone(
+        before in inventory(), mut requests in requests(CHOSEN)
+    ) {
+        let (mut together, mut one_by_one) = (before.clone(), before);
+        let outcomes = allocate(&mut together, requests.clone());
+        requests.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
+        for request in requests {
+            let slot = request.slot.clone();
+            let alone = allocate(&mut one_by_one, vec![request]).remove(&slot);
+            let kind = |outcome: Option<&Outcome>| match outcome {
+                Some(Outcome::Granted(placement)) => (0, Some(placement.clone())),
+                Some(Outcome::Waiting { kept, .. }) => (1, kept.clone()),
+                Some(Outcome::Impossible { .. }) => (2, None),
+                None => (3, None),
+            };
+            prop_assert_eq!(kind(outcomes.get(&slot)), kind(alone.as_ref()));
+        }
+        prop_assert_eq!(together, one_by_one);
+    }
+
+    #[test]
+    fn the_coolest_band_and_then_the_best_fit_are_chosen_and_nothing_waits_that_could_be_had(
+        before in inventory(), mut requests in requests(CHOSEN)
+    ) {
+        requests.truncate(1);
+        let Some(request) = requests.pop() else { return Ok(()) };
+        let Need::Count(need) = &request.wish.need else { return Ok(()) };
+        let request = Request { previous: None, ..request.clone() };
+        let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
+        let open = || before.nodes.values().filter(|node| node.closed.is_none() && selected(node, &request.wish));
+        let able = |node: &NodeGpus<'_>| node.gpus.values().filter(|gpu| could_have(gpu, need)).count();
+        let count = usize::try_from(need.count).unwrap();
+        let Outcome::Granted(placement) = outcome else {
+            prop_assert!(open().all(|node| able(node) < count), "it waits though it could be had: {outcome:?}");
+            return Ok(());
+        };
+        if need.count > 1 {
+            return Ok(());
+        }
+        let units = |gpu: &GpuState<'_>| need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
+        let fit = |gpu: &GpuState<'_>| {
+            let left = i64::from(gpu.free() - units(gpu));
+            if need.strategy == Placing::Spread { -left } else { left }
+        };
+        let key = |gpu: &GpuState<'_>| {
+            (!need.prefer.contains(&gpu.index), gpu.temperature.unwrap() / 10, fit(gpu))
+        };
+        let chosen = &before.nodes[&placement.node].gpus[&placement.gpus[0].index];
+        let best = open().flat_map(|node| node.gpus.values()).filter(|gpu| could_have(gpu, need)).map(key).min();
+        prop_assert_eq!(Some(key(chosen)), best);
+        prop_assert!(placement.reason.contains(&format!("GPU {}", chosen.index)), "{}", placement.reason);
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_gets_its_gpus_if_they_can_be_had_and_else_stays_on_its_node(
+        before in inventory(), mut requests in requests(&[Round::Return])
+    ) {
+        requests.truncate(1);
+        let Some(request) = requests.pop() else { return Ok(()) };
+        let (Need::Count(need), Some(previous)) = (&request.wish.need, request.previous.clone()) else { return Ok(()) };
+        let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
+        let Some(node) = before.nodes.get(&previous.node) else { return Ok(()) };
+        let gpu = &node.gpus[&previous.gpus[0].index];
+        let units = need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
+        let admits = node.closed.is_none() && selected(node, &request.wish);
+        let same = admits && need.count == 1 && units == previous.gpus[0].units && could_have(gpu, need);
+        let able = node.gpus.values().filter(|gpu| could_have(gpu, need)).count();
+        let Outcome::Granted(placement) = outcome else {
+            prop_assert!(!same, "it waits though its GPUs are free");
+            return Ok(());
+        };
+        if same {
+            prop_assert_eq!(&placement.gpus, &previous.gpus);
+        }
+        if admits && able >= usize::try_from(need.count).unwrap() {
+            prop_assert_eq!(&placement.node, &previous.node, "the fewest moves");
+        }
+    }
+}
