@@ -33,6 +33,9 @@ const RIGHTS: [(&str, &str, &str); 13] = [
     ("", "pods/status", "patch"),
     ("", "services", "patch"),
     ("", "services", "delete"),
+    ("policy", "poddisruptionbudgets", "watch"),
+    ("policy", "poddisruptionbudgets", "patch"),
+    ("policy", "poddisruptionbudgets", "delete"),
     ("events.k8s.io", "events", "create"),
 ];
 /// How long an installation that has just been made may take.

@@ -77,6 +77,17 @@ impl Test {
     }
 }
 
+/// The long forms of the fault tests.
+pub fn soak() -> Result<()> {
+    let access = crate::cluster::install("dev")?;
+    clear(&access)?;
+    let mut cargo = crate::cargo();
+    cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster", "--test", "cluster"]);
+    cargo.args(["--", "--test-threads=1", "faults::"]);
+    cargo.env("KUBECONFIG", &access.kubeconfig).env("PRINCIPIUM_SOAK", "1");
+    crate::run(&mut cargo)
+}
+
 /// Frees the GPUs: the tests need all eight. What the demo or an interrupted test left goes; what somebody else made on
 /// this cluster is not touched, but named.
 pub fn clear(access: &Access) -> Result<()> {

@@ -3,7 +3,9 @@
 
 pub mod container;
 pub mod gpus;
+pub mod operator;
 pub mod plugin;
+pub mod proxy;
 pub mod release;
 pub mod world;
 

@@ -3,6 +3,7 @@
 
 mod chart;
 mod conflicts;
+mod faults;
 mod gitops;
 mod health;
 mod heat;
