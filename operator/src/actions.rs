@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use principium_api::{DataFactoryStatus, OllamaPoolStatus, RerankerStatus};
+use std::sync::Arc;
 
 /// The result of a pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -164,7 +165,7 @@ pub enum Question {
     /// A worker of the embedder: `/info`.
     Worker,
     /// An Ollama instance: whether it lists these models and they answer.
-    Models(Vec<String>),
+    Models(Arc<[String]>),
     /// A pod in which a model is being pulled: how far it is.
     Pull,
 }

@@ -42,15 +42,22 @@ pub struct Fleet {
     now: Timestamp,
 }
 
-/// What a plan said is to be done, counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// Writes of pods, Services and the like.
-    pub actions: usize,
-    /// Of these, pods to be made.
-    pub creations: usize,
+/// What a plan says is to be done.
+#[derive(Debug, Default)]
+pub struct Planned(Plan);
+
+impl Planned {
+    /// Pods to be made.
+    #[must_use]
+    pub fn creations(&self) -> usize {
+        self.0.actions.iter().filter(|action| matches!(action.write, Write::CreatePod(_))).count()
+    }
+
     /// Statuses to be written.
-    pub statuses: usize,
+    #[must_use]
+    pub fn statuses(&self) -> usize {
+        self.0.statuses.len()
+    }
 }
 
 impl Fleet {
@@ -81,10 +88,8 @@ impl Fleet {
 
     /// Plans, without doing it.
     #[must_use]
-    pub fn plan(&self) -> Counts {
-        let plan = plan(&self.observed, self.now);
-        let creations = plan.actions.iter().filter(|action| matches!(action.write, Write::CreatePod(_)));
-        Counts { creations: creations.count(), actions: plan.actions.len(), statuses: plan.statuses.len() }
+    pub fn plan(&self) -> Planned {
+        Planned(plan(&self.observed, self.now))
     }
 
     /// Pods in the cluster.

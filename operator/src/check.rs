@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// What the operator does: group, resource and verb. What it may not do, it will fail at.
-const RIGHTS: [(&str, &str, &str); 13] = [
+const RIGHTS: [(&str, &str, &str); 16] = [
     (GROUP, "datafactories", "watch"),
     (GROUP, "rerankers", "watch"),
     (GROUP, "ollamapools", "watch"),

@@ -16,6 +16,7 @@ use crate::resource::Role;
 use jiff::{SignedDuration, Timestamp};
 use principium_api::gpu::{OnOverheat, OnUnhealthy};
 use principium_api::status::{AssignedGpu, Assignment};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -163,15 +164,17 @@ fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &In
 }
 
 /// The GPUs that a pod asks for: its own requests count, the inventory only adds the UUIDs.
-pub fn held(pod: &PodView, inventory: &Inventory<'_>) -> Vec<AssignedGpu> {
-    pod.units
-        .iter()
-        .map(|(index, units)| {
-            let assigned = pod.assigned.iter().find(|gpu| gpu.index == *index).map(|gpu| gpu.uuid.clone());
-            let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.to_string());
-            AssignedGpu { index: *index, uuid: assigned.or_else(known).unwrap_or_default(), units: *units }
-        })
-        .collect()
+pub fn held<'a>(pod: &'a PodView, inventory: &Inventory<'_>) -> Cow<'a, [AssignedGpu]> {
+    let says = |gpu: &AssignedGpu| pod.units.get(&gpu.index) == Some(&gpu.units);
+    if pod.assigned.len() == pod.units.len() && pod.assigned.iter().all(says) {
+        return Cow::Borrowed(&pod.assigned);
+    }
+    let gpu = |(index, units): (&u32, &u32)| {
+        let assigned = pod.assigned.iter().find(|gpu| gpu.index == *index).map(|gpu| gpu.uuid.clone());
+        let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.to_string());
+        AssignedGpu { index: *index, uuid: assigned.or_else(known).unwrap_or_default(), units: *units }
+    };
+    pod.units.iter().map(gpu).collect()
 }
 
 fn in_words(gpus: &[AssignedGpu]) -> String {
@@ -270,7 +273,7 @@ pub fn request(
     let placement = |pod: &PodView| {
         Some(Placement {
             node: pod.node.clone()?,
-            gpus: held(pod, inventory),
+            gpus: held(pod, inventory).into_owned(),
             reason: pod.placement_reason.clone(),
         })
     };
@@ -420,7 +423,8 @@ fn in_vain(
         Outcome::Waiting { message, .. } => {
             let node = pods.first()?.node.as_deref()?;
             let here = pods.iter().filter(|pod| pod.node.as_deref() == Some(node));
-            let gpus: Vec<AssignedGpu> = here.flat_map(|pod| held(pod, with.inventory)).collect();
+            let gpus: Vec<AssignedGpu> =
+                here.flat_map(|pod| held(pod, with.inventory).into_owned()).collect();
             let key = &with.desired.id.key;
             let fits = fits_when_gone(with.inventory, &slot.wish, key, node, &gpus);
             (!fits).then(|| State::WaitingForGpu(message.clone()))

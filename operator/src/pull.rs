@@ -177,7 +177,8 @@ mod tests {
             let (say, server) = server().await;
             say.send(said.to_owned()).unwrap();
             drop(say);
-            let error = pull(PullArgs { server, progress: listen, model: "tiny".to_owned() }).await.unwrap_err();
+            let error =
+                pull(PullArgs { server, progress: listen, model: "tiny".to_owned() }).await.unwrap_err();
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         }
     }

@@ -78,7 +78,7 @@ pub fn assignments(
             Some(Assignment {
                 pod: pod.name.clone(),
                 node: pod.node.clone()?,
-                gpus: held(pod, inventory),
+                gpus: held(pod, inventory).into_owned(),
                 reason: pod.placement_reason.clone(),
             })
         })

@@ -19,6 +19,7 @@ use principium_api::status::Endpoint;
 use principium_api::{OllamaPool, OllamaPoolStatus};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
 pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
@@ -141,9 +142,9 @@ fn ask(observed: &Observed, resource: &OllamaPool, own: &[&PodView], plan: &mut 
     if resource.spec.models.is_empty() {
         return;
     }
-    let names: Vec<String> = resource.spec.models.iter().map(|model| model.name.clone()).collect();
+    let names: Arc<[String]> = resource.spec.models.iter().map(|model| model.name.clone()).collect();
     for pod in own.iter().filter(|pod| pod.containers_ready) {
-        let Some(target) = target(pod, OLLAMA_PORT, Question::Models(names.clone())) else { continue };
+        let Some(target) = target(pod, OLLAMA_PORT, Question::Models(Arc::clone(&names))) else { continue };
         let known = match observed.answers.instances.get(&pod.uid) {
             Some(_) => Vec::new(),
             None => answers(observed, resource, pod).into_owned(),

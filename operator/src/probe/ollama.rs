@@ -6,6 +6,7 @@ use crate::actions::Target;
 use crate::observed::{ModelAnswer, ModelStep};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -35,7 +36,7 @@ struct Model {
     size_vram: Option<u64>,
 }
 
-pub async fn ask(http: Http, target: Target, models: Vec<String>, shared: Shared) {
+pub async fn ask(http: Http, target: Target, models: Arc<[String]>, shared: Shared) {
     let mut wait = FAST;
     loop {
         match look(&http, &target, &models, &shared).await {
@@ -159,7 +160,6 @@ mod tests {
     use axum::http::StatusCode;
     use axum::routing::{get, post};
     use axum::{Json, Router};
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     async fn instance(asked: Arc<AtomicUsize>) -> Target {
