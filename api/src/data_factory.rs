@@ -91,6 +91,11 @@ pub struct Enrichment {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 8, max = 1024))]
     pub max_tokens: Option<u32>,
+    /// What the model is told to do, after it has read the document and the chunk. Default: to say in one sentence what the
+    /// passage is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub prompt: Option<String>,
 }
 
 /// Names an OllamaPool of the same namespace.
@@ -108,6 +113,10 @@ pub struct OllamaPoolRef {
 #[x_kube(validation = Rule::new("!has(self.overlap) || self.overlap < (has(self.maxTokens) ? self.maxTokens : 200)")
     .message("chunking.overlap must be smaller than chunking.maxTokens (default 200)"))]
 pub struct Chunking {
+    /// By what documents are cut. Default `auto`: by headings, lists and tables where a document has them, by definitions
+    /// where it is source code, else by paragraphs and sentences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<ChunkingStrategy>,
     /// Most tokens of a chunk, counted with the embedding model's tokenizer. Default 200.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 32768))]
@@ -116,6 +125,38 @@ pub struct Chunking {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 16384))]
     pub overlap: Option<u32>,
+}
+
+/// By what documents are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChunkingStrategy {
+    /// By what each document is.
+    Auto,
+    /// At paragraphs, else lines, sentences, words.
+    Recursive,
+    /// At headings, blocks and items.
+    Markdown,
+    /// At definitions and statements of source code.
+    Code,
+    /// Where neighboring sentences speak of different things, as the embedding model sees it.
+    Semantic,
+    /// Every so many tokens.
+    Fixed,
+}
+
+impl ChunkingStrategy {
+    /// Its name, as the embedder takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Recursive => "recursive",
+            Self::Markdown => "markdown",
+            Self::Code => "code",
+            Self::Semantic => "semantic",
+            Self::Fixed => "fixed",
+        }
+    }
 }
 
 /// The doc analyzer: document type, language, structure, suggested chunking.

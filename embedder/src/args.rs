@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::format::Format;
 use crate::model::Precision;
+use crate::pipeline::Chunker;
 
 /// Embeds, reranks and prepares documents.
 #[derive(Debug, Parser)]
@@ -28,6 +30,13 @@ pub enum Command {
     Rerank(RerankArgs),
     /// Measures a model on this machine.
     Bench(BenchArgs),
+    /// Reads one document from standard input and writes what it says, as JSON; started by `serve`, with limits of its own.
+    #[command(hide = true)]
+    Read {
+        /// How the document is written.
+        #[arg(value_parser = Format::named)]
+        format: Format,
+    },
 }
 
 /// What a process is for.
@@ -119,15 +128,43 @@ pub struct ServeArgs {
     /// Seconds that running requests get after SIGTERM.
     #[arg(long, env = "PRINCIPIUM_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,
+    /// The program that reads PDF and DOCX in processes of its own; this program by default.
+    #[arg(long, env = "PRINCIPIUM_READER_PROGRAM", hide = true)]
+    pub reader_program: Option<PathBuf>,
     /// Ollama's base URL; every address behind its host name is an instance. Several, divided by commas, are one pool.
     #[arg(long, env = "PRINCIPIUM_OLLAMA_URL")]
     pub ollama_url: Option<String>,
     /// The language model in Ollama.
     #[arg(long, env = "PRINCIPIUM_OLLAMA_MODEL")]
     pub ollama_model: Option<String>,
+    /// Base URL of a server that speaks OpenAI's API, such as `https://api.openai.com/v1`: the doc-analyzer asks it where no
+    /// Ollama is given.
+    #[arg(long, env = "PRINCIPIUM_LLM_URL")]
+    pub llm_url: Option<String>,
+    /// The language model there.
+    #[arg(long, env = "PRINCIPIUM_LLM_MODEL")]
+    pub llm_model: Option<String>,
+    /// The key for it.
+    #[arg(long, env = "PRINCIPIUM_LLM_API_KEY", hide_env_values = true)]
+    pub llm_api_key: Option<Secret>,
+    /// Certificates, in PEM, that are trusted with Ollama's URL beside the system's.
+    #[arg(long, env = "PRINCIPIUM_OLLAMA_CA_FILE")]
+    pub ollama_ca_file: Option<PathBuf>,
+    /// Seconds that one answer of Ollama may take.
+    #[arg(long, env = "PRINCIPIUM_OLLAMA_TIMEOUT_SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..))]
+    pub ollama_timeout_seconds: u64,
+    /// Context window of the language model in tokens: how much of a long document it is shown.
+    #[arg(long, env = "PRINCIPIUM_CONTEXT_WINDOW", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1024..))]
+    pub context_window: u32,
+    /// What the language model is told to do with a chunk, after it has read the document and the chunk.
+    #[arg(long, env = "PRINCIPIUM_CONTEXT_PROMPT")]
+    pub context_prompt: Option<String>,
     /// Most tokens of a generated context.
     #[arg(long, env = "PRINCIPIUM_CONTEXT_MAX_TOKENS", default_value_t = 100, value_parser = positive)]
     pub context_max_tokens: usize,
+    /// By what documents are cut; `auto` looks at each.
+    #[arg(long, env = "PRINCIPIUM_CHUNKER", value_enum, default_value = "auto")]
+    pub chunker: Chunker,
     /// Most tokens of a chunk.
     #[arg(long, env = "PRINCIPIUM_CHUNK_MAX_TOKENS", default_value_t = 200, value_parser = positive)]
     pub chunk_max_tokens: usize,
@@ -137,6 +174,22 @@ pub struct ServeArgs {
     /// The document analyzer of this data factory, shown in `/info`.
     #[arg(long, env = "PRINCIPIUM_ANALYZER_URL")]
     pub analyzer_url: Option<String>,
+}
+
+/// What must not be seen in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("(secret)")
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
 }
 
 impl ServeArgs {

@@ -1,14 +1,16 @@
 //! The embedder: a server that turns texts into vectors, query–document pairs into scores and documents into chunks.
 //!
 //! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
-//! together, `http/` speaks to clients, `ollama` to language models, `pipeline/` and `analyze/` serve whole documents.
-//! `gpus` asks the driver about the cards. `cli/` does the same on local files. `args` alone reads flags and environment variables.
+//! together, `http/` speaks to clients, `ollama` to language models, `format/` reads files, `pipeline/` and `analyze/` serve
+//! whole documents. `gpus` asks the driver about the cards. `cli/` does the same on local files. `args` alone reads flags and
+//! environment variables.
 
 pub mod analyze;
 pub mod args;
 pub mod batch;
 pub mod cli;
 pub mod engine;
+pub mod format;
 pub mod gpus;
 pub mod http;
 pub mod metrics;
@@ -16,3 +18,4 @@ pub mod model;
 pub mod ollama;
 pub mod pipeline;
 pub mod serve;
+pub mod tls;

@@ -27,6 +27,56 @@ pub struct WorkerLabels {
     pub worker: u32,
 }
 
+/// Labels of one instance of a language model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct InstanceLabels {
+    /// Its address.
+    pub instance: String,
+}
+
+/// Labels of tokens of prompts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PromptLabels {
+    /// The instance's address.
+    pub instance: String,
+    /// `evaluated`, or `cached` where the prompt began like the one before.
+    pub kind: &'static str,
+}
+
+/// What language models did for the document pipeline.
+#[derive(Clone, Default)]
+pub struct EnrichmentMetrics {
+    /// Contexts by instance.
+    pub contexts: Family<InstanceLabels, Counter>,
+    /// Contexts that were given before and not asked for again.
+    pub from_cache: Counter,
+    /// Requests that failed, by instance.
+    pub failures: Family<InstanceLabels, Counter>,
+    /// Requests that an instance turned away.
+    pub busy: Family<InstanceLabels, Counter>,
+    /// Tokens of prompts, by instance and whether its prefix cache should have had them.
+    pub prompt_tokens: Family<PromptLabels, Counter>,
+    /// Tokens written, by instance.
+    pub output_tokens: Family<InstanceLabels, Counter>,
+}
+
+impl EnrichmentMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let Self { contexts, from_cache, failures, busy, prompt_tokens, output_tokens } = self;
+        let registry = registry.sub_registry_with_prefix("enrichment");
+        registry.register("contexts", "Contexts of chunks, by instance", contexts.clone());
+        registry.register("contexts_from_cache", "Contexts that were given before", from_cache.clone());
+        registry.register("failures", "Requests to an instance that failed", failures.clone());
+        registry.register("busy", "Requests that an instance turned away", busy.clone());
+        registry.register(
+            "prompt_tokens",
+            "Tokens of prompts, evaluated or (by the common beginning with the prompt before) cached",
+            prompt_tokens.clone(),
+        );
+        registry.register("output_tokens", "Tokens that an instance wrote", output_tokens.clone());
+    }
+}
+
 /// Labels of one route.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RouteLabels {
@@ -77,6 +127,8 @@ pub struct Metrics {
     pub overloaded: Counter,
     /// 1 where the GPUs that were given are used.
     pub accelerated: Gauge<f64, AtomicU64>,
+    /// What language models did.
+    pub enrichment: EnrichmentMetrics,
     /// °C of each card that was given and answers.
     pub gpu_temperature: Family<GpuLabels, Gauge>,
     /// Bytes in use of each card, by whomever.
@@ -109,6 +161,7 @@ impl Default for Metrics {
             gpu_temperature: Family::default(),
             gpu_memory_used: Family::default(),
             gpu_share: Family::default(),
+            enrichment: EnrichmentMetrics::default(),
         };
         metrics.register();
         metrics
@@ -134,7 +187,9 @@ impl Metrics {
             gpu_temperature,
             gpu_memory_used,
             gpu_share,
+            enrichment,
         } = self;
+        enrichment.register(registry);
         registry.register("requests", "HTTP requests by route and status", requests.clone());
         let unit = || Unit::Seconds;
         let help = "Time from a request's arrival to its answer";

@@ -3,35 +3,117 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long an instance may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long one answer may take; the first question about a long document reads it first.
-const ANSWER: Duration = Duration::from_secs(180);
 /// Largest answer, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
-/// Context window in tokens: the same with every question of every part, because another one makes Ollama load the model
-/// anew.
-pub(crate) const CONTEXT_WINDOW: u32 = 4096;
 
 /// A pool of instances that serve one language model.
 #[derive(Clone, Debug)]
 pub struct OllamaConfig {
-    /// `host:port` of each of its names; every address behind one is an instance.
-    pub hosts: Vec<String>,
+    /// Each of its names; every address behind one is an instance.
+    pub hosts: Vec<Host>,
     /// Name of the model.
     pub model: String,
     /// Most tokens of a chunk's context.
     pub context_max_tokens: usize,
+    /// Context window in tokens: the same with every question of every part, because another one makes Ollama load the model
+    /// anew.
+    pub context_window: u32,
+    /// What the model is told to do with a chunk; its usual instruction if absent.
+    pub prompt: Option<String>,
+    /// Certificates, in PEM, that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long what may take.
+    pub timing: Timing,
+}
+
+impl OllamaConfig {
+    /// What the model is told to do with a chunk.
+    pub fn instruction(&self) -> &str {
+        self.prompt.as_deref().unwrap_or(crate::pipeline::INSTRUCTION)
+    }
+
+    /// The hosts for a message.
+    pub fn hosts_in_words(&self) -> String {
+        self.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How long what may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// One answer; the first question about a long document reads it first.
+    pub answer: Duration,
+    /// Between two look-ups of the pool's names.
+    pub refresh: Duration,
+    /// How long a failing, busy or slow instance is left alone: the first time, and at most.
+    pub leave: (Duration, Duration),
+    /// Without an instance that answers, before chunks go on without context.
+    pub unreachable: Duration,
+    /// With instances that do nothing but turn questions away, before chunks go on without context.
+    pub stalled: Duration,
+    /// An answer, at least, before an idle instance is asked for the same.
+    pub overdue: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            answer: seconds(180),
+            refresh: seconds(10),
+            leave: (Duration::from_millis(500), seconds(15)),
+            unreachable: seconds(30),
+            stalled: seconds(300),
+            overdue: seconds(5),
+        }
+    }
+}
+
+/// A name of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Whether it speaks TLS.
+    pub secure: bool,
+    /// A DNS name or an address.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.name, self.port)
+    }
 }
 
 /// Talks to instances.
-#[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    hosts: Vec<Host>,
     model: String,
+    window: u32,
+    plain: reqwest::Client,
+    /// What a client for TLS is built with.
+    timing: Timing,
+    trusted: Vec<reqwest::Certificate>,
+    /// Instances behind TLS, by their addresses.
+    secure: Mutex<HashMap<SocketAddr, Secure>>,
+}
+
+/// An instance behind TLS: the certificate is for its name, the connection goes to its address.
+#[derive(Clone)]
+struct Secure {
+    http: reqwest::Client,
+    base: String,
 }
 
 /// What is asked.
@@ -75,8 +157,13 @@ pub enum Failure {
     #[error("{0}")]
     Unreachable(String),
     /// The instance is well and has too much to do: it may be asked again in a moment.
-    #[error("{0}")]
-    Busy(String),
+    #[error("{message}")]
+    Busy {
+        /// What it said.
+        message: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
     /// The instance failed at this question, for a reason that may lie in either.
     #[error("{0}")]
     Broken(String),
@@ -89,19 +176,86 @@ pub enum Failure {
 }
 
 impl Client {
-    /// A client for one model.
+    /// A client for a pool.
     ///
     /// # Errors
     /// When the HTTP client can't be made.
-    pub fn new(model: &str) -> Result<Self, String> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).no_proxy().build();
-        let http = http.map_err(|error| format!("making an HTTP client: {error}"))?;
-        Ok(Self { http, model: model.to_owned() })
+    pub fn new(config: &OllamaConfig) -> Result<Self, String> {
+        crate::tls::install();
+        let trusted = match &config.ca_file {
+            None => Vec::new(),
+            Some(path) => {
+                let pem =
+                    std::fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| {
+                    format!("the certificates in {}: {}", path.display(), root_cause(&error))
+                })?
+            }
+        };
+        let timing = config.timing;
+        let plain = builder(timing)
+            .build()
+            .map_err(|error| format!("making an HTTP client: {}", root_cause(&error)))?;
+        let (hosts, model) = (config.hosts.clone(), config.model.clone());
+        Ok(Self {
+            hosts,
+            model,
+            window: config.context_window,
+            plain,
+            timing,
+            trusted,
+            secure: Mutex::default(),
+        })
+    }
+
+    /// Every address behind the pool's names, in the order in which the resolver gave them.
+    ///
+    /// # Errors
+    /// When a name has no address.
+    pub async fn find(&self) -> Result<Vec<SocketAddr>, String> {
+        let mut addresses = Vec::new();
+        for host in &self.hosts {
+            let found = tokio::net::lookup_host((host.name.as_str(), host.port)).await;
+            let found: Vec<SocketAddr> =
+                found.map_err(|error| format!("looking up {host}: {error}"))?.collect();
+            // An instance with two families would be counted twice, such as localhost.
+            let has_v4 = found.iter().any(SocketAddr::is_ipv4);
+            let found: Vec<SocketAddr> = found.into_iter().filter(|it| it.is_ipv4() || !has_v4).collect();
+            if host.secure {
+                for address in &found {
+                    self.secure(host, *address)?;
+                }
+            }
+            addresses.extend(found);
+        }
+        Ok(addresses)
+    }
+
+    /// Makes an instance behind TLS known.
+    fn secure(&self, host: &Host, address: SocketAddr) -> Result<(), String> {
+        let mut secure = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Vacant(place) = secure.entry(address) {
+            let http = builder(self.timing)
+                .resolve(&host.name, address)
+                .tls_certs_merge(self.trusted.clone())
+                .build();
+            let http = http.map_err(|error| format!("making a client for {host}: {}", root_cause(&error)))?;
+            place.insert(Secure { http, base: format!("https://{host}") });
+        }
+        Ok(())
+    }
+
+    /// The client and the beginning of the URL for an instance.
+    fn at(&self, instance: SocketAddr) -> Secure {
+        let secure = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
+        let plain = || Secure { http: self.plain.clone(), base: format!("http://{instance}") };
+        secure.get(&instance).cloned().unwrap_or_else(plain)
     }
 
     /// Whether an instance answers at all.
     pub async fn answers(&self, instance: SocketAddr) -> bool {
-        let asked = self.http.get(format!("http://{instance}/api/version")).timeout(CONNECT).send().await;
+        let Secure { http, base } = self.at(instance);
+        let asked = http.get(format!("{base}/api/version")).timeout(CONNECT).send().await;
         asked.is_ok_and(|response| response.status().is_success())
     }
 
@@ -130,16 +284,19 @@ impl Client {
             num_predict: usize,
         }
         let Question { prompt, most_tokens, format } = question;
-        let options =
-            Options { temperature: 0.0, seed: 1, num_ctx: CONTEXT_WINDOW, num_predict: most_tokens };
+        let options = Options { temperature: 0.0, seed: 1, num_ctx: self.window, num_predict: most_tokens };
         let model = &self.model;
         let body = Body { model, prompt, stream: false, truncate: false, keep_alive: -1, format, options };
-        let sent = self.http.post(format!("http://{instance}/api/generate")).json(&body).send().await;
+        let Secure { http, base } = self.at(instance);
+        let sent = http.post(format!("{base}/api/generate")).json(&body).send().await;
         let mut response = sent.map_err(|error| match error.is_connect() {
             true => Failure::Unreachable(format!("{instance}: {}", root_cause(&error))),
             false => Failure::Broken(format!("{instance}: {}", root_cause(&error))),
         })?;
         let status = response.status();
+        let seconds =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
         let broken = |what: String| Failure::Broken(format!("{instance}: {what}"));
         let mut body = Vec::new();
         while let Some(part) = response.chunk().await.map_err(|error| broken(root_cause(&error)))? {
@@ -156,44 +313,38 @@ impl Client {
         Err(match status.as_u16() {
             400 if said.contains("exceeds the context length") => Failure::TooLong(said),
             400 => Failure::Refused(said),
-            429 | 503 => Failure::Busy(said),
+            429 | 503 => Failure::Busy { message: said, retry_after },
             // A model that is missing here may be on the next instance.
             _ => Failure::Broken(said),
         })
     }
 }
 
-/// The `host:port` of every URL in a list divided by commas.
+/// The host of every URL in a list divided by commas.
 ///
 /// # Errors
 /// A sentence that names the URL that is none.
-pub fn hosts(urls: &str) -> Result<Vec<String>, String> {
+pub fn hosts(urls: &str) -> Result<Vec<Host>, String> {
     let host = |url: &str| {
-        let rest = url.trim().strip_prefix("http://")?.trim_end_matches('/');
-        let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "11434"));
-        let right = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
-        right.then(|| format!("{host}:{port}"))
+        let (scheme, rest) = url.trim().split_once("://")?;
+        let (secure, usual) = match scheme {
+            "http" => (false, "11434"),
+            "https" => (true, "443"),
+            _ => return None,
+        };
+        let rest = rest.trim_end_matches('/');
+        let (name, port) = rest.rsplit_once(':').unwrap_or((rest, usual));
+        let name = Some(name).filter(|name| !name.is_empty() && !name.contains('/'))?.to_owned();
+        Some(Host { secure, name, port: port.parse().ok()? })
     };
-    let wrong =
-        |url: &str| format!("{url:?} is no address of Ollama instances: right is http://<host>:<port>");
+    let wrong = |url: &str| {
+        format!("{url:?} is no address of Ollama instances: right is http://<host>:<port> or https://<host>")
+    };
     urls.split(',').map(|url| host(url).ok_or_else(|| wrong(url))).collect()
 }
 
-/// Every address behind some hosts, in the order in which the resolver gave them.
-///
-/// # Errors
-/// When a host has no address.
-pub async fn resolve(hosts: &[String]) -> Result<Vec<SocketAddr>, String> {
-    let mut addresses = Vec::new();
-    for host in hosts {
-        let found =
-            tokio::net::lookup_host(host).await.map_err(|error| format!("looking up {host}: {error}"))?;
-        let found: Vec<SocketAddr> = found.collect();
-        // An instance with two families would be counted twice, such as localhost.
-        let has_v4 = found.iter().any(SocketAddr::is_ipv4);
-        addresses.extend(found.into_iter().filter(|address| address.is_ipv4() || !has_v4));
-    }
-    Ok(addresses)
+fn builder(timing: Timing) -> reqwest::ClientBuilder {
+    reqwest::Client::builder().connect_timeout(CONNECT).timeout(timing.answer).no_proxy()
 }
 
 fn root_cause(error: &reqwest::Error) -> String {

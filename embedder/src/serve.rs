@@ -13,10 +13,11 @@ use serde_json::json;
 use crate::args::{Gpu, Role, ServeArgs};
 use crate::batch::{self, Budget, Footprint};
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
+use crate::format::Reader;
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelFiles, ModelSource, Precision};
-use crate::ollama::{self, OllamaConfig};
+use crate::ollama::{self, OllamaConfig, Timing};
 use crate::pipeline::PipelineConfig;
 use crate::{analyze, gpus, pipeline};
 
@@ -53,12 +54,14 @@ struct Devices {
 
 /// Loads the model of the role and builds its routes. Blocks: it reads files and may download them.
 pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
+    crate::tls::install();
     let metrics = Arc::new(Metrics::default());
     let ollama = ollama_config(args)?;
     let (routes, engine, devices, model) = match args.role {
         Role::DocAnalyzer => {
             let devices = devices(args);
-            (Routes::analyzing(analyze::router(ollama)), None, devices, None)
+            let reader = Reader::new(args.reader_program.clone());
+            (Routes::analyzing(analyze::router(reader, llm(args, ollama)?)), None, devices, None)
         }
         Role::DataFactory | Role::Reranker => {
             let devices = devices(args);
@@ -66,7 +69,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
                 .context("starting the thread that watches the GPUs")?;
             let (served, info) = load(args, &devices, &metrics)?;
             let engine = served.engine.clone();
-            (model_routes(args, &served, ollama)?, Some(engine), devices, Some(info))
+            (model_routes(args, &served, ollama, &metrics)?, Some(engine), devices, Some(info))
         }
     };
     let Devices { accelerators, info: gpus, missing } = devices;
@@ -181,7 +184,29 @@ fn ollama_config(args: &ServeArgs) -> anyhow::Result<Option<OllamaConfig>> {
     let model = given(args.ollama_model.as_ref()).with_context(|| {
         format!("PRINCIPIUM_OLLAMA_URL is {url}, but PRINCIPIUM_OLLAMA_MODEL names no model")
     })?;
-    Ok(Some(OllamaConfig { hosts, model, context_max_tokens: args.context_max_tokens }))
+    let timing = Timing { answer: Duration::from_secs(args.ollama_timeout_seconds), ..Timing::default() };
+    Ok(Some(OllamaConfig {
+        hosts,
+        model,
+        context_max_tokens: args.context_max_tokens,
+        context_window: args.context_window,
+        prompt: given(args.context_prompt.as_ref()),
+        ca_file: args.ollama_ca_file.clone(),
+        timing,
+    }))
+}
+
+/// Whom the doc analyzer asks: the pool, else the server with OpenAI's API, else nobody.
+fn llm(args: &ServeArgs, ollama: Option<OllamaConfig>) -> anyhow::Result<Option<analyze::Llm>> {
+    if let Some(ollama) = ollama {
+        return Ok(Some(analyze::Llm::Ollama(ollama)));
+    }
+    let Some(url) = given(args.llm_url.as_ref()) else { return Ok(None) };
+    let parsed = url.parse().with_context(|| format!("PRINCIPIUM_LLM_URL: {url:?} is no URL"))?;
+    let model = given(args.llm_model.as_ref())
+        .with_context(|| format!("PRINCIPIUM_LLM_URL is {url}, but PRINCIPIUM_LLM_MODEL names no model"))?;
+    let key = args.llm_api_key.as_ref().map(|key| key.0.clone()).filter(|key| !key.is_empty());
+    Ok(Some(analyze::Llm::OpenAi(analyze::OpenAiConfig { url: parsed, model, key })))
 }
 
 fn devices(args: &ServeArgs) -> Devices {
@@ -331,6 +356,7 @@ fn model_routes(
     args: &ServeArgs,
     served: &Arc<Served>,
     ollama: Option<OllamaConfig>,
+    metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Routes> {
     if args.role == Role::Reranker {
         return Ok(Routes::scoring(Arc::clone(served)));
@@ -359,9 +385,13 @@ fn model_routes(
         max_tokens: served.tokenizer.maximum().saturating_sub(prompt_tokens),
         model_name: served.name.clone(),
         model_digest: served.files.weights_digest.clone(),
+        reader: Reader::new(args.reader_program.clone()),
+        chunker: args.chunker,
         chunk_max_tokens: args.chunk_max_tokens,
         chunk_overlap: args.chunk_overlap,
         ollama,
+        contexts: Arc::default(),
+        metrics: Arc::clone(metrics),
     };
     let embedder =
         PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone(), prompt };

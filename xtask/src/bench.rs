@@ -23,6 +23,10 @@ pub enum Bench {
     Scale(scale::Scale),
     /// One plan of the operator for 40,000 GPUs and 10,000 pods. Needs no cluster.
     Plan,
+    /// Contexts a minute by the number of Ollama instances, stand-ins that take the time of a language model.
+    Enrichment,
+    /// How well passages are found again, with the real models: chunk alone, in context, with BM25, reranked.
+    Retrieval,
 }
 
 impl Bench {
@@ -63,6 +67,26 @@ impl Bench {
                     cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
                 }
                 cargo.args(["--bench", "plan"]);
+                crate::run(&mut cargo)
+            }
+            // The instances' pace is what takes the time, not this program.
+            Self::Enrichment => {
+                let mut cargo = crate::cargo();
+                cargo.args(["bench", "--profile", "dev", "--workspace", "--bench", "enrichment"]);
+                crate::run(&mut cargo)
+            }
+            Self::Retrieval => {
+                crate::cluster::fetch_models()?;
+                let mut cargo = crate::cargo();
+                cargo.args([
+                    "test",
+                    "--workspace",
+                    "--test",
+                    "api",
+                    "passages_are_found_again",
+                    "--",
+                    "--nocapture",
+                ]);
                 crate::run(&mut cargo)
             }
         }

@@ -1,5 +1,6 @@
 //! What can be seen of a document without understanding it. Pure.
 
+use crate::format::Markup;
 use serde::Serialize;
 
 /// The kinds of documents that are told apart.
@@ -25,12 +26,14 @@ pub struct Structure {
     pub code_blocks: usize,
     /// Share of the lines that are code, from 0 to 1.
     pub code_share: f64,
+    /// Share of the lines that are rows of tables, from 0 to 1.
+    pub table_share: f64,
 }
 
 /// How to cut a document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Chunking {
-    /// `markdown` cuts at headings, `text` at sentences.
+    /// By what: a `chunker` of `/v1/process`.
     pub strategy: &'static str,
     /// Most tokens of a chunk.
     pub max_tokens: usize,
@@ -76,7 +79,8 @@ pub fn structure(text: &str) -> Structure {
             found.table_rows += 1;
         }
     }
-    found.code_share = if lines == 0 { 0.0 } else { code as f64 / lines as f64 };
+    let share = |part: usize| if lines == 0 { 0.0 } else { part as f64 / lines as f64 };
+    (found.code_share, found.table_share) = (share(code), share(found.table_rows));
     found
 }
 
@@ -145,37 +149,21 @@ pub fn document_type(text: &str, filename: Option<&str>, structure: &Structure) 
     }
 }
 
-/// How to cut a document of this structure.
-pub fn chunking(structure: &Structure) -> Chunking {
-    if structure.headings >= 2 {
-        Chunking {
-            strategy: "markdown",
-            max_tokens: 200,
-            overlap: 0,
-            why: "headings divide it into sections",
+/// How to cut a document of this structure and markup: as `auto` does, with the overlap that suits it.
+pub fn chunking(structure: &Structure, markup: Markup) -> Chunking {
+    let (strategy, overlap, why) = match markup {
+        Markup::Markdown if structure.headings >= 2 => ("markdown", 0, "headings divide it into sections"),
+        Markup::Markdown => ("markdown", 0, "lists, tables and blocks are kept whole"),
+        Markup::Code(_) => ("code", 0, "definitions are kept whole by the language's grammar"),
+        Markup::Plain if structure.code_share > 0.3 => {
+            ("recursive", 40, "code has few sentence ends; overlap keeps definitions whole")
         }
-    } else if structure.code_share > 0.3 {
-        Chunking {
-            strategy: "text",
-            max_tokens: 200,
-            overlap: 40,
-            why: "code has few sentence ends; overlap keeps definitions whole",
+        Markup::Plain if structure.paragraphs > 0 && structure.words / structure.paragraphs > 250 => {
+            ("recursive", 30, "long paragraphs are cut inside; overlap keeps their thread")
         }
-    } else if structure.paragraphs > 0 && structure.words / structure.paragraphs > 250 {
-        Chunking {
-            strategy: "text",
-            max_tokens: 200,
-            overlap: 30,
-            why: "long paragraphs are cut inside; overlap keeps their thread",
-        }
-    } else {
-        Chunking {
-            strategy: "text",
-            max_tokens: 200,
-            overlap: 0,
-            why: "paragraphs are short enough to be kept whole",
-        }
-    }
+        Markup::Plain => ("recursive", 0, "paragraphs are short enough to be kept whole"),
+    };
+    Chunking { strategy, max_tokens: 200, overlap, why }
 }
 
 fn is_heading(line: &str) -> bool {
@@ -215,6 +203,7 @@ fn is_log_line(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::CodeLanguage;
 
     #[test]
     fn structure_is_counted() {
@@ -249,9 +238,10 @@ mod tests {
 
     #[test]
     fn the_suggested_cut_follows_the_structure() {
-        let of = |text: &str| chunking(&structure(text)).strategy;
-        assert_eq!(of("# A\n\na\n\n# B\n\nb\n"), "markdown");
-        assert_eq!(of("a\n\nb\n"), "text");
-        assert_eq!(chunking(&structure(&"word ".repeat(600))).overlap, 30);
+        let of = |text: &str, markup| chunking(&structure(text), markup);
+        assert_eq!(of("# A\n\na\n\n# B\n\nb\n", Markup::Markdown).why, "headings divide it into sections");
+        assert_eq!(of("a\n\nb\n", Markup::Plain).strategy, "recursive");
+        assert_eq!(of("def a():\n    pass\n", Markup::Code(CodeLanguage::Python)).strategy, "code");
+        assert_eq!(of(&"word ".repeat(600), Markup::Plain).overlap, 30);
     }
 }

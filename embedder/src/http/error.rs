@@ -54,6 +54,12 @@ impl ApiError {
         Self { status: StatusCode::BAD_REQUEST, kind: "Empty", message: message.into() }
     }
 
+    /// A body beyond the limit: 413.
+    pub fn too_large() -> Self {
+        let message = "the request's body is larger than the payload limit: send it in several requests";
+        Self { status: StatusCode::PAYLOAD_TOO_LARGE, kind: "Validation", message: message.to_owned() }
+    }
+
     /// A request that can't be understood or fulfilled: 422.
     pub fn validation(message: impl Into<String>) -> Self {
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, kind: "Validation", message: message.into() }
@@ -132,12 +138,9 @@ impl From<TokenizeError> for ApiError {
 
 impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
-        let status = rejection.status();
-        let message = if status == StatusCode::PAYLOAD_TOO_LARGE {
-            "the request's body is larger than the payload limit: send it in several requests".to_owned()
-        } else {
-            rejection.body_text()
-        };
-        Self { status, kind: "Validation", message }
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Self::too_large(),
+            status => Self { status, kind: "Validation", message: rejection.body_text() },
+        }
     }
 }

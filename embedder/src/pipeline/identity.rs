@@ -2,13 +2,13 @@
 
 use super::PipelineConfig;
 use super::chunk::Chunk;
-use super::request::Document;
+use super::document::Document;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
 /// The id of a document that came without one.
-pub fn document_id(text: &str) -> String {
-    format!("sha256-{}", &digest(&[text.as_bytes()])[..16])
+pub fn document_id(content: &[u8]) -> String {
+    format!("sha256-{}", &digest(&[content])[..16])
 }
 
 /// What a chunk's vector depends on beside its document and its text: another recipe gives other vectors, and so other ids.
@@ -17,7 +17,11 @@ pub fn recipe(config: &PipelineConfig, enrich: bool) -> String {
         None => digest(&[config.model_digest.as_bytes()]),
         Some(ollama) => {
             let most_tokens = ollama.context_max_tokens.to_string();
-            digest(&[config.model_digest.as_bytes(), ollama.model.as_bytes(), most_tokens.as_bytes()])
+            let mut parts =
+                vec![config.model_digest.as_bytes(), ollama.model.as_bytes(), most_tokens.as_bytes()];
+            // The usual instruction leaves ids what they were before it could be changed.
+            parts.extend(ollama.prompt.as_deref().map(str::as_bytes));
+            digest(&parts)
         }
     }
 }
@@ -27,7 +31,7 @@ pub fn recipe(config: &PipelineConfig, enrich: bool) -> String {
 pub fn chunk_ids(document: &Document, chunks: &[Chunk], recipe: &str) -> Vec<String> {
     let mut seen: HashMap<&str, u64> = HashMap::new();
     let id = |chunk: &Chunk| {
-        let text = &document.text[chunk.start..chunk.end];
+        let text = &document.text()[chunk.start..chunk.end];
         let occurrence = seen.entry(text).or_default();
         *occurrence += 1;
         let id =
@@ -51,15 +55,16 @@ fn digest(parts: &[&[u8]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::chunk;
-    use crate::pipeline::request::Format;
+    use crate::format::Extracted;
+    use crate::pipeline::chunk::{self, Chunker, Cut};
     use crate::pipeline::tests::config;
     use std::collections::HashSet;
 
     fn ids(text: &str, recipe: &str) -> Vec<String> {
-        let (text, format) = (text.to_owned(), Format::Text);
-        let chunks = chunk::split(&chunk::tests::words(), &text, format, 4, 0).unwrap();
-        chunk_ids(&Document { id: "d".into(), title: None, text, format, metadata: None }, &chunks, recipe)
+        let content = Extracted::plain(text.to_owned());
+        let cut = Cut { chunker: Chunker::Auto, most: 4, overlap: 0 };
+        let chunks = chunk::split(&chunk::tests::words(), &content, cut).unwrap();
+        chunk_ids(&Document { id: "d".into(), title: None, content, metadata: None }, &chunks, recipe)
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The lines that `/v1/process` streams: JSON objects told apart by `type`.
 
+use super::about::About;
 use super::enrich::InstanceFigures;
 use serde::Serialize;
 use std::time::Duration;
@@ -13,7 +14,7 @@ pub enum Line {
     /// How far the job is.
     Progress(ProgressLine),
     /// A document whose chunks have all been sent, or that failed.
-    Document(DocumentLine),
+    Document(Box<DocumentLine>),
     /// The last line.
     Summary(Box<SummaryLine>),
 }
@@ -27,13 +28,16 @@ pub struct ChunkLine {
     pub chunk_id: String,
     /// Place among the chunks of its document, from 0.
     pub index: usize,
-    /// First byte in the original.
+    /// First byte in the document's text: for text, Markdown and source code in UTF-8 that is the original.
     pub start: usize,
     /// Byte after the last.
     pub end: usize,
-    /// Headings above it.
+    /// Headings above it; in source code, the definitions around it.
     pub heading_path: Vec<String>,
-    /// The chunk itself: the original from `start` to `end`.
+    /// Its first and its last page, where the document has pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages: Option<(usize, usize)>,
+    /// The chunk itself: the document's text from `start` to `end`.
     pub text: String,
     /// Where it stands in its document, in an LLM's words; absent if nobody was asked or could say.
     pub context: Option<String>,
@@ -43,6 +47,10 @@ pub struct ChunkLine {
     /// Why there is no context although one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_error: Option<String>,
+    /// Whether it was made before and nothing was computed; no client asks for that.
+    #[serde(skip)]
+    #[allow(dead_code, reason = "for callers inside of this process")]
+    pub made_before: bool,
     /// Tokens that were embedded.
     pub tokens: usize,
     /// Vector of context and chunk.
@@ -77,11 +85,35 @@ pub struct DocumentLine {
     pub title: Option<String>,
     /// How many chunks it has.
     pub chunks: usize,
+    /// What it was read as; absent where it could not be.
+    #[serde(flatten)]
+    pub read: Option<ReadAs>,
     /// Seconds from the start of the job.
     pub seconds: f64,
     /// Why it failed. Other documents are not touched by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a document was read as.
+#[derive(Serialize)]
+pub struct ReadAs {
+    /// Its format.
+    pub format: &'static str,
+    /// How its bytes became characters, where they were characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
+    /// Its programming language.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_language: Option<&'static str>,
+    /// How many pages it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages: Option<usize>,
+    /// By what it was cut.
+    pub chunker: &'static str,
+    /// What can be seen of it.
+    #[serde(flatten)]
+    pub about: About,
 }
 
 /// What it all came to.
@@ -105,6 +137,8 @@ pub struct SummaryLine {
     pub tokens_per_second: f64,
     /// Contexts a minute, over all instances.
     pub contexts_per_minute: f64,
+    /// Contexts that were given in another job, and not asked for again.
+    pub contexts_from_cache: u64,
     /// Each Ollama instance that took part.
     pub instances: Vec<InstanceFigures>,
 }

@@ -3,28 +3,37 @@
 //! It owns the way of a document through the stages and what is streamed back. It computes nothing itself: vectors come
 //! from [`EmbedTexts`], contexts from Ollama.
 
+mod about;
 mod chunk;
+mod document;
 mod enrich;
 mod identity;
 mod job;
 mod lines;
 mod output;
+mod prepare;
 mod request;
 #[cfg(test)]
 mod tests;
+mod upload;
 
-use crate::http::{ApiError, Dialect, answer, parse};
+pub use chunk::Chunker;
+pub use enrich::{ContextCache, INSTRUCTION};
+pub(crate) use request::base64_bytes;
+
+use crate::format::Reader;
+use crate::http::{ApiError, Dialect, answer};
+use crate::metrics::Metrics;
 use crate::ollama::OllamaConfig;
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use request::ProcessRequest;
+use job::Job;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -62,12 +71,20 @@ pub struct PipelineConfig {
     pub model_name: String,
     /// Digest of the model's weights: other weights make other vectors.
     pub model_digest: String,
+    /// Reads documents.
+    pub reader: Reader,
+    /// By what documents are cut.
+    pub chunker: Chunker,
     /// Most tokens of a chunk.
     pub chunk_max_tokens: usize,
     /// Tokens that neighboring chunks share.
     pub chunk_overlap: usize,
     /// Who puts chunks in context; nobody if absent.
     pub ollama: Option<OllamaConfig>,
+    /// Contexts that were given before.
+    pub contexts: Arc<ContextCache>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
 }
 
 impl PipelineConfig {
@@ -91,15 +108,15 @@ struct Service {
     embedder: Arc<dyn EmbedTexts>,
 }
 
-async fn process(State(service): State<Service>, body: Result<Bytes, BytesRejection>) -> Response {
-    answer(respond(service, body), Dialect::Tei)
+async fn process(State(service): State<Service>, request: Request) -> Response {
+    answer(respond(service, request).await, Dialect::Tei)
 }
 
-fn respond(service: Service, body: Result<Bytes, BytesRejection>) -> Result<impl IntoResponse, ApiError> {
-    let request: ProcessRequest = parse(body)?;
-    let job = request.validate(&service.config)?;
+async fn respond(service: Service, request: Request) -> Result<impl IntoResponse, ApiError> {
+    let request = upload::read(request).await?;
+    let job = Job::from(request.validate(&service.config)?);
     let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     tokio::spawn(job::run(job, service.config, service.embedder, lines));
-    let stream = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    let stream = ReceiverStream::new(receiver).map(|line| Ok::<_, Infallible>(line.to_bytes()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)))
 }

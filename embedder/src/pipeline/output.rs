@@ -1,13 +1,15 @@
 //! The last stage of a job: chunks are embedded in batches and sent; documents end; the summary is drawn.
 
+use super::about::About;
 use super::chunk::{self, Chunk};
+use super::document::Document;
 use super::enrich::{Enricher, Outcome, Prepared};
-use super::job::Arrival;
-use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, SummaryLine};
-use super::request::{Document, Job};
+use super::job::{Arrival, Job, Made};
+use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, ReadAs, SummaryLine};
 use super::{EmbedTexts, Embedding, PipelineConfig};
+use crate::analyze::NearDuplicate;
+use crate::format::Markup;
 use crate::model;
-use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,10 +24,11 @@ const CALLS: usize = 4;
 /// What is known of each document, and the way out.
 pub struct Output {
     config: Arc<PipelineConfig>,
-    lines: mpsc::Sender<Bytes>,
+    lines: mpsc::Sender<Line>,
     started: Instant,
     documents: BTreeMap<usize, Open>,
     documents_total: usize,
+    documents_arrived: usize,
     chunks_total: usize,
     summary: SummaryLine,
 }
@@ -33,6 +36,7 @@ pub struct Output {
 /// A document of which not all chunks have been sent.
 struct Open {
     prepared: Arc<Prepared>,
+    near_duplicate_of: Option<NearDuplicate>,
     /// Chunks to come.
     left: usize,
 }
@@ -41,6 +45,7 @@ struct Open {
 struct Embedded {
     outcome: Outcome,
     context_truncated: bool,
+    made_before: bool,
 }
 
 /// Nobody reads the lines any more.
@@ -48,13 +53,14 @@ struct Gone;
 
 impl Output {
     /// An output that has sent nothing yet.
-    pub fn new(job: &Job, config: Arc<PipelineConfig>, lines: mpsc::Sender<Bytes>) -> Self {
+    pub fn new(job: &Job, config: Arc<PipelineConfig>, lines: mpsc::Sender<Line>) -> Self {
         Self {
             config,
             lines,
             started: Instant::now(),
             documents: BTreeMap::new(),
-            documents_total: job.documents.len(),
+            documents_total: job.documents_total,
+            documents_arrived: 0,
             chunks_total: 0,
             summary: SummaryLine::default(),
         }
@@ -103,6 +109,9 @@ impl Output {
                         while batch.len() < BATCH && let Ok(next) = outcomes.try_recv() {
                             batch.push(next);
                         }
+                        let (before, batch): (Vec<_>, Vec<_>) =
+                            batch.into_iter().partition(|outcome| outcome.made.is_some());
+                        self.send_known(before).await?;
                         // Those of a document that has failed meanwhile are of no use.
                         let known = batch.into_iter().filter_map(|outcome| self.text(outcome));
                         let (batch, texts): (Vec<_>, Vec<_>) = known.unzip();
@@ -119,14 +128,16 @@ impl Output {
     }
 
     async fn arrive(&mut self, arrival: Arrival) -> Result<(), Gone> {
+        self.documents_arrived += 1;
         match arrival.document {
             Ok(prepared) => {
                 let left = prepared.chunks.len();
                 self.chunks_total += left;
-                self.documents.insert(arrival.place, Open { prepared, left });
+                let near_duplicate_of = arrival.near_duplicate_of;
+                self.documents.insert(arrival.place, Open { prepared, near_duplicate_of, left });
                 Ok(())
             }
-            Err(rejected) => self.end_document(rejected.id, rejected.title, Err(rejected.error)).await,
+            Err(rejected) => self.end_document(rejected.id, rejected.title, None, Err(rejected.error)).await,
         }
     }
 
@@ -134,9 +145,12 @@ impl Output {
     fn text(&self, outcome: Outcome) -> Option<(Embedded, String)> {
         let Open { prepared, .. } = self.documents.get(&outcome.document)?;
         let chunk = prepared.chunks.get(outcome.chunk)?;
-        let text = &prepared.document.text[chunk.start..chunk.end];
+        let text = &prepared.document.text()[chunk.start..chunk.end];
         let Ok(Some(context)) = &outcome.context else {
-            return Some((Embedded { outcome, context_truncated: false }, text.to_owned()));
+            return Some((
+                Embedded { outcome, context_truncated: false, made_before: false },
+                text.to_owned(),
+            ));
         };
         let tokenizer = &self.config.tokenizer;
         let room = self.config.room().saturating_sub(chunk::count(tokenizer, text));
@@ -144,7 +158,20 @@ impl Output {
         let kept = model::beginning(tokenizer, context, room).unwrap_or_default();
         let context_truncated = kept.len() < context.len();
         let text = format!("{kept}\n\n{text}");
-        Some((Embedded { outcome, context_truncated }, text))
+        Some((Embedded { outcome, context_truncated, made_before: false }, text))
+    }
+
+    /// Sends chunks that were made before.
+    async fn send_known(&mut self, outcomes: Vec<Outcome>) -> Result<(), Gone> {
+        for mut outcome in outcomes {
+            let Some(Made { context, context_truncated, tokens, vector }) = outcome.made.take() else {
+                continue;
+            };
+            outcome.context = Ok(context);
+            let embedded = Embedded { outcome, context_truncated, made_before: true };
+            self.send_chunk(embedded, Embedding { vector, tokens }).await?;
+        }
+        Ok(())
     }
 
     async fn send(
@@ -168,13 +195,13 @@ impl Output {
             chunks_done: self.summary.chunks,
             chunks_total: self.chunks_total,
             documents_done: self.summary.documents + self.summary.failed,
-            documents_total: self.documents_total,
+            documents_total: self.documents_total.max(self.documents_arrived),
         };
-        self.line(&Line::Progress(line)).await
+        self.line(Line::Progress(line)).await
     }
 
     async fn send_chunk(&mut self, embedded: Embedded, vector: Embedding) -> Result<(), Gone> {
-        let Embedded { outcome, context_truncated } = embedded;
+        let Embedded { outcome, context_truncated, made_before } = embedded;
         let Some(open) = self.documents.get_mut(&outcome.document) else { return Ok(()) };
         open.left -= 1;
         let (prepared, last) = (open.prepared.clone(), open.left == 0);
@@ -185,8 +212,8 @@ impl Output {
         self.summary.chunks += 1;
         self.summary.tokens += vector.tokens;
         self.summary.without_context += usize::from(context_error.is_some());
-        let Document { id, title, text, metadata, .. } = &prepared.document;
-        let Chunk { start, end, headings } = &prepared.chunks[outcome.chunk];
+        let Document { id, title, content, metadata } = &*prepared.document;
+        let Chunk { start, end, headings, pages } = &prepared.chunks[outcome.chunk];
         let line = ChunkLine {
             document_id: id.clone(),
             chunk_id: prepared.chunk_ids[outcome.chunk].clone(),
@@ -194,19 +221,27 @@ impl Output {
             start: *start,
             end: *end,
             heading_path: headings.clone(),
-            text: text[*start..*end].to_owned(),
+            pages: *pages,
+            text: content.text[*start..*end].to_owned(),
             context,
             context_truncated,
             context_error,
+            made_before,
             tokens: vector.tokens,
             vector: vector.vector,
             model: self.config.model_name.clone(),
             metadata: metadata.clone(),
         };
-        self.line(&Line::Chunk(Box::new(line))).await?;
+        self.line(Line::Chunk(Box::new(line))).await?;
         if last {
-            self.documents.remove(&outcome.document);
-            self.end_document(id.clone(), title.clone(), Ok(prepared.chunks.len())).await?;
+            let near = self.documents.remove(&outcome.document).and_then(|open| open.near_duplicate_of);
+            self.end_document(
+                id.clone(),
+                title.clone(),
+                Some(read_as(&prepared, near)),
+                Ok(prepared.chunks.len()),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -214,9 +249,12 @@ impl Output {
     /// The documents of a batch that could not be embedded fail; the others go on.
     async fn fail(&mut self, batch: &[Embedded], error: &str) -> Result<(), Gone> {
         for embedded in batch {
-            if let Some(Open { prepared, .. }) = self.documents.remove(&embedded.outcome.document) {
-                let Document { id, title, .. } = &prepared.document;
-                self.end_document(id.clone(), title.clone(), Err(error.to_owned())).await?;
+            if let Some(Open { prepared, near_duplicate_of, .. }) =
+                self.documents.remove(&embedded.outcome.document)
+            {
+                let Document { id, title, .. } = &*prepared.document;
+                let read = Some(read_as(&prepared, near_duplicate_of));
+                self.end_document(id.clone(), title.clone(), read, Err(error.to_owned())).await?;
             }
         }
         Ok(())
@@ -227,6 +265,7 @@ impl Output {
         &mut self,
         document_id: String,
         title: Option<String>,
+        read: Option<ReadAs>,
         chunks: Result<usize, String>,
     ) -> Result<(), Gone> {
         let (chunks, error) = match chunks {
@@ -236,27 +275,48 @@ impl Output {
         let counter = if error.is_none() { &mut self.summary.documents } else { &mut self.summary.failed };
         *counter += 1;
         let seconds = self.started.elapsed().as_secs_f64();
-        self.line(&Line::Document(DocumentLine { document_id, title, chunks, seconds, error })).await
+        self.line(Line::Document(Box::new(DocumentLine { document_id, title, chunks, read, seconds, error })))
+            .await
     }
 
     async fn finish(&mut self, enricher: Option<Enricher>) -> Result<(), Gone> {
         // A document whose chunks got lost in a stage before must not look as if it had gone well.
-        for Open { prepared, left } in std::mem::take(&mut self.documents).into_values() {
-            let Document { id, title, .. } = &prepared.document;
+        for Open { prepared, near_duplicate_of, left } in std::mem::take(&mut self.documents).into_values() {
+            let Document { id, title, .. } = &*prepared.document;
             let error = format!(
                 "{left} of its {} chunks got lost on the way: process it again",
                 prepared.chunks.len()
             );
             tracing::error!(document = id, error);
-            self.end_document(id.clone(), title.clone(), Err(error)).await?;
+            let read = Some(read_as(&prepared, near_duplicate_of));
+            self.end_document(id.clone(), title.clone(), read, Err(error)).await?;
         }
         let mut summary = std::mem::take(&mut self.summary);
-        summary.instances = enricher.map(|enricher| enricher.figures()).unwrap_or_default();
+        if let Some(enricher) = enricher {
+            summary.instances = enricher.figures();
+            summary.contexts_from_cache = enricher.contexts_from_cache();
+        }
         summary.count_rates(self.started.elapsed());
-        self.line(&Line::Summary(Box::new(summary))).await
+        self.line(Line::Summary(Box::new(summary))).await
     }
 
-    async fn line(&self, line: &Line) -> Result<(), Gone> {
-        self.lines.send(line.to_bytes()).await.map_err(|_| Gone)
+    async fn line(&self, line: Line) -> Result<(), Gone> {
+        self.lines.send(line).await.map_err(|_| Gone)
+    }
+}
+
+/// What a document was read as.
+fn read_as(prepared: &Prepared, near_duplicate_of: Option<NearDuplicate>) -> ReadAs {
+    let content = &prepared.document.content;
+    ReadAs {
+        format: content.format.name(),
+        encoding: content.encoding.clone(),
+        code_language: match content.markup {
+            Markup::Code(language) => Some(language.name()),
+            _ => None,
+        },
+        pages: Some(content.pages.len()).filter(|pages| *pages > 0),
+        chunker: prepared.chunker.name(),
+        about: About { near_duplicate_of, ..prepared.about.clone() },
     }
 }

@@ -13,9 +13,13 @@ pub(super) fn config(ollama: bool) -> PipelineConfig {
         max_tokens: 256,
         model_name: "m".into(),
         model_digest: "d".into(),
+        reader: Reader::new(None),
+        chunker: Chunker::Auto,
         chunk_max_tokens: 200,
         chunk_overlap: 0,
         ollama: ollama.then(|| pool(&["http://nobody"])),
+        contexts: Arc::default(),
+        metrics: Arc::default(),
     }
 }
 
@@ -42,12 +46,12 @@ fn words_of(text: &str) -> usize {
 
 /// All lines of a job.
 async fn process(config: PipelineConfig, body: Value) -> Vec<Value> {
-    let job = serde_json::from_value::<ProcessRequest>(body).unwrap().validate(&config).unwrap();
+    let job = serde_json::from_value::<ProcessRequest>(body).unwrap().validate(&config).unwrap().into();
     let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     tokio::spawn(job::run(job, Arc::new(config), Arc::new(Lengths), lines));
     let mut read = Vec::new();
     while let Some(line) = receiver.recv().await {
-        read.push(serde_json::from_slice(&line).unwrap());
+        read.push(serde_json::to_value(&line).unwrap());
     }
     read
 }
@@ -77,7 +81,7 @@ async fn documents_that_are_wrong_or_fail_do_not_touch_the_others() {
     let documents = json!([
         { "id": "good", "text": "all is well" },
         { "id": "good", "text": "twice" },
-        { "id": "docx", "text": "x", "format": "docx" },
+        { "id": "sheet", "text": "x", "format": "xlsx" },
         { "id": "empty", "text": " " },
         { "id": "also good", "text": "well too" },
     ]);
@@ -87,7 +91,7 @@ async fn documents_that_are_wrong_or_fail_do_not_touch_the_others() {
         .map(|line| (line["document_id"].as_str().unwrap(), line.get("error").is_none()))
         .collect();
     assert_eq!(ended.iter().filter(|(_, well)| *well).count(), 2, "{ended:?}");
-    for failed in [("good", false), ("docx", false), ("empty", false)] {
+    for failed in [("good", false), ("sheet", false), ("empty", false)] {
         assert!(ended.contains(&failed), "{failed:?} in {ended:?}");
     }
     let summary = lines.last().unwrap();
@@ -105,22 +109,29 @@ async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
 async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
     let config = Arc::new(config(false));
     let request = json!({ "documents": [{ "id": "d", "text": "all is well" }] });
-    let job = serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap();
+    let mut job: Job =
+        serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap().into();
     let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     let output = output::Output::new(&job, config, lines);
-    let document = job.documents.into_iter().next().unwrap().unwrap();
+    let source = job.documents.next().await.unwrap().unwrap();
+    let content = crate::format::Extracted::plain(String::from_utf8(source.bytes.to_vec()).unwrap());
     let prepared = enrich::Prepared {
-        chunks: vec![chunk::Chunk { start: 0, end: 3, headings: Vec::new() }],
+        chunks: vec![chunk::Chunk::of(&content, 0..3)],
         chunk_ids: vec!["c".into()],
-        document,
+        about: about::About::of(&content),
+        chunker: Chunker::Recursive,
+        document: Arc::new(document::Document { id: source.id, title: None, content, metadata: None }),
     };
     let (arrivals, arriving) = tokio::sync::mpsc::channel(1);
     let (outcomes, chunks) = tokio::sync::mpsc::channel(1);
-    arrivals.send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)) }).await.unwrap();
+    arrivals
+        .send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)), near_duplicate_of: None })
+        .await
+        .unwrap();
     drop((arrivals, outcomes));
     output.collect(Arc::new(Lengths), None, arriving, chunks).await;
-    let document: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    let document: Value = serde_json::to_value(receiver.recv().await.unwrap()).unwrap();
     assert!(document["error"].as_str().unwrap().contains("1 of its 1 chunks got lost"), "{document}");
-    let summary: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    let summary: Value = serde_json::to_value(receiver.recv().await.unwrap()).unwrap();
     assert_eq!((&summary["documents"], &summary["failed"]), (&json!(0), &json!(1)));
 }

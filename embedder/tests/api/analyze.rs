@@ -2,6 +2,8 @@
 
 use super::ollama::{Behavior, instance};
 use super::server::start;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 const TEXT: &str =
@@ -24,7 +26,8 @@ async fn heuristics_tell_kind_language_structure_and_chunking() {
     assert!(answer["suggested_chunking"]["max_tokens"].as_u64().unwrap() > 0);
     for (body, status, kind, says) in [
         (json!({ "text": " " }), 400, "Empty", "text is \" \""),
-        (json!({}), 422, "Validation", "missing field `text`"),
+        (json!({}), 422, "Validation", "there is no document"),
+        (json!({ "text": "a", "format": "xlsx" }), 422, "Validation", "format is \"xlsx\": it can be text"),
         (json!({ "text": ["a"] }), 422, "Validation", "text is [\"a\"]"),
         (json!({ "text": "a", "url": "b" }), 422, "Validation", "url is \"b\": unknown field `url`"),
     ] {
@@ -48,4 +51,40 @@ async fn a_language_model_chooses_the_kind_and_heuristics_stand_in_for_it() {
             "{answer}"
         );
     }
+}
+
+#[tokio::test]
+async fn files_are_analyzed_and_compared() {
+    let server = start(&["--role", "doc-analyzer"]);
+    let file = |name: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/documents").join(name);
+        STANDARD.encode(std::fs::read(path).unwrap())
+    };
+    let body = json!({ "documents": [
+        { "id": "pdf", "data": file("vasa.pdf") },
+        { "id": "html", "data": file("vasa.html") },
+        { "id": "table", "data": file("ships.csv") },
+        { "id": "code", "text": "import os\n\ndef sink(ship):\n    return os.remove(ship)\n\nclass Ship:\n    def __init__(self, tons):\n        self.tons = tons\n" },
+        { "id": "letter", "text": "Sehr geehrte Frau Roe,\nbitte schreiben Sie an anna@example.org.\nMit freundlichen Grüßen" },
+        { "id": "scan", "data": file("scan.pdf") },
+    ]});
+    let answer = server.post("/v1/analyze", &body).await.json();
+    let documents = answer["documents"].as_array().unwrap();
+    let of = |id: &str| documents.iter().find(|document| document["id"] == id).unwrap();
+    assert_eq!(
+        (&of("pdf")["format"], &of("pdf")["pages"], &of("pdf")["language"]["code"]),
+        (&json!("pdf"), &json!(2), &json!("eng"))
+    );
+    assert_eq!(of("html")["near_duplicate_of"]["id"], "pdf", "{answer}");
+    assert_eq!(
+        (&of("table")["document_type"], &of("code")["code_language"]),
+        (&json!("table"), &json!("python"))
+    );
+    assert_eq!(of("code")["suggested_chunking"]["strategy"], "code");
+    assert_eq!(
+        (&of("letter")["document_type"], &of("letter")["language"]["code"]),
+        (&json!("letter"), &json!("deu"))
+    );
+    assert_eq!(of("letter")["personal_data"][0]["kind"], "email");
+    assert!(of("scan")["error"].as_str().unwrap().contains("OCR"));
 }

@@ -12,9 +12,13 @@ fn data_factory(urls: &[&str]) -> Server {
 
 /// Processes ten documents of ten chunks, all of which must come with a context.
 async fn process(server: &Server) -> Vec<Value> {
-    let sentence = "The operator moves a workload to the coolest healthy card and drains the hot one first. ";
+    let sentence = |n| {
+        format!(
+            "In step {n} the operator moves a workload to the coolest healthy card and drains the hot one. "
+        )
+    };
     let documents: Vec<Value> = (0..10)
-        .map(|n| json!({ "id": n.to_string(), "text": format!("Document {n}. {}", sentence.repeat(20)) }))
+        .map(|n| json!({ "id": n.to_string(), "text": format!("Document {n}. {}", (0..20).map(sentence).collect::<String>()) }))
         .collect();
     let body = json!({ "documents": documents, "options": { "chunk_max_tokens": 36 } });
     let lines = server.post("/v1/process", &body).await.lines();

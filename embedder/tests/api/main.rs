@@ -19,6 +19,8 @@ mod encode;
 #[cfg(test)]
 mod enrichment;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod hub;
 #[cfg(test)]
 mod load;
@@ -36,6 +38,8 @@ mod process;
 mod reference;
 #[cfg(test)]
 mod rerank;
+#[cfg(test)]
+mod retrieval;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

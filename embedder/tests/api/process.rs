@@ -87,7 +87,7 @@ async fn a_document_that_is_wrong_fails_alone() {
         of_type(&lines, "document").iter().filter_map(|line| line["error"].as_str()).collect();
     errors.sort_unstable();
     assert_eq!(errors.len(), 3, "{errors:?}");
-    assert!(errors[0].starts_with("documents[1].format is \"xlsx\""), "{errors:?}");
+    assert!(errors[0].starts_with("documents[1].format is \"xlsx\": it can be text, markdown"), "{errors:?}");
     assert!(errors[1].starts_with("documents[2].id is \"good\" for the second time"), "{errors:?}");
     assert_eq!(errors[2], "the document holds no text");
     assert_eq!(
@@ -99,7 +99,9 @@ async fn a_document_that_is_wrong_fails_alone() {
 #[tokio::test]
 async fn a_request_that_is_wrong_is_refused_with_the_field_and_its_value() {
     for (body, says) in [
-        (json!({ "documents": [{ "id": "a" }] }), "missing field `text`"),
+        (json!({ "documents": [{ "id": "a" }] }), "documents[0] has no text"),
+        (json!({ "documents": [{ "text": "a", "data": "YQ==" }] }), "documents[0] has both"),
+        (json!({ "documents": [{ "data": "!" }] }), "documents[0].data is \"!\": it is no Base64"),
         (json!({ "documents": [{ "text": 5 }] }), "documents[0].text is 5"),
         (
             json!({ "documents": [{ "text": "a", "lang": "de" }] }),

@@ -74,7 +74,8 @@ fn model(name: &str) -> String {
 
 /// The arguments of a server on a port that is free.
 pub fn arguments(flags: &[&str]) -> ServeArgs {
-    let fixed = ["principium-embedder", "serve", "--listen", "127.0.0.1:0"];
+    let reader = env!("CARGO_BIN_EXE_principium-embedder");
+    let fixed = ["principium-embedder", "serve", "--listen", "127.0.0.1:0", "--reader-program", reader];
     match Args::try_parse_from(fixed.iter().chain(flags)).unwrap().command {
         Command::Serve(args) => *args,
         other => panic!("{other:?} does not serve"),
@@ -122,6 +123,11 @@ impl Server {
     pub async fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
         let request = reqwest::Client::new().post(format!("{}{path}", self.url)).body(body.to_string());
         self.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
+    }
+
+    pub async fn post_bytes(&self, path: &str, content_type: &str, body: Vec<u8>) -> Answer {
+        let request = reqwest::Client::new().post(format!("{}{path}", self.url));
+        self.send(request.header("content-type", content_type).body(body)).await
     }
 
     /// The status of an answer whose body is of no interest.

@@ -34,8 +34,12 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
             variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
         }
         variables.extend(number("PRINCIPIUM_CONTEXT_MAX_TOKENS", enrichment.max_tokens));
+        let prompt = enrichment.prompt.clone();
+        variables.extend(prompt.into_iter().flat_map(|prompt| env([("PRINCIPIUM_CONTEXT_PROMPT", prompt)])));
     }
     if let Some(chunking) = &spec.chunking {
+        let strategy = chunking.strategy.map(|strategy| strategy.name().to_owned());
+        variables.extend(strategy.into_iter().flat_map(|name| env([("PRINCIPIUM_CHUNKER", name)])));
         variables.extend(number("PRINCIPIUM_CHUNK_MAX_TOKENS", chunking.max_tokens));
         variables.extend(number("PRINCIPIUM_CHUNK_OVERLAP", chunking.overlap));
     }
@@ -125,11 +129,16 @@ fn analyzer_settings(resource: &DataFactory) -> PodSettings {
 pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template {
     let spec = &resource.spec;
     let enrichment = spec.enrichment.as_ref().map(|enrichment| {
-        json!({
+        let mut values = json!({
             "pool": enrichment.ollama_pool_ref.name,
             "model": enrichment_model(observed, resource),
             "maxTokens": enrichment.max_tokens,
-        })
+        });
+        // Not there unless given, so that pods from before this field need no restart.
+        if let Some(prompt) = &enrichment.prompt {
+            values["prompt"] = json!(prompt);
+        }
+        values
     });
     embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
         .with("enrichment", &enrichment)

@@ -33,6 +33,8 @@ pub enum HttpError {
 
 impl Http {
     pub fn new() -> Result<Self, reqwest::Error> {
+        // Built beside programs that speak TLS, the client wants to know by which cryptography, whether it does or not.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(3))
             .redirect(reqwest::redirect::Policy::none())

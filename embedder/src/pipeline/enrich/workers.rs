@@ -1,23 +1,20 @@
-//! One worker for each instance of the pool: finding the instances, following them, leaving the failing ones alone.
+//! One worker for each instance of the pool: finding the instances, following them, leaving the failing and the slow ones alone.
 
-use super::{Failure, Pool, prompt};
-use crate::ollama;
+use super::held::Said;
+use super::{Pool, prompt};
+use crate::metrics::InstanceLabels;
+use crate::ollama::Failure;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// How often the pool's name is looked up while a job runs.
-const REFRESH: Duration = Duration::from_secs(10);
-/// How long a failing or busy instance is left alone: the first time, and at most.
-const LEAVE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// How often waiting parts look around when nothing wakes them.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a job waits for an instance that answers before chunks go on without context.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Keeps one worker for every address behind the pool's name, until all is done.
-pub(super) async fn supervise(pool: Pool, hosts: Vec<String>) {
+pub(super) async fn supervise(pool: Pool) {
+    let timing = pool.shared.config.timing;
     let mut workers = JoinSet::new();
     let mut running: HashMap<SocketAddr, AbortHandle> = HashMap::new();
     let mut looked_up: Option<Instant> = None;
@@ -25,25 +22,43 @@ pub(super) async fn supervise(pool: Pool, hosts: Vec<String>) {
     while !pool.done() {
         // Registered before looking, so that a change in between is not missed.
         let changed = pool.shared.changed.notified();
-        if looked_up.is_none_or(|when| when.elapsed() > REFRESH) {
+        if looked_up.is_none_or(|when| when.elapsed() > timing.refresh) {
             looked_up = Some(Instant::now());
-            match ollama::resolve(&hosts).await {
+            match pool.shared.client.find().await {
                 Ok(found) => pool.state().known = found.into_iter().collect(),
                 Err(error) => tracing::warn!(%error, "no news of the Ollama instances"),
             }
-            running.retain(|_, worker| !worker.is_finished());
-            let known: Vec<SocketAddr> = pool.state().known.iter().copied().collect();
-            for address in known {
-                running.entry(address).or_insert_with(|| {
-                    pool.state().healthy.insert(address);
-                    workers.spawn(work(pool.clone(), address))
-                });
-            }
         }
-        if !pool.state().healthy.is_empty() {
+        // A worker that has panicked is replaced; what it held was handed back.
+        running.retain(|_, worker| !worker.is_finished());
+        let known: Vec<SocketAddr> = pool.state().known.iter().copied().collect();
+        for address in known {
+            running.entry(address).or_insert_with(|| {
+                pool.state().healthy.insert(address);
+                workers.spawn(work(pool.clone(), address))
+            });
+        }
+        let abandoned = std::mem::take(&mut pool.state().abandoned);
+        for (task, why) in abandoned {
+            pool.deliver(task, Err(why)).await;
+        }
+        let (healthy, stalled) = {
+            let state = pool.state();
+            (!state.healthy.is_empty(), state.flight.is_empty() && state.progress.elapsed() > timing.stalled)
+        };
+        let hosts = pool.shared.config.hosts_in_words();
+        if healthy {
             last_healthy = Instant::now();
-        } else if last_healthy.elapsed() > PATIENCE {
-            give_up_waiting(&pool, &hosts.join(", ")).await;
+        } else if last_healthy.elapsed() > timing.unreachable {
+            give_up_waiting(&pool, &format!("no Ollama instance behind {hosts} answers")).await;
+        }
+        if stalled && healthy {
+            let seconds = timing.stalled.as_secs();
+            give_up_waiting(
+                &pool,
+                &format!("every Ollama instance behind {hosts} has been too busy for {seconds} s"),
+            )
+            .await;
         }
         // The time is up or something has changed: both mean to look again.
         let _ = tokio::time::timeout(TICK, changed).await;
@@ -52,49 +67,69 @@ pub(super) async fn supervise(pool: Pool, hosts: Vec<String>) {
 }
 
 /// No instance: everything that waits goes on without context.
-async fn give_up_waiting(pool: &Pool, hosts: &str) {
+async fn give_up_waiting(pool: &Pool, why: &str) {
     loop {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        let Some((task, _)) = pool.next(nobody) else { return };
-        pool.deliver(task, Err(format!("no Ollama instance behind {hosts} answers"))).await;
+        let Some(task) = pool.state().schedule.next(nobody) else { return };
+        pool.deliver(task, Err(why.to_owned())).await;
     }
 }
 
 /// One instance's work: chunk after chunk.
 async fn work(pool: Pool, address: SocketAddr) {
-    let mut leave = LEAVE.0;
+    let timing = pool.shared.config.timing;
+    let labels = InstanceLabels { instance: address.to_string() };
+    let metrics = &pool.shared.metrics;
+    let (mut leave, mut rest) = (timing.leave.0, timing.leave.0);
     while !pool.done() && pool.state().known.contains(&address) {
         let changed = pool.shared.changed.notified();
-        let Some((task, prepared)) = pool.next(address) else {
+        let Some(held) = pool.take(address) else {
             let _ = tokio::time::timeout(TICK, changed).await;
             continue;
         };
-        let Some(chunk) = prepared.chunks.get(task.chunk) else { continue };
-        match pool.ask(address, task, &prepared.document, chunk).await {
-            Ok(answer) => {
-                leave = LEAVE.0;
-                pool.state().figures.entry(address).or_default().count(&answer);
+        match held.ask().await {
+            Ok(Said::Before(context)) => {
+                pool.state().from_cache += 1;
+                metrics.from_cache.inc();
+                held.deliver(Ok(context)).await;
+            }
+            Ok(Said::Now(answer, prompt)) => {
+                leave = timing.leave.0;
+                pool.shared.count(address, &answer, prompt);
+                let took = held.since();
                 let context = prompt::context(&answer.response, answer.done_reason == "length");
-                pool.deliver(task, context.ok_or_else(|| format!("{address} gave an empty answer"))).await;
+                held.deliver(context.ok_or_else(|| format!("{address} gave an empty answer"))).await;
+                let slow = {
+                    let mut state = pool.state();
+                    state.pace.observe(address, took);
+                    state.pace.is_slow(address)
+                };
+                rest = if slow { be_left_alone(&pool, address, rest).await } else { timing.leave.0 };
             }
             Err(failure @ (Failure::TooLong(_) | Failure::Refused(_))) => {
-                pool.state().figures.entry(address).or_default().failures += 1;
-                pool.deliver(task, Err(failure.to_string())).await;
+                pool.state().figures(address).failures += 1;
+                metrics.failures.get_or_create(&labels).inc();
+                held.deliver(Err(failure.to_string())).await;
             }
-            Err(Failure::Busy(message)) => {
+            Err(Failure::Busy { message, retry_after }) => {
                 tracing::debug!(message, "an Ollama instance is busy");
-                pool.state().figures.entry(address).or_default().busy += 1;
-                pool.hand_back(address, task);
-                tokio::time::sleep(leave).await;
-                leave = (leave * 2).min(LEAVE.1);
+                pool.state().figures(address).busy += 1;
+                metrics.busy.get_or_create(&labels).inc();
+                held.hand_back();
+                tokio::time::sleep(retry_after.unwrap_or(leave).min(timing.leave.1)).await;
+                leave = (leave * 2).min(timing.leave.1);
             }
             Err(failure @ (Failure::Unreachable(_) | Failure::Broken(_))) => {
                 tracing::warn!(%failure, "an Ollama instance failed");
-                fail(&pool, address);
-                if matches!(failure, Failure::Unreachable(_)) || pool.may_try_again(task) {
-                    pool.hand_back(address, task);
-                } else {
-                    pool.deliver(task, Err(failure.to_string())).await;
+                metrics.failures.get_or_create(&labels).inc();
+                {
+                    let mut state = pool.state();
+                    state.figures(address).failures += 1;
+                    state.healthy.remove(&address);
+                }
+                match failure {
+                    Failure::Unreachable(_) => held.hand_back(),
+                    failure => held.broke(&failure.to_string()),
                 }
                 leave = recover(&pool, address, leave).await;
             }
@@ -103,22 +138,29 @@ async fn work(pool: Pool, address: SocketAddr) {
     let mut state = pool.state();
     state.schedule.give_up(address);
     state.healthy.remove(&address);
+    state.pace.forget(address);
 }
 
-/// Takes an instance out of the healthy ones, and what it has before it.
-fn fail(pool: &Pool, address: SocketAddr) {
-    let mut state = pool.state();
-    state.figures.entry(address).or_default().failures += 1;
-    state.healthy.remove(&address);
-    state.schedule.give_up(address);
+/// A slow instance gives what it has before it to the others and is left alone for a while; returns how long the next time.
+async fn be_left_alone(pool: &Pool, address: SocketAddr, rest: Duration) -> Duration {
+    tracing::warn!(%address, "an Ollama instance is much slower than the others");
+    {
+        let mut state = pool.state();
+        state.figures(address).slow += 1;
+        state.schedule.give_up(address);
+    }
+    pool.shared.changed.notify_waiters();
+    tokio::time::sleep(rest).await;
+    (rest * 2).min(pool.shared.config.timing.leave.1)
 }
 
 /// Waits until an instance answers a plain question again, is no longer one of the pool's, or all is done; returns how
 /// long to leave it alone the next time.
 async fn recover(pool: &Pool, address: SocketAddr, mut leave: Duration) -> Duration {
+    let most = pool.shared.config.timing.leave.1;
     loop {
         tokio::time::sleep(leave).await;
-        leave = (leave * 2).min(LEAVE.1);
+        leave = (leave * 2).min(most);
         if pool.done() || !pool.state().known.contains(&address) {
             return leave;
         }

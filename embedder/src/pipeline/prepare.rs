@@ -1,0 +1,122 @@
+//! The first stage of a job: a document is read, and what it says is cut into chunks.
+
+use super::about::About;
+use super::chunk::{self, Chunk, Chunker, Cut, semantic};
+use super::document::{Document, Rejected, Source};
+use super::enrich::Prepared;
+use super::identity::chunk_ids;
+use super::{EmbedTexts, PipelineConfig};
+use crate::format::Record;
+use std::sync::Arc;
+
+/// Most units in one call of the embedder.
+const BATCH: usize = 32;
+
+/// Prepares the documents of one job.
+#[derive(Clone)]
+pub struct Preparer {
+    /// The configuration.
+    pub config: Arc<PipelineConfig>,
+    /// Tells how far apart sentences are.
+    pub embedder: Arc<dyn EmbedTexts>,
+    /// How to cut.
+    pub cut: Cut,
+    /// What else a chunk's vector depends on.
+    pub recipe: Arc<str>,
+}
+
+impl Preparer {
+    /// The documents in a source: one, but for formats that hold several.
+    pub async fn prepare(&self, source: Source) -> Vec<Result<Arc<Prepared>, Rejected>> {
+        let Source { id, title, bytes, format, metadata } = source;
+        let rejected = |error: String| Rejected { id: id.clone(), title: title.clone(), error };
+        let records = match self.config.reader.read(bytes, format).await {
+            Ok(records) => records,
+            Err(error) => return vec![Err(rejected(error.to_string()))],
+        };
+        let mut prepared = Vec::with_capacity(records.len());
+        for record in records {
+            let record = record.map_err(|error| rejected(error.to_string()));
+            prepared.push(match record {
+                Ok(Record { id: own, content, metadata: fields }) => {
+                    let mut metadata = metadata.clone();
+                    if !fields.is_empty() {
+                        metadata.get_or_insert_default().extend(fields);
+                    }
+                    let id = own.map_or_else(|| id.clone(), |own| format!("{id}#{own}"));
+                    let title = title.clone().or_else(|| content.title.clone());
+                    self.cut(Document { id, title, content, metadata }).await
+                }
+                Err(rejected) => Err(rejected),
+            });
+        }
+        prepared
+    }
+
+    /// Cuts one document, beside the threads that serve.
+    async fn cut(&self, document: Document) -> Result<Arc<Prepared>, Rejected> {
+        let (id, title) = (document.id.clone(), document.title.clone());
+        let rejected = |error: String| Rejected { id, title, error };
+        let document = Arc::new(document);
+        let chunks = match self.cut.chunker {
+            Chunker::Semantic => self.cut_by_meaning(&document).await,
+            _ => {
+                let (document, cut) = (document.clone(), self.cut);
+                self.beside(move |config| chunk::split(&config.tokenizer, &document.content, cut))
+                    .await
+                    .flatten()
+            }
+        };
+        match chunks {
+            Ok(chunks) if chunks.is_empty() => Err(rejected("the document holds no text".to_owned())),
+            Ok(chunks) => {
+                let chunk_ids = chunk_ids(&document, &chunks, &self.recipe);
+                let chunker = self.cut.chunker.for_document(&document.content);
+                let looked_at = document.clone();
+                match self.beside(move |_| About::of(&looked_at.content)).await {
+                    Ok(about) => Ok(Arc::new(Prepared { document, about, chunker, chunks, chunk_ids })),
+                    Err(error) => Err(rejected(error)),
+                }
+            }
+            Err(error) => Err(rejected(error)),
+        }
+    }
+
+    async fn cut_by_meaning(&self, document: &Arc<Document>) -> Result<Vec<Chunk>, String> {
+        let most = self.cut.most;
+        let text = document.clone();
+        let units = self.beside(move |config| semantic::units(&config.tokenizer, text.text(), most)).await?;
+        let mut vectors = Vec::with_capacity(units.len());
+        for batch in units.chunks(BATCH) {
+            let texts = batch.iter().map(|(unit, _)| document.text()[unit.clone()].to_owned()).collect();
+            let embedded = self
+                .embedder
+                .embed(texts)
+                .await
+                .map_err(|error| format!("comparing its sentences: {error}"))?;
+            vectors.extend(embedded.into_iter().map(|embedding| embedding.vector));
+        }
+        if vectors.len() != units.len() {
+            return Err(format!("{} vectors came for {} sentences", vectors.len(), units.len()));
+        }
+        let document = document.clone();
+        self.beside(move |config| {
+            let fits = |part: std::ops::Range<usize>| {
+                chunk::count(&config.tokenizer, &document.text()[part]) <= most
+            };
+            let parts = semantic::group(&units, &vectors, most, fits);
+            parts.into_iter().map(|part| Chunk::of(&document.content, part)).collect()
+        })
+        .await
+    }
+
+    /// Does some work on a thread that may be busy for long.
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&PipelineConfig) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let config = self.config.clone();
+        let done = tokio::task::spawn_blocking(move || work(&config));
+        done.await.map_err(|error| format!("cutting it failed: {error}"))
+    }
+}
