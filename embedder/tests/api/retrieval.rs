@@ -218,5 +218,5 @@ async fn passages_are_found_again() {
     }
 }
 
-/// Least recall at 5 and nDCG at 10, in the order of the table: what was measured, less two queries.
-const LEAST: [(f64, f64); 4] = [(0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)];
+/// Least recall at 5 and nDCG at 10, in the order of the table: what was measured, less about two queries.
+const LEAST: [(f64, f64); 4] = [(0.925, 0.78), (0.975, 0.93), (0.95, 0.89), (0.96, 0.95)];
