@@ -34,6 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the kubelet is asked who holds what while nothing is withheld and nothing was allocated lately.
 const QUIET_POLL: Duration = Duration::from_secs(5);
+/// Least time between two rounds that allocations cause: a pod with many GPUs is many allocations, and their answers must
+/// not wait for rounds.
+const BREATH: Duration = Duration::from_millis(200);
 /// How long a MIG device must be gone before it is forgotten.
 const GONE: Duration = Duration::from_secs(30);
 /// Least time for which the driver may say nothing before that counts as silence.
@@ -160,6 +163,7 @@ impl Monitor {
     /// Runs until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut heartbeat = tokio::time::interval(self.config.interval.max(Duration::from_secs(1)));
+        let mut breath = tokio::time::Instant::now();
         loop {
             let round = tokio::select! {
                 () = stop.cancelled() => return,
@@ -171,7 +175,10 @@ impl Monitor {
                     // The reader never ends before the monitor does.
                     None => return,
                 },
-                () = self.inputs.recent.changed() => Some(Round::Allocated),
+                () = allocated(&self.inputs.recent, breath) => {
+                    breath = tokio::time::Instant::now() + BREATH;
+                    Some(Round::Allocated)
+                }
                 _ = heartbeat.tick() => self.overdue().then_some(Round::Measured),
             };
             if let Some(round) = round
@@ -568,6 +575,12 @@ impl Monitor {
             Err(error) => tracing::warn!(%error, "trying again"),
         }
     }
+}
+
+/// Waits for an allocation, but not before `earliest`.
+async fn allocated(recent: &Recent, earliest: tokio::time::Instant) {
+    tokio::time::sleep_until(earliest).await;
+    recent.changed().await;
 }
 
 fn injectable(gpus: &[GpuState]) -> BTreeMap<u32, Injectable> {
