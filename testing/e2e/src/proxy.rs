@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::{Method, StatusCode};
 use kube::{Client, Config};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,12 +24,14 @@ const LONGEST: usize = 16 << 20;
 struct Faults {
     /// Writes that are still passed on. The last one is performed and never answered; those after it are not performed.
     writes_left: Option<u32>,
+    /// Whether that last one has been performed.
+    cut: bool,
     /// What watches say comes this much later.
     delay: Duration,
     /// What watches say is lost.
     deaf: bool,
-    /// Watches that want to go on from where they were are told that it is too old.
-    forgetful: bool,
+    /// Watches that want to go on from where they were are told that it is too old, each once: by path.
+    forgetful: Option<HashSet<String>>,
     /// Nothing is answered.
     away: bool,
 }
@@ -73,13 +76,13 @@ impl Proxy {
 
     /// Leaves the n-th write from now on unanswered, and performs none after it.
     pub fn cut_after(&self, writes: u32) {
-        self.change(|faults| faults.writes_left = Some(writes));
+        self.change(|faults| (faults.writes_left, faults.cut) = (Some(writes), false));
     }
 
     /// Whether that write has been performed.
     #[must_use]
     pub fn is_cut(&self) -> bool {
-        self.shared.faults().writes_left == Some(0)
+        self.shared.faults().cut
     }
 
     /// From now on watches learn everything this much later.
@@ -100,6 +103,7 @@ impl Proxy {
 
     /// No more faults. Watches begin anew; with `forgetful` they can't go on from where they were.
     pub fn recover(&self, forgetful: bool) {
+        let forgetful = forgetful.then(HashSet::new);
         self.change(|faults| *faults = Faults { forgetful, ..Faults::default() });
         self.end_watches();
     }
@@ -123,6 +127,12 @@ impl Proxy {
 impl Shared {
     fn faults(&self) -> Faults {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a watch is told that where it was is too old.
+    fn forgets(&self, path: &str) -> bool {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.forgetful.as_mut().is_some_and(|told| told.insert(path.to_owned()))
     }
 
     /// Takes one of the writes that are left. `None`: there is none; `Some(true)`: it was the last.
@@ -149,8 +159,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (path, query) =
         (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
     let watches = query.contains("watch=true");
-    if watches && faults.forgetful && !query.contains("resourceVersion=0") {
-        shared.faults.lock().unwrap_or_else(PoisonError::into_inner).forgetful = false;
+    if watches && shared.forgets(&path) {
         let status = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","code":410,"message":"too old"}"#;
         return (StatusCode::GONE, status).into_response();
     }
@@ -162,7 +171,10 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         }
     }
     match forward(&shared.client, request).await {
-        Ok(_) if last => std::future::pending().await,
+        Ok(_) if last => {
+            shared.faults.lock().unwrap_or_else(PoisonError::into_inner).cut = true;
+            std::future::pending().await
+        }
         Ok(response) if watches => watched(&shared, response),
         Ok(response) => response,
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
