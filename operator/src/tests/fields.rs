@@ -171,12 +171,18 @@ fn data_factory() -> Vec<Row> {
             enrichment(json!({"maxTokens": 50})),
             Restart("enrichment.maxTokens set to 50"),
         ),
+        ("enrichment.prompt", enrichment(json!({"prompt": "p"})), Restart("enrichment.prompt set to p")),
         (
             "chunking.maxTokens",
             json!({"chunking": {"maxTokens": 100}}),
             Restart("chunking.maxTokens set to 100"),
         ),
         ("chunking.overlap", json!({"chunking": {"overlap": 9}}), Restart("chunking.overlap set to 9")),
+        (
+            "chunking.strategy",
+            json!({"chunking": {"strategy": "fixed"}}),
+            Restart("chunking.strategy set to fixed"),
+        ),
         ("docAnalyzer.port", json!({"docAnalyzer": {"port": 9555}}), Restart("analyzerPort set to 9555")),
         (
             "docAnalyzer.ollamaPoolRef.name",
