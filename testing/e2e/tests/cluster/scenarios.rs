@@ -158,6 +158,7 @@ fn best_of_both_worlds_puts_real_documents_in_context_and_finds_the_right_one() 
 
 /// Two documents in, a question, and the right passage first.
 async fn retrieval(factory: &str, ranker: &str) -> Result<()> {
+    drop(rustls::crypto::ring::default_provider().install_default());
     let client = reqwest::Client::new();
     let folder = principium_local_cluster::repository().join("examples/documents");
     let mut documents = Vec::new();
