@@ -1,5 +1,6 @@
 //! `DataFactory`: documents in; chunks in context and their vectors out.
 
+use crate::data::{DataVolume, Search, Storage};
 use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
 use crate::model::{ModelSource, RunningModel};
 use crate::pod::PodSettings;
@@ -57,6 +58,19 @@ pub struct DataFactorySpec {
     /// Run a doc analyzer (a pod without a GPU) beside it. Absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doc_analyzer: Option<DocAnalyzer>,
+
+    /// Where jobs and corpora are kept. Default: a folder that lasts as long as the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+
+    /// Volumes that jobs read documents from and write files to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub volumes: Option<Vec<DataVolume>>,
+
+    /// How corpora are searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
 
     /// Port of the Service. Default 9000.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,17 +2,26 @@
 //!
 //! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
 //! together, `http/` speaks to clients, `ollama` to language models, `pipeline/` and `analyze/` serve whole documents.
+//! `jobs/` keeps corpora on disk; its documents come from `sources/` and its chunks go to `sinks/`, `search/` tries them
+//! out, and `page/` is for people.
 //! `gpus` asks the driver about the cards. `cli/` does the same on local files. `args` alone reads flags and environment variables.
 
 pub mod analyze;
 pub mod args;
 pub mod batch;
 pub mod cli;
+pub mod client;
 pub mod engine;
 pub mod gpus;
 pub mod http;
+pub mod jobs;
 pub mod metrics;
 pub mod model;
+pub mod objects;
 pub mod ollama;
+pub mod page;
 pub mod pipeline;
+pub mod search;
 pub mod serve;
+pub mod sinks;
+pub mod sources;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use crate::jobs::JobMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -83,6 +84,8 @@ pub struct Metrics {
     pub gpu_memory_used: Family<GpuLabels, Gauge>,
     /// Bytes of each card that are this process's share.
     pub gpu_share: Family<GpuLabels, Gauge>,
+    /// Those of jobs.
+    pub jobs: JobMetrics,
 }
 
 fn seconds() -> Histogram {
@@ -109,6 +112,7 @@ impl Default for Metrics {
             gpu_temperature: Family::default(),
             gpu_memory_used: Family::default(),
             gpu_share: Family::default(),
+            jobs: JobMetrics::default(),
         };
         metrics.register();
         metrics
@@ -134,7 +138,9 @@ impl Metrics {
             gpu_temperature,
             gpu_memory_used,
             gpu_share,
+            jobs,
         } = self;
+        jobs.register(registry);
         registry.register("requests", "HTTP requests by route and status", requests.clone());
         let unit = || Unit::Seconds;
         let help = "Time from a request's arrival to its answer";

@@ -94,7 +94,7 @@ impl Client {
     /// # Errors
     /// When the HTTP client can't be made.
     pub fn new(model: &str) -> Result<Self, String> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).no_proxy().build();
+        let http = crate::client::http().connect_timeout(CONNECT).timeout(ANSWER).no_proxy().build();
         let http = http.map_err(|error| format!("making an HTTP client: {error}"))?;
         Ok(Self { http, model: model.to_owned() })
     }

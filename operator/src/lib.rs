@@ -13,6 +13,7 @@ mod desired;
 mod embedder;
 mod events;
 mod finish;
+mod ingestion;
 mod inventory;
 mod leader;
 mod lifecycle;

@@ -4,6 +4,7 @@ use crate::apply::Writer;
 use crate::args::Args;
 use crate::caches::{Caches, Guarded, Watching, unreadable};
 use crate::events::Recorder;
+use crate::ingestion::Ingestions;
 use crate::leader::{Candidate, Term};
 use crate::metrics::Metrics;
 use crate::observe::{Assumed, observe};
@@ -51,7 +52,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let server = tokio::spawn(serve(listen, health, served));
     let caches = Caches::start(&Watching {
         client: client.clone(),
-        namespace: watch_namespace,
+        namespace: watch_namespace.clone(),
         lease_namespace: namespace.clone(),
         changed: Arc::clone(&changed),
         metrics: Arc::clone(&metrics),
@@ -77,13 +78,16 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             metrics: Arc::clone(&metrics),
             changed: &changed,
         };
+        let mut ingestions = Ingestions::start(client.clone(), watch_namespace.as_deref(), &caches)
+            .context("making the HTTP client")?;
         if leader_election {
-            return lead(&mut operator, client, &namespace, name, &metrics, &stop).await;
+            return lead((&mut operator, &mut ingestions), client, &namespace, name, &metrics, &stop).await;
         }
         metrics.leads(true);
         let term = Term::unlimited();
         tokio::select! {
             () = operator.work(&term) => {}
+            () = ingestions.work(&term) => {}
             () = stop.cancelled() => {}
         }
         Ok(())
@@ -97,7 +101,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
 }
 
 async fn lead(
-    operator: &mut Operator<'_>,
+    (operator, ingestions): (&mut Operator<'_>, &mut Ingestions),
     client: Client,
     namespace: &str,
     name: String,
@@ -113,6 +117,7 @@ async fn lead(
     metrics.leads(true);
     tokio::select! {
         () = operator.work(&term) => {}
+        () = ingestions.work(&term) => {}
         () = candidate.keep(&term) => {}
         () = stop.cancelled() => {}
     }

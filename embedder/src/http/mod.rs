@@ -80,6 +80,8 @@ struct App {
 pub struct Routes {
     router: Router,
     operations: Vec<&'static Operation>,
+    /// What is served to everybody: the page, which holds nothing of its own.
+    open: Router,
 }
 
 const EMBEDDING: &[Operation] = &[
@@ -253,6 +255,19 @@ const PROCESS: Operation = Operation {
     response: None,
     handler: None,
 };
+const JOBS: &[Operation] = &[
+    job("post", "/v1/jobs", "Takes a job: documents through the pipeline into a corpus and its sink", true),
+    job("get", "/v1/jobs", "The jobs, the newest first", false),
+    job("get", "/v1/jobs/{id}", "A job", false),
+    job("delete", "/v1/jobs/{id}", "Ends a job that goes on, forgets one that has ended", false),
+    job("post", "/v1/jobs/{id}/cancel", "Ends a job", false),
+    job("get", "/v1/jobs/{id}/events", "A job as it changes, as server-sent events", false),
+    job("get", "/v1/corpora", "What jobs have made", false),
+    job("get", "/v1/corpora/{corpus}", "One corpus", false),
+    job("get", "/v1/corpora/{corpus}/documents", "Its documents", false),
+    job("get", "/v1/corpora/{corpus}/chunks", "Its chunks, as JSON lines", false),
+    job("post", "/v1/search", "The chunks of a corpus that fit a query best", true),
+];
 const ANALYZE: Operation = Operation {
     method: "post",
     path: "/v1/analyze",
@@ -321,13 +336,19 @@ const COMMON: &[Operation] = &[
     },
 ];
 
+/// A route that the jobs bring along.
+const fn job(method: &'static str, path: &'static str, summary: &'static str, body: bool) -> Operation {
+    let request: Option<openapi::SchemaOf> = if body { Some(openapi::object) } else { None };
+    Operation { method, path, summary, request, response: Some(openapi::object), handler: None }
+}
+
 impl Routes {
     fn new(model: Arc<Served>, operations: Vec<&'static Operation>) -> Self {
         let router = operations
             .iter()
             .filter_map(|operation| Some((operation.path, operation.handler?)))
             .fold(Router::new(), |router, (path, handler)| router.route(path, handler()));
-        Self { router: router.with_state(App { model }), operations }
+        Self { router: router.with_state(App { model }), operations, open: Router::new() }
     }
 
     /// Routes that embed, for the role data-factory.
@@ -344,7 +365,7 @@ impl Routes {
 
     /// Routes that analyze documents, for the role doc-analyzer.
     pub fn analyzing(router: Router) -> Self {
-        Self { router, operations: vec![&ANALYZE] }
+        Self { router, operations: vec![&ANALYZE], open: Router::new() }
     }
 
     /// The same with the route that processes documents.
@@ -352,6 +373,13 @@ impl Routes {
     pub fn with_pipeline(mut self, router: Router) -> Self {
         self.operations.push(&PROCESS);
         Self { router: self.router.merge(router), ..self }
+    }
+
+    /// The same with the routes of jobs, corpora and searches, and the page that shows them.
+    #[must_use]
+    pub fn with_jobs(mut self, router: Router, page: Router) -> Self {
+        self.operations.extend(JOBS);
+        Self { router: self.router.merge(router), open: self.open.merge(page), ..self }
     }
 }
 
@@ -372,6 +400,7 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
         .layer(DefaultBodyLimit::max(payload_limit))
         .route_layer(middleware::from_fn_with_state(Arc::new(keys), access::guard))
         .merge(common)
+        .merge(routes.open)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(shared, measure))
@@ -381,7 +410,8 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
 async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let mut known = [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], COMMON].into_iter().flatten();
+    let mut known =
+        [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], JOBS, COMMON].into_iter().flatten();
     let route = known.find(|it| Some(it.path) == matched).map_or("other", |it| it.path);
     let id = access::id_of(request.headers());
     let trace = access::trace_of(request.headers()).map(str::to_owned);
@@ -398,7 +428,8 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     });
     shared.metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
     // Probes and scrapes would hide the requests of clients.
-    if !COMMON.iter().any(|it| it.path == route) {
+    // An open stream of events says nothing of how fast requests are answered.
+    if !COMMON.iter().any(|it| it.path == route) && route != "/v1/jobs/{id}/events" {
         shared.metrics.request_duration.get_or_create(&RouteLabels { route }).observe(seconds);
     }
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -2,7 +2,7 @@
 
 use super::PipelineConfig;
 use super::chunk::Chunk;
-use super::request::Document;
+use super::request::{Document, Settings, chunker};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -20,6 +20,11 @@ pub fn recipe(config: &PipelineConfig, enrich: bool) -> String {
             digest(&[config.model_digest.as_bytes(), ollama.model.as_bytes(), most_tokens.as_bytes()])
         }
     }
+}
+
+/// All that a document's chunks depend on beside the document itself.
+pub fn whole_recipe(config: &PipelineConfig, settings: Settings) -> String {
+    digest(&[recipe(config, settings.enrich).as_bytes(), chunker(settings).as_bytes()])
 }
 
 /// The ids of a document's chunks. A chunk's place is no part of them, so that a change at the top of a document leaves the

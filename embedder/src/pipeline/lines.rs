@@ -43,6 +43,9 @@ pub struct ChunkLine {
     /// Why there is no context although one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_error: Option<String>,
+    /// Whether it was made before and nothing was computed; no client asks for that.
+    #[serde(skip)]
+    pub made_before: bool,
     /// Tokens that were embedded.
     pub tokens: usize,
     /// Vector of context and chunk.

@@ -11,7 +11,12 @@ mod lines;
 mod output;
 mod request;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+
+pub use identity::whole_recipe;
+pub use job::{Job, Made, MadeBefore, run};
+pub use lines::{ChunkLine, DocumentLine, Line};
+pub use request::{Document, DocumentRequest, Options, Rejected, Settings, chunker, read_document};
 
 use crate::http::{ApiError, Dialect, answer, parse};
 use crate::ollama::OllamaConfig;
@@ -78,11 +83,11 @@ impl PipelineConfig {
 }
 
 /// Serves `POST /v1/process`.
-pub fn router(config: PipelineConfig, embedder: Arc<dyn EmbedTexts>) -> Router {
+pub fn router(config: Arc<PipelineConfig>, embedder: Arc<dyn EmbedTexts>) -> Router {
     Router::new()
         .route("/v1/process", post(process))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(Service { config: Arc::new(config), embedder })
+        .with_state(Service { config, embedder })
 }
 
 #[derive(Clone)]
@@ -97,9 +102,9 @@ async fn process(State(service): State<Service>, body: Result<Bytes, BytesReject
 
 fn respond(service: Service, body: Result<Bytes, BytesRejection>) -> Result<impl IntoResponse, ApiError> {
     let request: ProcessRequest = parse(body)?;
-    let job = request.validate(&service.config)?;
+    let job = Job::from(request.validate(&service.config)?);
     let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     tokio::spawn(job::run(job, service.config, service.embedder, lines));
-    let stream = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    let stream = ReceiverStream::new(receiver).map(|line| Ok::<_, Infallible>(line.to_bytes()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)))
 }

@@ -2,12 +2,11 @@
 
 use super::chunk::{self, Chunk};
 use super::enrich::{Enricher, Outcome, Prepared};
-use super::job::Arrival;
+use super::job::{Arrival, Job, Made};
 use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, SummaryLine};
-use super::request::{Document, Job};
+use super::request::Document;
 use super::{EmbedTexts, Embedding, PipelineConfig};
 use crate::model;
-use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ const CALLS: usize = 4;
 /// What is known of each document, and the way out.
 pub struct Output {
     config: Arc<PipelineConfig>,
-    lines: mpsc::Sender<Bytes>,
+    lines: mpsc::Sender<Line>,
     started: Instant,
     documents: BTreeMap<usize, Open>,
     documents_total: usize,
@@ -41,6 +40,7 @@ struct Open {
 struct Embedded {
     outcome: Outcome,
     context_truncated: bool,
+    made_before: bool,
 }
 
 /// Nobody reads the lines any more.
@@ -48,13 +48,13 @@ struct Gone;
 
 impl Output {
     /// An output that has sent nothing yet.
-    pub fn new(job: &Job, config: Arc<PipelineConfig>, lines: mpsc::Sender<Bytes>) -> Self {
+    pub fn new(job: &Job, config: Arc<PipelineConfig>, lines: mpsc::Sender<Line>) -> Self {
         Self {
             config,
             lines,
             started: Instant::now(),
             documents: BTreeMap::new(),
-            documents_total: job.documents.len(),
+            documents_total: job.documents_total,
             chunks_total: 0,
             summary: SummaryLine::default(),
         }
@@ -103,6 +103,9 @@ impl Output {
                         while batch.len() < BATCH && let Ok(next) = outcomes.try_recv() {
                             batch.push(next);
                         }
+                        let (before, batch): (Vec<_>, Vec<_>) =
+                            batch.into_iter().partition(|outcome| outcome.made.is_some());
+                        self.send_known(before).await?;
                         // Those of a document that has failed meanwhile are of no use.
                         let known = batch.into_iter().filter_map(|outcome| self.text(outcome));
                         let (batch, texts): (Vec<_>, Vec<_>) = known.unzip();
@@ -136,7 +139,10 @@ impl Output {
         let chunk = prepared.chunks.get(outcome.chunk)?;
         let text = &prepared.document.text[chunk.start..chunk.end];
         let Ok(Some(context)) = &outcome.context else {
-            return Some((Embedded { outcome, context_truncated: false }, text.to_owned()));
+            return Some((
+                Embedded { outcome, context_truncated: false, made_before: false },
+                text.to_owned(),
+            ));
         };
         let tokenizer = &self.config.tokenizer;
         let room = self.config.room().saturating_sub(chunk::count(tokenizer, text));
@@ -144,7 +150,20 @@ impl Output {
         let kept = model::beginning(tokenizer, context, room).unwrap_or_default();
         let context_truncated = kept.len() < context.len();
         let text = format!("{kept}\n\n{text}");
-        Some((Embedded { outcome, context_truncated }, text))
+        Some((Embedded { outcome, context_truncated, made_before: false }, text))
+    }
+
+    /// Sends chunks that were made before.
+    async fn send_known(&mut self, outcomes: Vec<Outcome>) -> Result<(), Gone> {
+        for mut outcome in outcomes {
+            let Some(Made { context, context_truncated, tokens, vector }) = outcome.made.take() else {
+                continue;
+            };
+            outcome.context = Ok(context);
+            let embedded = Embedded { outcome, context_truncated, made_before: true };
+            self.send_chunk(embedded, Embedding { vector, tokens }).await?;
+        }
+        Ok(())
     }
 
     async fn send(
@@ -170,11 +189,11 @@ impl Output {
             documents_done: self.summary.documents + self.summary.failed,
             documents_total: self.documents_total,
         };
-        self.line(&Line::Progress(line)).await
+        self.line(Line::Progress(line)).await
     }
 
     async fn send_chunk(&mut self, embedded: Embedded, vector: Embedding) -> Result<(), Gone> {
-        let Embedded { outcome, context_truncated } = embedded;
+        let Embedded { outcome, context_truncated, made_before } = embedded;
         let Some(open) = self.documents.get_mut(&outcome.document) else { return Ok(()) };
         open.left -= 1;
         let (prepared, last) = (open.prepared.clone(), open.left == 0);
@@ -198,12 +217,13 @@ impl Output {
             context,
             context_truncated,
             context_error,
+            made_before,
             tokens: vector.tokens,
             vector: vector.vector,
             model: self.config.model_name.clone(),
             metadata: metadata.clone(),
         };
-        self.line(&Line::Chunk(Box::new(line))).await?;
+        self.line(Line::Chunk(Box::new(line))).await?;
         if last {
             self.documents.remove(&outcome.document);
             self.end_document(id.clone(), title.clone(), Ok(prepared.chunks.len())).await?;
@@ -236,7 +256,7 @@ impl Output {
         let counter = if error.is_none() { &mut self.summary.documents } else { &mut self.summary.failed };
         *counter += 1;
         let seconds = self.started.elapsed().as_secs_f64();
-        self.line(&Line::Document(DocumentLine { document_id, title, chunks, seconds, error })).await
+        self.line(Line::Document(DocumentLine { document_id, title, chunks, seconds, error })).await
     }
 
     async fn finish(&mut self, enricher: Option<Enricher>) -> Result<(), Gone> {
@@ -253,10 +273,10 @@ impl Output {
         let mut summary = std::mem::take(&mut self.summary);
         summary.instances = enricher.map(|enricher| enricher.figures()).unwrap_or_default();
         summary.count_rates(self.started.elapsed());
-        self.line(&Line::Summary(Box::new(summary))).await
+        self.line(Line::Summary(Box::new(summary))).await
     }
 
-    async fn line(&self, line: &Line) -> Result<(), Gone> {
-        self.lines.send(line.to_bytes()).await.map_err(|_| Gone)
+    async fn line(&self, line: Line) -> Result<(), Gone> {
+        self.lines.send(line).await.map_err(|_| Gone)
     }
 }

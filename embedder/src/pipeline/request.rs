@@ -3,7 +3,7 @@
 use super::PipelineConfig;
 use super::identity::document_id;
 use crate::http::ApiError;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// Room that a chunk always has, in tokens, whatever the context takes.
@@ -18,9 +18,10 @@ pub struct ProcessRequest {
     options: Options,
 }
 
-#[derive(Deserialize)]
+/// One document as a client gives it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct DocumentRequest {
+pub struct DocumentRequest {
     id: Option<String>,
     title: Option<String>,
     text: String,
@@ -39,19 +40,30 @@ pub enum Format {
     Markdown,
 }
 
-#[derive(Default, Deserialize)]
+/// What a request says otherwise than the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Options {
+pub struct Options {
+    #[serde(skip_serializing_if = "Option::is_none")]
     enrich: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     chunk_max_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     chunk_overlap: Option<usize>,
 }
 
 /// A request that can be done.
 #[derive(Debug)]
-pub struct Job {
+pub struct Request {
     /// The documents, those that can't be processed among them; ids of the others are unique.
     pub documents: Vec<Result<Document, Rejected>>,
+    /// How they are processed.
+    pub settings: Settings,
+}
+
+/// How documents are processed.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
     /// Whether chunks are put in context.
     pub enrich: bool,
     /// Most tokens of a chunk: what was asked for, or less, so that context and chunk fit into the model together.
@@ -101,11 +113,25 @@ impl ProcessRequest {
     ///
     /// # Errors
     /// A sentence that names the field, its value and what would be right.
-    pub fn validate(self, config: &PipelineConfig) -> Result<Job, ApiError> {
+    pub fn validate(self, config: &PipelineConfig) -> Result<Request, ApiError> {
         if self.documents.is_empty() {
             return Err(ApiError::empty("documents is []: give at least one, such as {\"text\": \"…\"}"));
         }
-        let enrich = self.options.enrich.unwrap_or(config.ollama.is_some());
+        let settings = self.options.validate(config)?;
+        let mut seen = HashSet::new();
+        let documents = self.documents.into_iter().enumerate();
+        let documents = documents.map(|(place, document)| document.validate(place, &mut seen)).collect();
+        Ok(Request { documents, settings })
+    }
+}
+
+impl Options {
+    /// Holds the options against what the model can do.
+    ///
+    /// # Errors
+    /// A sentence that names the field, its value and what would be right.
+    pub fn validate(&self, config: &PipelineConfig) -> Result<Settings, ApiError> {
+        let enrich = self.enrich.unwrap_or(config.ollama.is_some());
         let context = match (&config.ollama, enrich) {
             (None, true) => {
                 let right = "set spec.enrichment.ollamaPoolRef of the DataFactory";
@@ -116,7 +142,7 @@ impl ProcessRequest {
             (Some(ollama), true) => ollama.context_max_tokens,
             (_, false) => 0,
         };
-        let wanted = self.options.chunk_max_tokens.unwrap_or(config.chunk_max_tokens);
+        let wanted = self.chunk_max_tokens.unwrap_or(config.chunk_max_tokens);
         if wanted < SMALLEST_CHUNK {
             return Err(ApiError::validation(format!(
                 "options.chunk_max_tokens is {wanted}: at least {SMALLEST_CHUNK} tokens make a chunk"
@@ -124,21 +150,22 @@ impl ProcessRequest {
         }
         let room = config.room().saturating_sub(context).max(SMALLEST_CHUNK);
         let chunk_tokens = wanted.min(room);
-        let overlap = self.options.chunk_overlap.unwrap_or(config.chunk_overlap.min(chunk_tokens / 2));
+        let overlap = self.chunk_overlap.unwrap_or(config.chunk_overlap.min(chunk_tokens / 2));
         if overlap >= chunk_tokens {
             return Err(ApiError::validation(format!(
                 "options.chunk_overlap is {overlap}: it must be smaller than a chunk, which has {chunk_tokens} tokens"
             )));
         }
-        let mut seen = HashSet::new();
-        let documents = self.documents.into_iter().enumerate();
-        let documents = documents.map(|(place, document)| document.validate(place, &mut seen)).collect();
-        Ok(Job { documents, enrich, chunk_tokens, overlap })
+        Ok(Settings { enrich, chunk_tokens, overlap })
     }
 }
 
 impl DocumentRequest {
-    fn validate(self, place: usize, seen: &mut HashSet<String>) -> Result<Document, Rejected> {
+    /// Holds one document against what can be processed; `seen` are the ids of those before it.
+    ///
+    /// # Errors
+    /// The document with a sentence that names the field, its value and what would be right.
+    pub fn validate(self, place: usize, seen: &mut HashSet<String>) -> Result<Document, Rejected> {
         let Self { id, title, text, format, metadata } = self;
         let id = id.unwrap_or_else(|| document_id(&text));
         let format = match format.as_deref() {
@@ -160,12 +187,35 @@ impl DocumentRequest {
     }
 }
 
+/// What cuts documents: a name, a version that changes when the same document is cut otherwise, and the settings.
+pub fn chunker(settings: Settings) -> String {
+    format!("text-splitter/1 tokens={} overlap={}", settings.chunk_tokens, settings.overlap)
+}
+
+/// A document from the bytes of a file: what it is called and its media type say how it is written.
+///
+/// # Errors
+/// The document with a sentence that says what is wrong with it.
+pub fn read_document(id: &str, bytes: Vec<u8>, media_type: Option<&str>) -> Result<Document, Rejected> {
+    let id = id.to_owned();
+    let markdown = media_type.is_some_and(|it| it.starts_with("text/markdown"))
+        || [".md", ".markdown"].iter().any(|ending| id.to_ascii_lowercase().ends_with(ending));
+    let format = if markdown { Format::Markdown } else { Format::Text };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Document { id, title: None, text, format, metadata: None }),
+        Err(error) => {
+            let error = format!("it is no UTF-8 text: byte {} is none", error.utf8_error().valid_up_to());
+            Err(Rejected { id, title: None, error })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pipeline::tests::config;
 
-    fn validate(body: &str, ollama: bool) -> Result<Job, ApiError> {
+    fn validate(body: &str, ollama: bool) -> Result<Request, ApiError> {
         serde_json::from_str::<ProcessRequest>(body).unwrap().validate(&config(ollama))
     }
 
@@ -177,7 +227,7 @@ mod tests {
             (true, r#"{"documents":[{"text":"a"}],"options":{"enrich":false}}"#, 200),
             (true, r#"{"documents":[{"text":"a"}],"options":{"chunk_max_tokens":64}}"#, 64),
         ] {
-            assert_eq!(validate(body, ollama).unwrap().chunk_tokens, tokens, "{body}");
+            assert_eq!(validate(body, ollama).unwrap().settings.chunk_tokens, tokens, "{body}");
         }
     }
 

@@ -7,7 +7,7 @@ use crate::ollama::tests::{pool, stand_in, well};
 use serde_json::{Value, json};
 
 /// A pipeline whose tokens are words, with or without a pool that nobody asks.
-pub(super) fn config(ollama: bool) -> PipelineConfig {
+pub(crate) fn config(ollama: bool) -> PipelineConfig {
     PipelineConfig {
         tokenizer: Arc::new(words()),
         max_tokens: 256,
@@ -20,7 +20,7 @@ pub(super) fn config(ollama: bool) -> PipelineConfig {
 }
 
 /// The vector of a text is its length; a text with `poison` in it fails its batch.
-struct Lengths;
+pub(crate) struct Lengths;
 
 impl EmbedTexts for Lengths {
     #[expect(clippy::cast_precision_loss, reason = "short texts")]
@@ -42,12 +42,12 @@ fn words_of(text: &str) -> usize {
 
 /// All lines of a job.
 async fn process(config: PipelineConfig, body: Value) -> Vec<Value> {
-    let job = serde_json::from_value::<ProcessRequest>(body).unwrap().validate(&config).unwrap();
+    let job = serde_json::from_value::<ProcessRequest>(body).unwrap().validate(&config).unwrap().into();
     let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     tokio::spawn(job::run(job, Arc::new(config), Arc::new(Lengths), lines));
     let mut read = Vec::new();
     while let Some(line) = receiver.recv().await {
-        read.push(serde_json::from_slice(&line).unwrap());
+        read.push(serde_json::to_value(&line).unwrap());
     }
     read
 }
@@ -105,10 +105,11 @@ async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
 async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
     let config = Arc::new(config(false));
     let request = json!({ "documents": [{ "id": "d", "text": "all is well" }] });
-    let job = serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap();
+    let mut job: Job =
+        serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap().into();
     let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
     let output = output::Output::new(&job, config, lines);
-    let document = job.documents.into_iter().next().unwrap().unwrap();
+    let document = job.documents.next().await.unwrap().unwrap();
     let prepared = enrich::Prepared {
         chunks: vec![chunk::Chunk { start: 0, end: 3, headings: Vec::new() }],
         chunk_ids: vec!["c".into()],
@@ -119,8 +120,8 @@ async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
     arrivals.send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)) }).await.unwrap();
     drop((arrivals, outcomes));
     output.collect(Arc::new(Lengths), None, arriving, chunks).await;
-    let document: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    let document: Value = serde_json::to_value(receiver.recv().await.unwrap()).unwrap();
     assert!(document["error"].as_str().unwrap().contains("1 of its 1 chunks got lost"), "{document}");
-    let summary: Value = serde_json::from_slice(&receiver.recv().await.unwrap()).unwrap();
+    let summary: Value = serde_json::to_value(receiver.recv().await.unwrap()).unwrap();
     assert_eq!((&summary["documents"], &summary["failed"]), (&json!(0), &json!(1)));
 }

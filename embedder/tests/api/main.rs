@@ -21,19 +21,29 @@ mod enrichment;
 #[cfg(test)]
 mod hub;
 #[cfg(test)]
+mod jobs;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod ollama;
 #[cfg(test)]
 mod openai;
 #[cfg(test)]
+mod page;
+#[cfg(test)]
+mod postgres;
+#[cfg(test)]
 mod predict;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod qdrant;
+#[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod rerank;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

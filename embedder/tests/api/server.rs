@@ -91,6 +91,9 @@ pub fn start(flags: &[&str]) -> Server {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(args.listen).await.unwrap();
+            if let Some(jobs) = &service.jobs {
+                jobs.start();
+            }
             ready.send(listener.local_addr().unwrap()).unwrap();
             axum::serve(listener, service.router).await
         })
@@ -100,6 +103,11 @@ pub fn start(flags: &[&str]) -> Server {
 }
 
 impl Server {
+    /// Its base URL.
+    pub fn address(&self) -> &str {
+        &self.url
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(reqwest::Client::new().get(format!("{}{path}", self.url))).await
     }
@@ -117,10 +125,33 @@ impl Server {
         self.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
     }
 
+    /// Runs a job to its end.
+    pub async fn run_job(&self, body: &Value) -> Value {
+        let answer = self.post("/v1/jobs", body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        let job: Value = serde_json::from_str(&answer.text).unwrap();
+        self.end_of_job(job["id"].as_str().unwrap()).await
+    }
+
+    /// A job once it has ended.
+    pub async fn end_of_job(&self, id: &str) -> Value {
+        loop {
+            let job = self.get(&format!("/v1/jobs/{id}")).await.json();
+            if job["finished_ms"].is_u64() {
+                return job;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     /// The status of an answer whose body is of no interest.
     pub async fn status(&self, path: &str, body: String) -> u16 {
         let request = reqwest::Client::new().post(format!("{}{path}", self.url)).body(body);
         request.send().await.unwrap().status().as_u16()
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(reqwest::Client::new().delete(format!("{}{path}", self.url))).await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Answer {

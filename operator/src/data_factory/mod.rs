@@ -2,6 +2,7 @@
 
 mod build;
 mod status;
+mod volumes;
 
 pub use build::build_pod;
 pub use status::report;

@@ -31,6 +31,8 @@ pub enum HttpError {
 
 impl Http {
     pub fn new() -> Result<Self, reqwest::Error> {
+        // Whoever was first has installed the same.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(3))
             .redirect(reqwest::redirect::Policy::none())

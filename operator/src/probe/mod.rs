@@ -7,7 +7,7 @@ mod worker;
 
 use crate::actions::{Question, Target};
 use crate::observed::{Answers, ModelAnswer, WorkerInfo};
-use http::Http;
+pub use http::{Http, HttpError};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;

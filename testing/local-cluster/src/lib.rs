@@ -6,6 +6,7 @@ pub mod cache;
 pub mod chart;
 pub mod cluster;
 pub mod command;
+pub mod databases;
 pub mod images;
 pub mod models;
 pub mod progress;

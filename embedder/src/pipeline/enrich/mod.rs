@@ -8,6 +8,7 @@ mod tests;
 mod workers;
 
 use super::chunk::Chunk;
+use super::job::Made;
 use super::request::Document;
 use crate::ollama::{Answer, Client, Failure, OllamaConfig, Question};
 use prompt::Room;
@@ -39,6 +40,8 @@ pub struct Outcome {
     pub chunk: usize,
     /// The context, or why there is none; `None` where nobody was asked.
     pub context: Result<Option<String>, String>,
+    /// What was made of it before, if it was; then nobody is asked.
+    pub made: Option<Made>,
 }
 
 /// What one instance did in a job.
@@ -95,7 +98,8 @@ struct Pool {
 #[derive(Default)]
 struct State {
     schedule: Schedule<SocketAddr>,
-    documents: HashMap<usize, Arc<Prepared>>,
+    /// Documents with chunks whose outcome has not been sent, and how many these are.
+    documents: HashMap<usize, (Arc<Prepared>, usize)>,
     /// How often instances broke over a chunk.
     attempts: HashMap<Task, u32>,
     /// Documents of which less must be sent, because the usual prompt was too long.
@@ -127,12 +131,17 @@ impl Enricher {
         Ok(Self { shared })
     }
 
-    /// Adds a document at a place.
-    pub fn add(&self, place: usize, prepared: Arc<Prepared>) {
+    /// Adds a document at a place, of which these chunks are to be put in context.
+    pub fn add(&self, place: usize, prepared: Arc<Prepared>, chunks: &[usize]) {
+        if chunks.is_empty() {
+            return;
+        }
         let mut state = self.shared.state();
-        state.open += prepared.chunks.len();
-        state.schedule.add(place, prepared.chunks.len());
-        state.documents.insert(place, prepared);
+        state.open += chunks.len();
+        state.documents.insert(place, (prepared, chunks.len()));
+        for run in chunks.chunk_by(|one, next| one + 1 == *next) {
+            state.schedule.add(place, run[0]..run[0] + run.len());
+        }
         drop(state);
         self.shared.changed.notify_waiters();
     }
@@ -151,6 +160,21 @@ impl Enricher {
             ..figures.clone()
         };
         state.figures.iter().map(named).collect()
+    }
+}
+
+impl State {
+    /// Forgets a document with its last chunk: a job may have more of them than fit into memory.
+    fn sent(&mut self, task: Task) {
+        self.open -= 1;
+        self.attempts.remove(&task);
+        if let Some((_, open)) = self.documents.get_mut(&task.document) {
+            *open -= 1;
+            if *open == 0 {
+                self.documents.remove(&task.document);
+                self.narrow.remove(&task.document);
+            }
+        }
     }
 }
 
@@ -175,7 +199,7 @@ impl Pool {
     fn next(&self, address: SocketAddr) -> Option<(Task, Arc<Prepared>)> {
         let mut state = self.state();
         let task = state.schedule.next(address)?;
-        state.documents.get(&task.document).cloned().map(|prepared| (task, prepared))
+        state.documents.get(&task.document).map(|(prepared, _)| (task, prepared.clone()))
     }
 
     /// Asks an instance for a chunk's context, with less of the document once the usual prompt was too long.
@@ -221,11 +245,12 @@ impl Pool {
     }
 
     async fn deliver(&self, task: Task, context: Result<String, String>) {
-        let outcome = Outcome { document: task.document, chunk: task.chunk, context: context.map(Some) };
+        let outcome =
+            Outcome { document: task.document, chunk: task.chunk, context: context.map(Some), made: None };
         // The reader may be gone, which `done` sees.
         drop(self.outcomes.send(outcome).await);
         // Not before: once nothing is open the workers are stopped, and with them whoever still waits for room.
-        self.state().open -= 1;
+        self.state().sent(task);
         self.shared.changed.notify_waiters();
     }
 }

@@ -35,10 +35,10 @@ impl<I: Copy + Eq + Hash + Ord> Default for Schedule<I> {
 }
 
 impl<I: Copy + Eq + Hash + Ord> Schedule<I> {
-    /// Adds all chunks of a document.
-    pub fn add(&mut self, document: usize, chunks: usize) {
-        if chunks > 0 {
-            self.waiting.push_back((document, 0..chunks));
+    /// Adds chunks of a document that follow one another.
+    pub fn add(&mut self, document: usize, chunks: Range<usize>) {
+        if !chunks.is_empty() {
+            self.waiting.push_back((document, chunks));
         }
     }
 
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn an_instance_stays_with_its_document() {
         let mut schedule = Schedule::default();
-        schedule.add(0, 2);
-        schedule.add(1, 2);
+        schedule.add(0, 0..2);
+        schedule.add(1, 0..2);
         assert_eq!(schedule.next('a'), task(0, 0));
         assert_eq!(schedule.next('b'), task(1, 0));
         assert_eq!(schedule.next('a'), task(0, 1));
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn an_idle_instance_takes_the_later_half_of_what_the_busiest_has_before_it() {
         let mut schedule = Schedule::default();
-        schedule.add(0, 9);
+        schedule.add(0, 0..9);
         assert_eq!(schedule.next('a'), task(0, 0));
         assert_eq!(schedule.next('b'), task(0, 5), "the later half of 1..9");
         assert_eq!(schedule.next('a'), task(0, 1));
@@ -114,7 +114,7 @@ mod tests {
     fn what_fails_is_done_by_another_and_nothing_is_lost_or_twice() {
         let mut schedule = Schedule::default();
         for document in 0..5 {
-            schedule.add(document, document + 1);
+            schedule.add(document, 0..document + 1);
         }
         let failed = schedule.next('a').unwrap();
         schedule.put_back(failed);

@@ -23,7 +23,7 @@ fn document(chunks: usize) -> Arc<Prepared> {
 async fn outcomes(urls: &[&str], chunks: usize, late: Duration) -> (Vec<Outcome>, Enricher) {
     let (sender, mut receiver) = mpsc::channel(1);
     let enricher = Enricher::start(&pool(urls), sender).unwrap();
-    enricher.add(0, document(chunks));
+    enricher.add(0, document(chunks), &(0..chunks).collect::<Vec<_>>());
     enricher.finish();
     tokio::time::sleep(late).await;
     let mut outcomes = Vec::new();
