@@ -51,8 +51,11 @@ async fn one(client: &Client, reranker: &Reranker) -> Result<Duration> {
 
     let name = reranker.name_any();
     let rerankers = Api::<Reranker>::namespaced(client.clone(), NAMESPACE);
-    let version = rerankers.get(&name).await?.resource_version().unwrap_or_default();
-    let of_it = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let fields = format!("metadata.name={name}");
+    // The version of a list is that of now; the object's own may be older than what the API server can watch from.
+    let listed = rerankers.list(&ListParams::default().fields(&fields)).await?;
+    let version = listed.metadata.resource_version.unwrap_or_default();
+    let of_it = WatchParams::default().fields(&fields);
     let mut watch = rerankers.watch(&of_it, &version).await?.boxed();
     let started = Instant::now();
     let hot = json!({"status": {"gpus": gpus}});
