@@ -223,7 +223,9 @@ def make(engine, folder, work):
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
             options = {"DefaultTensorType": TensorProto.FLOAT}
-            quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, per_channel=True, extra_options=options)
+            # Its quantized embedding layer does not load again, and is no product anyway.
+            kinds = ["MatMul", "Attention"]
+            quantize_dynamic(path, quantized, kinds, weight_type=QuantType.QInt8, per_channel=True, extra_options=options)
         path = quantized
     return OnnxRuntime(folder, path)
 

@@ -94,45 +94,48 @@ impl Microkernel {
 }
 
 /// The loop of every microkernel: `$load`s the registers of a panel's row, `$splat`s a word of the left side and `$add`s
-/// their products. No closures: they would not inherit the instruction set through functions of the standard library.
+/// their products, for one group of registers after another: with few registers, more rows of half a panel are better than
+/// fewer of a whole one. No closures: they would not inherit the instruction set through functions of the standard library.
 macro_rules! microkernel {
     (
-        $(#[target_feature(enable = $features:literal)])? $name:ident, $sum:ty, [$($offset:literal),+],
+        $(#[target_feature(enable = $features:literal)])? $name:ident, $sum:ty, [$([$($offset:literal),+]),+],
         $zero:expr, $load:ident, $splat:ident, $add:ident, $store:ident
     ) => {
         #[allow(unsafe_code, reason = "SIMD over pointers")]
         $(#[target_feature(enable = $features)])?
         unsafe fn $name<const ROWS: usize>(operands: Operands) {
-            const OFFSETS: &[usize] = &[$($offset),+];
             let Operands { left, left_row, panel, words, output, output_row } = operands;
-            let mut sums: [[$sum; OFFSETS.len()]; ROWS] = [[$zero; OFFSETS.len()]; ROWS];
-            // Wrapping: a check for overflow has no place in the loop that everything waits for.
-            let (mut left, mut panel) = (left, panel);
-            for _ in 0..words {
-                // SAFETY: whoever calls `Microkernel::run` vouches for `words` times 32 words.
-                let right = unsafe { [$($load(panel.wrapping_add($offset))),+] };
+            $({
+                const OFFSETS: &[usize] = &[$($offset),+];
+                let mut sums: [[$sum; OFFSETS.len()]; ROWS] = [[$zero; OFFSETS.len()]; ROWS];
+                // Wrapping: a check for overflow has no place in the loop that everything waits for.
+                let (mut left, mut panel) = (left, panel);
+                for _ in 0..words {
+                    // SAFETY: whoever calls `Microkernel::run` vouches for `words` times 32 words.
+                    let right = unsafe { [$($load(panel.wrapping_add($offset))),+] };
+                    for row in 0..ROWS {
+                        // SAFETY: the same for a word of each of `ROWS` rows.
+                        let factor = unsafe { $splat(left.wrapping_add(row.wrapping_mul(left_row))) };
+                        for index in 0..OFFSETS.len() {
+                            sums[row][index] = $add(sums[row][index], factor, right[index]);
+                        }
+                    }
+                    left = left.wrapping_add(1);
+                    panel = panel.wrapping_add(PANEL);
+                }
                 for row in 0..ROWS {
-                    // SAFETY: the same for a word of each of `ROWS` rows.
-                    let factor = unsafe { $splat(left.wrapping_add(row.wrapping_mul(left_row))) };
                     for index in 0..OFFSETS.len() {
-                        sums[row][index] = $add(sums[row][index], factor, right[index]);
+                        let place = output.wrapping_add(row.wrapping_mul(output_row).wrapping_add(OFFSETS[index]));
+                        // SAFETY: the same for 32 words of each of `ROWS` rows of the output.
+                        unsafe { $store(place, sums[row][index]) };
                     }
                 }
-                left = left.wrapping_add(1);
-                panel = panel.wrapping_add(PANEL);
-            }
-            for row in 0..ROWS {
-                for index in 0..OFFSETS.len() {
-                    let place = output.wrapping_add(row.wrapping_mul(output_row).wrapping_add(OFFSETS[index]));
-                    // SAFETY: the same for 32 words of each of `ROWS` rows of the output.
-                    unsafe { $store(place, sums[row][index]) };
-                }
-            }
+            })+
         }
     };
 }
 
-/// The functions for 1 to 12 rows, or to 3, or to 2, as far as registers go.
+/// The functions for one row, for two, …, as far as registers go.
 macro_rules! by_rows {
     ($name:ident, $($rows:literal),+) => { &[$($name::<$rows>),+] };
 }
@@ -205,9 +208,9 @@ mod portable {
         unsafe { place.cast::<[T; PANEL]>().write_unaligned(sums) }
     }
 
-    microkernel!(f32_rows, [f32; PANEL], [0], ZERO, load, word, add_f32, store);
-    microkernel!(bf16_rows, [f32; PANEL], [0], ZERO, load, word, add_bf16, store);
-    microkernel!(int8_rows, [i32; PANEL], [0], NOTHING, load, word, add_int8, store);
+    microkernel!(f32_rows, [f32; PANEL], [[0]], ZERO, load, word, add_f32, store);
+    microkernel!(bf16_rows, [f32; PANEL], [[0]], ZERO, load, word, add_bf16, store);
+    microkernel!(int8_rows, [i32; PANEL], [[0]], NOTHING, load, word, add_int8, store);
 
     pub(super) const F32: &[super::Function] = by_rows!(f32_rows, 1, 2);
     pub(super) const BF16: &[super::Function] = by_rows!(bf16_rows, 1, 2);

@@ -22,7 +22,7 @@ pub(super) const AVX2_F32: Microkernel = Microkernel {
     name: "avx2",
     format: Format::F32,
     available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-    by_rows: by_rows!(avx2_f32, 1, 2, 3),
+    by_rows: by_rows!(avx2_f32, 1, 2, 3, 4, 5, 6),
 };
 
 pub(super) const AVX512_BF16: Microkernel = Microkernel {
@@ -36,7 +36,7 @@ pub(super) const AVX2_BF16: Microkernel = Microkernel {
     name: "avx2",
     format: Format::Bf16,
     available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-    by_rows: by_rows!(avx2_bf16, 1, 2),
+    by_rows: by_rows!(avx2_bf16, 1, 2, 3, 4),
 };
 
 pub(super) const AVX512_VNNI: Microkernel = Microkernel {
@@ -50,7 +50,7 @@ pub(super) const AVX_VNNI: Microkernel = Microkernel {
     name: "avx-vnni",
     format: Format::Int8,
     available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni"),
-    by_rows: by_rows!(avx_int8, 1, 2, 3),
+    by_rows: by_rows!(avx_int8, 1, 2, 3, 4, 5, 6),
 };
 
 /// Wraps an intrinsic, so that all of a kind take the same pointers and values.
@@ -206,7 +206,7 @@ microkernel!(
     #[target_feature(enable = "avx512f")]
     avx512_f32,
     __m512,
-    [0, 16],
+    [[0, 16]],
     _mm512_setzero_ps(),
     load_512,
     splat_512,
@@ -217,7 +217,7 @@ microkernel!(
     #[target_feature(enable = "avx512f,avx512bf16")]
     avx512_bf16,
     __m512,
-    [0, 16],
+    [[0, 16]],
     _mm512_setzero_ps(),
     load_512,
     splat_512,
@@ -228,7 +228,7 @@ microkernel!(
     #[target_feature(enable = "avx512f,avx512vnni")]
     avx512_int8,
     __m512i,
-    [0, 16],
+    [[0, 16]],
     _mm512_setzero_si512(),
     load_words,
     splat_word,
@@ -239,7 +239,7 @@ microkernel!(
     #[target_feature(enable = "avx2,fma")]
     avx2_f32,
     __m256,
-    [0, 8, 16, 24],
+    [[0, 8], [16, 24]],
     _mm256_setzero_ps(),
     load_256,
     splat_256,
@@ -250,7 +250,7 @@ microkernel!(
     #[target_feature(enable = "avx2,fma")]
     avx2_bf16,
     __m256,
-    [0, 8, 16, 24],
+    [[0, 8], [16, 24]],
     _mm256_setzero_ps(),
     load_words_256,
     splat_word_256,
@@ -261,7 +261,7 @@ microkernel!(
     #[target_feature(enable = "avx2,avxvnni")]
     avx_int8,
     __m256i,
-    [0, 8, 16, 24],
+    [[0, 8], [16, 24]],
     _mm256_setzero_si256(),
     load_words_256,
     splat_word_256,
