@@ -51,6 +51,8 @@ struct Wait {
 #[derive(Debug, Default)]
 pub struct Applied {
     pub made: Vec<Pod>,
+    /// Whether something was left out because the term had ended.
+    skipped: bool,
     /// When to try again what failed.
     pub retry_after: Option<Duration>,
 }
@@ -96,12 +98,15 @@ impl Writer {
         let mut applied = Applied::default();
         self.perform(others, term, &mut applied).await;
         self.perform(creations, term, &mut applied).await;
-        self.write_statuses(statuses, term).await;
+        self.write_statuses(statuses, term, &mut applied).await;
         if term.holds() {
             self.recorder.record(notes, Timestamp::now()).await;
         }
-        applied.retry_after =
+        let failed =
             self.waiting.values().map(|wait| wait.until.saturating_duration_since(Instant::now())).min();
+        // A renewal of the Lease that took long may come through yet.
+        let skipped = applied.skipped.then_some(FIRST_WAIT);
+        applied.retry_after = [failed, skipped].into_iter().flatten().min();
         applied
     }
 
@@ -124,7 +129,7 @@ impl Writer {
         for (action, result) in results {
             let key = (action.resource, action.write.object());
             match result {
-                None => {}
+                None => applied.skipped = true,
                 Some(Ok(done)) => {
                     self.metrics.wrote(action.write.verb(), true);
                     self.waiting.remove(&key);
@@ -153,7 +158,7 @@ impl Writer {
         wait.message = error.to_string();
     }
 
-    async fn write_statuses(&mut self, updates: Vec<StatusUpdate>, term: &Term) {
+    async fn write_statuses(&mut self, updates: Vec<StatusUpdate>, term: &Term, applied: &mut Applied) {
         let key = |update: &StatusUpdate| (update.key.clone(), STATUS_OBJECT.to_owned());
         let due = |update: &StatusUpdate| {
             self.waiting.get(&key(update)).is_none_or(|wait| wait.until <= Instant::now())
@@ -170,7 +175,7 @@ impl Writer {
             .await;
         for (key, result) in results {
             match result {
-                None => {}
+                None => applied.skipped = true,
                 Some(Ok(())) => {
                     self.metrics.wrote("status", true);
                     self.waiting.remove(&key);

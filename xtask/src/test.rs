@@ -63,6 +63,8 @@ impl Test {
                 cargo.args(["--test", "cluster"]);
                 // One at a time: they heat and lose the same eight GPUs.
                 cargo.args(["--", "--test-threads=1"]).args(&self.filter);
+                // An error tells its causes in words; the stack of an executor below them only hides them.
+                cargo.env("RUST_LIB_BACKTRACE", "0");
                 if let Some(access) = &access {
                     cargo.env("KUBECONFIG", &access.kubeconfig);
                 }

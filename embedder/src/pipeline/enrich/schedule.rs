@@ -3,14 +3,12 @@
 //! An LLM server keeps what it has read of the last prompt. All chunks of a document share the document as the beginning
 //! of their prompts, so they go to one instance one after another, and only the first pays for reading the document. An
 //! instance without work takes a whole document; when none is left, it takes the later half of what the busiest one has
-//! before it, and pays for the document once more.
+//! before it, be it a single chunk, and pays for the document once more: an instance that is slow, or never answers, must
+//! not hold up what only waits behind its request.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::ops::Range;
-
-/// Fewest waiting chunks that are worth reading a document once more for.
-const WORTH_SPLITTING: usize = 2;
 
 /// A chunk of a document, by their places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,10 +67,10 @@ impl<I: Copy + Eq + Hash + Ord> Schedule<I> {
         // The instance breaks ties, so that the same input gives the same plan.
         let (victim, _) = busiest.max_by_key(|(instance, (_, range))| (range.len(), **instance))?;
         let (document, range) = self.own.get_mut(&victim.clone())?;
-        if range.len() < WORTH_SPLITTING {
+        if range.is_empty() {
             return None;
         }
-        let middle = range.end - range.len() / 2;
+        let middle = range.end - range.len().div_ceil(2);
         let stolen = middle..range.end;
         range.end = middle;
         Some((*document, stolen))
@@ -108,6 +106,16 @@ mod tests {
         assert_eq!(schedule.next('b'), task(0, 5), "the later half of 1..9");
         assert_eq!(schedule.next('a'), task(0, 1));
         assert_eq!(schedule.next('b'), task(0, 6), "in order, for the prefix's sake");
+    }
+
+    #[test]
+    fn the_last_chunk_does_not_wait_behind_a_busy_instance() {
+        let mut schedule = Schedule::default();
+        schedule.add(0, 0..2);
+        assert_eq!(schedule.next('a'), task(0, 0));
+        assert_eq!(schedule.next('b'), task(0, 1));
+        assert_eq!(schedule.next('a'), None);
+        assert_eq!(schedule.next('b'), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::fs;
 use std::process::Command;
 
 #[test]
-fn the_other_operator_takes_over_when_the_leader_is_killed() -> Result<()> {
+fn another_operator_takes_over_when_the_leader_is_killed() -> Result<()> {
     run("leadership", |world| async move {
         Release::existing()?
             .with(&["operator.replicas=2", "operator.podDisruptionBudget.enabled=true"], take_over(world))
@@ -29,12 +29,11 @@ async fn take_over(world: World) -> Result<()> {
         let lease = leases.get("principium-operator").await?;
         Ok::<_, anyhow::Error>(lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default())
     };
-    let (first, other) = world
+    let first = world
         .eventually("one of two operators leads", || async {
             let names: Vec<String> = pods.list(&operators).await?.iter().map(ResourceExt::name_any).collect();
             let first = leader().await?;
-            let other = names.iter().find(|name| **name != first).cloned();
-            Ok(other.filter(|_| names.len() == 2 && names.contains(&first)).map(|other| (first, other)))
+            Ok((names.len() == 2 && names.contains(&first)).then_some(first))
         })
         .await?;
 
@@ -42,8 +41,12 @@ async fn take_over(world: World) -> Result<()> {
     kill_operator(&first)?;
     pods.delete(&first, &DeleteParams::default().grace_period(0)).await?;
     world.apply::<Reranker>(&reranker("ranker", "{memory: 2Gi}")).await?;
+    // Which one is open: the Deployment has made a third by now, which waits for the end of the same Lease.
     world
-        .eventually("the other operator leads", || async { Ok((leader().await? == other).then_some(())) })
+        .eventually("another operator leads", || async {
+            let leads = leader().await?;
+            Ok((!leads.is_empty() && leads != first).then_some(()))
+        })
         .await?;
     world.ready::<Reranker>("ranker").await?;
     assert_eq!(world.pods_of("ranker").await?.len(), 1, "made once");

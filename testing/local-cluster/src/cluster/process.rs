@@ -7,6 +7,11 @@ use std::fs::{self, OpenOptions};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Becomes the program of its arguments, without the files that whoever called us has left open: a daemon would hold them,
+/// and the locks on them, for as long as it runs.
+const CLOSE_FILES: &str =
+    r#"for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 2 ] || eval "exec $fd>&-"; done; exec "$@""#;
+
 /// A running process: its id and, because ids are used again, when it started (clock ticks since boot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -43,16 +48,7 @@ impl Process {
                 .open(&log)
                 .with_context(|| format!("opening {}", log.display()))
         };
-        // setsid(1) becomes the program, so that the id stays the same; its own session keeps a closed terminal from
-        // ending it.
-        let mut detached = Command::new("setsid");
-        detached.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            if let Some(value) = value {
-                detached.env(name, value);
-            }
-        }
-        let child = detached.stdin(Stdio::null()).stdout(open()?).stderr(open()?).current_dir("/").spawn();
+        let child = detached(component, command).stdout(open()?).stderr(open()?).spawn();
         let pid = i32::try_from(child.with_context(|| format!("starting {component}"))?.id())?;
         let started = start_time(pid)
             .with_context(|| format!("{component} ended at once; its log is {}", log.display()))?;
@@ -89,6 +85,22 @@ impl Process {
     }
 }
 
+/// The same command as a daemon.
+fn detached(component: &str, command: &Command) -> Command {
+    // setsid(1) and the shell become the program, so that the id stays the same; its own session keeps a closed terminal
+    // from ending it.
+    let mut detached = Command::new("setsid");
+    detached.args(["bash", "-c", CLOSE_FILES, component]);
+    detached.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            detached.env(name, value);
+        }
+    }
+    detached.stdin(Stdio::null()).current_dir("/");
+    detached
+}
+
 /// When a process started, from `/proc/<pid>/stat`; `None` for one that is gone or only waits to be reaped.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -114,5 +126,23 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(start_time(pid), None);
         assert!(!Process { pid: me, started: 1 }.alive(), "another process with the same id");
+    }
+
+    #[test]
+    fn a_daemon_holds_no_file_of_whoever_started_it() {
+        // As a shell leaves a file open for its children, for example to hold a lock.
+        let inherited = fs::File::open("/dev/zero").unwrap();
+        rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
+        let mut child = detached("sleeper", Command::new("sleep").arg("60")).spawn().unwrap();
+        let of_child = |file: &str| format!("/proc/{}/{file}", child.id());
+        while fs::read_to_string(of_child("comm")).unwrap().trim() != "sleep" {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let held =
+            fs::read_dir(of_child("fd")).unwrap().map(|file| fs::read_link(file.unwrap().path()).unwrap());
+        let held: Vec<_> = held.filter(|path| path.ends_with("zero")).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(held, Vec::<std::path::PathBuf>::new());
     }
 }
