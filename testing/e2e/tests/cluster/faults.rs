@@ -112,7 +112,6 @@ async fn one_write_a_life(world: &World, proxy: &Proxy, names: &[&str]) -> Resul
 }
 
 #[test]
-#[ignore = "has not passed yet: run it with --ignored"]
 fn an_operator_that_dies_after_every_single_write_gets_there() -> Result<()> {
     run("faults-mortal", |world| async move {
         without_operator(&world.clone(), async move {
@@ -185,7 +184,6 @@ fn an_operator_that_sees_everything_late_grants_nothing_twice() -> Result<()> {
 }
 
 #[test]
-#[ignore = "has not passed yet: run it with --ignored"]
 fn events_that_are_lost_and_an_api_server_that_is_away_are_caught_up_with() -> Result<()> {
     run("faults-away", |world| async move {
         without_operator(&world.clone(), async move {

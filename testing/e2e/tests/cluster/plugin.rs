@@ -7,7 +7,7 @@ use principium_api::gpu_node::DisagreementKind;
 use principium_api::names::gpu_resource;
 use principium_e2e::container::Container;
 use principium_e2e::plugin::{KUBELET, process};
-use principium_e2e::{World, run};
+use principium_e2e::{World, gpus, run};
 use principium_gpu_sim::{state_path, update};
 use std::path::Path;
 use std::process::Command;
@@ -86,25 +86,72 @@ fn a_kubelet_that_forgot_who_holds_what_is_an_alarm() -> Result<()> {
 }
 
 #[test]
+fn a_card_that_changes_under_a_running_container_is_an_alarm() -> Result<()> {
+    run("exchanged", |world| async move {
+        let cards = std::fs::read(state_path())?;
+        // A memory of its own, which knows of no earlier failure: a card that fails again and again is proven longer.
+        let memory = format!("{KUBELET}/device-plugins/principium/e2e-exchanged");
+        world.configure_plugin(&[&format!("--state-dir={memory}")], true).await?;
+        world.apply::<Pod>(&third_party("holder", Some((4, 3)))).await?;
+        let before = identity(&running(&world, "holder").await?);
+        let outcome = exchange(&world).await;
+        std::fs::write(state_path(), cards)?;
+        world.configure_plugin(&[], true).await?;
+        std::fs::remove_dir_all(memory)?;
+        outcome?;
+        assert_eq!(identity(&world.api::<Pod>().get("holder").await?), before, "told, and nothing done");
+        world.wait_until_calm().await
+    })
+}
+
+async fn exchange(world: &World) -> Result<()> {
+    let given = world.gpu(4).await?.uuid;
+    let other = "GPU-00000000-1111-2222-3333-444444444444";
+    gpus::set(4, &["--remove"])?;
+    world.wait_for_withheld(4, true).await?;
+    update(&state_path(), |state| {
+        other.clone_into(&mut state.gpus[4].uuid);
+        Ok(())
+    })?;
+    gpus::set(4, &["--insert"])?;
+    let disagreement = world
+        .eventually("the GPUNode says so", || async {
+            Ok(world.gpu_node().await?.status.and_then(|mut status| status.disagreements.pop()))
+        })
+        .await?;
+    assert_eq!(
+        (disagreement.kind, disagreement.pod.as_str()),
+        (DisagreementKind::InjectionDiffers, "holder")
+    );
+    let message = format!("was given {given}, and GPU 4 is {other} now");
+    assert_eq!(disagreement.message, message);
+    world.wait_for_event("GPUAllocationDisagreement", &["e2e-exchanged/holder", &message]).await?;
+    let alarm = "principium_allocation_disagreements{kind=\"InjectionDiffers\"} 1";
+    assert!(world.plugin_metrics().await?.contains(alarm));
+    Ok(())
+}
+
+#[test]
 fn a_node_without_gpus_is_shown_as_one() -> Result<()> {
     run("no-gpus", |world| async move {
         let cards = std::fs::read(state_path())?;
-        let outcome = without_gpus(&world).await;
+        let memory = format!("{KUBELET}/device-plugins/principium/e2e-no-gpus");
+        let outcome = without_gpus(&world, &memory).await;
         std::fs::write(state_path(), cards)?;
         world.configure_plugin(&[], true).await?;
+        std::fs::remove_dir_all(memory)?;
         outcome?;
         world.wait_for_devices(&gpu_resource(0), 8).await
     })
 }
 
-async fn without_gpus(world: &World) -> Result<()> {
+async fn without_gpus(world: &World, memory: &str) -> Result<()> {
     update(&state_path(), |state| {
         state.gpus.clear();
         Ok(())
     })?;
     // A memory of its own: otherwise these eight are known, and lost.
-    let memory = format!("--state-dir={KUBELET}/device-plugins/principium/e2e-no-gpus");
-    world.configure_plugin(&[&memory], true).await?;
+    world.configure_plugin(&[&format!("--state-dir={memory}")], true).await?;
     let status = world
         .eventually("the GPUNode has no GPU", || async {
             Ok(world.gpu_node().await?.status.filter(|status| status.gpus.is_empty()))

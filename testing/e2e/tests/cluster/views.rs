@@ -7,6 +7,7 @@ use principium_api::gpu_node::{GpuView, WithheldReason};
 use principium_api::names::{GENERIC_GPU_RESOURCE, gpu_resource};
 use principium_e2e::container::Container;
 use principium_e2e::{World, gpus, run};
+use principium_gpu_sim::{state_path, update};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -75,6 +76,49 @@ async fn generic(world: &World) -> Result<()> {
     );
     world.delete::<Pod>("any").await?;
     world.wait_for_devices(&gpu_resource(6), 8).await
+}
+
+#[test]
+fn several_gpus_of_the_pool_are_of_one_numa_node_unless_that_is_much_warmer() -> Result<()> {
+    run("numa", |world| async move {
+        let cards = std::fs::read(state_path())?;
+        let outcome = near(&world).await;
+        std::fs::write(state_path(), cards)?;
+        world.configure_plugin(&[], true).await?;
+        outcome?;
+        world.wait_for_devices(&gpu_resource(4), 8).await?;
+        world.wait_for_devices(&gpu_resource(7), 8).await
+    })
+}
+
+async fn near(world: &World) -> Result<()> {
+    // The two coolest are of two nodes; those of node 1 are little warmer, and those of node 0 much.
+    let sixth_and_seventh: BTreeSet<String> = ["nvidia6", "nvidia7"].map(str::to_owned).into();
+    for (index, numa_node, temperature) in [(4, 0, 40), (5, 0, 70), (6, 1, 41), (7, 1, 48)] {
+        update(&state_path(), |state| {
+            state.gpus[index].numa_node = numa_node;
+            Ok(())
+        })?;
+        gpus::set(u32::try_from(index)?, &["--temperature", &temperature.to_string()])?;
+    }
+    world.configure_plugin(&["--generic-gpus=4,5,6,7"], true).await?;
+    world.wait_for_devices(GENERIC_GPU_RESOURCE, 4).await?;
+    world.apply::<Pod>(&third_party_asking("near", &[(GENERIC_GPU_RESOURCE, 2)])).await?;
+    let nodes = Container::of(&running(world, "near").await?, "main")?.nvidia_nodes()?;
+    assert_eq!(nodes, sixth_and_seventh);
+    world.delete::<Pod>("near").await?;
+
+    // Nearness is not worth this much heat.
+    gpus::set(7, &["--temperature", "65"])?;
+    world
+        .eventually("GPU 7 is shown as warm", || async {
+            Ok((world.gpu(7).await?.temperature > Some(60)).then_some(()))
+        })
+        .await?;
+    world.apply::<Pod>(&third_party_asking("cool", &[(GENERIC_GPU_RESOURCE, 2)])).await?;
+    let nodes = Container::of(&running(world, "cool").await?, "main")?.nvidia_nodes()?;
+    assert_eq!(nodes, ["nvidia4", "nvidia6"].map(str::to_owned).into());
+    world.delete::<Pod>("cool").await
 }
 
 #[test]
