@@ -18,6 +18,7 @@ pub mod reason {
     pub const APPLY_FAILED: &str = "ApplyFailed";
     pub const DELETING: &str = "Deleting";
     pub const INVALID_NAME: &str = "InvalidName";
+    pub const NO_MODEL: &str = "NoModel";
     pub const DUPLICATE_DEVICES: &str = "DuplicateDevices";
     pub const NO_SUCH_GPU: &str = "NoSuchGPU";
     pub const NO_SUCH_PRODUCT: &str = "NoSuchProduct";

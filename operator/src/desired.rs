@@ -36,10 +36,8 @@ pub struct Desired<'a> {
     /// The pods that it wants; none while it is being deleted.
     pub slots: Vec<Slot>,
     pub services: Vec<Service>,
-    /// Why the spec can't be served at all: a reason and a sentence.
+    /// Why the spec can't be served at all: a reason and a sentence. What runs is left alone.
     pub problem: Option<(&'static str, String)>,
-    /// Don't create pods before this, and why.
-    pub hold: Option<String>,
     /// From its status: conditions, assignments and revisions as they were last written.
     pub conditions: &'a [Condition],
     pub assignments: &'a [Assignment],
@@ -77,10 +75,9 @@ impl Desired<'_> {
 }
 
 /// What every resource wants, in the order in which they are served.
-pub fn all(observed: &Observed, now: jiff::Timestamp) -> Vec<Desired<'_>> {
+pub fn all(observed: &Observed) -> Vec<Desired<'_>> {
     let mut found: Vec<Desired<'_>> = Vec::new();
-    found
-        .extend(observed.data_factories.iter().map(|resource| data_factory::desire(observed, resource, now)));
+    found.extend(observed.data_factories.iter().map(|resource| data_factory::desire(observed, resource)));
     found.extend(observed.rerankers.iter().map(|resource| reranker::desire(observed, resource)));
     found.extend(observed.ollama_pools.iter().map(|resource| ollama_pool::desire(observed, resource)));
     for desired in &mut found {

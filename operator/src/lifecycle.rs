@@ -505,11 +505,6 @@ fn enter<'a>(
             return;
         }
     }
-    if let Some(why) = &with.desired.hold {
-        report.state = State::Starting(why.clone());
-        plan.requeue(SignedDuration::from_secs(1));
-        return;
-    }
     if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
         report.state = State::WaitingForStore(why);
         return;

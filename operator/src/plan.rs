@@ -27,7 +27,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut inventory = inventory::read(observed, now);
     let mut pods = by_resource(&observed.pods);
     let children = Children::read(observed);
-    let desired = desired::all(observed, now);
+    let desired = desired::all(observed);
     let looked: Vec<Looked<'_, '_>> = desired
         .iter()
         .map(|desired| {

@@ -33,7 +33,14 @@ pub fn progress(desired: &Desired<'_>, reports: &[Report<'_>], failure: Option<&
         return Some(Progress::Reconciling { reason: reason::DELETING, message });
     }
     if let Some((reason, message)) = &desired.problem {
-        return Some(Progress::Stalled { reason, message: message.clone() });
+        let message = message.clone();
+        // What waits for another resource needs no change of this one.
+        let waits = *reason == reason::POOL_MISSING;
+        return Some(if waits {
+            Progress::Reconciling { reason, message }
+        } else {
+            Progress::Stalled { reason, message }
+        });
     }
     let states = || reports.iter().map(|report| &report.state);
     if let Some((reason, message)) = states().find_map(|state| match state {

@@ -95,6 +95,26 @@ fn enrichment_model(observed: &Observed, resource: &DataFactory) -> Option<Strin
     named.or_else(|| first_model(observed, resource, &enrichment.ollama_pool_ref, Role::Worker, "enrichment"))
 }
 
+/// A reference to a pool of which no model is known: the field, what would be right, and the reference.
+pub fn unnamed_model<'a>(
+    observed: &Observed,
+    resource: &'a DataFactory,
+) -> Option<(&'static str, &'static str, &'a OllamaPoolRef)> {
+    let enrichment = resource.spec.enrichment.as_ref().map(|enrichment| &enrichment.ollama_pool_ref);
+    if let Some(reference) = enrichment.filter(|_| enrichment_model(observed, resource).is_none()) {
+        return Some((
+            "spec.enrichment",
+            "name it in spec.enrichment.model, or in the pool's spec.models",
+            reference,
+        ));
+    }
+    let unknown = |reference: &&OllamaPoolRef| {
+        first_model(observed, resource, reference, Role::Analyzer, "analysis").is_none()
+    };
+    let reference = analyzer_pool(resource).filter(unknown)?;
+    Some(("spec.docAnalyzer", "name it in the pool's spec.models", reference))
+}
+
 /// The first model of a pool. While there is no such pool, the one that the running pod was made with: a pool that goes
 /// restarts nobody.
 fn first_model(

@@ -6,25 +6,21 @@ mod status;
 pub use build::build_pod;
 pub use status::report;
 
+use crate::conditions::reason;
 use crate::desired::{AnyResource, Desired, Slot};
 use crate::observed::{Identity, Observed};
 use crate::placement::{Need, Wish};
 use crate::resource::{Kind, Role};
 use crate::services::{ServiceParts, build_service};
-use build::{analyzer_template, worker_template};
-use jiff::{SignedDuration, Timestamp};
+use build::{analyzer_template, unnamed_model, worker_template};
 use k8s_openapi::api::core::v1::Service;
 use principium_api::data_factory::OllamaPoolRef;
 use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT, OLLAMA_PORT};
 use principium_api::{DataFactory, OllamaPool};
 use std::sync::Arc;
 
-/// How long a new DataFactory waits for a pool that is not there: usually both come from one `kubectl apply`, and the
-/// pool's model goes into the pod.
-const POOL_GRACE: SignedDuration = SignedDuration::from_secs(3);
-
 /// What a DataFactory wants.
-pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory, now: Timestamp) -> Desired<'a> {
+pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory) -> Desired<'a> {
     let spec = &resource.spec;
     let priority = observed.priorities.of(spec.pod.priority_class_name.as_deref());
     let id = Identity::of(Kind::DataFactory, resource, priority);
@@ -46,15 +42,10 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory, now: Timest
         });
     }
     let status = resource.status.as_ref();
-    let young = now.duration_since(id.created) < POOL_GRACE;
-    let awaited =
-        pools(resource).find(|pool| young && self::pool(observed, &id.key.namespace, pool).is_none());
     Desired {
         services: services(&id, resource),
         slots,
-        problem: None,
-        hold: awaited
-            .map(|pool| format!("waiting a moment for OllamaPool {}/{}", id.key.namespace, pool.name)),
+        problem: no_model(observed, resource),
         resource: AnyResource::DataFactory(resource),
         settings: &spec.pod,
         gpu: spec.gpu.as_ref(),
@@ -65,11 +56,22 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory, now: Timest
     }
 }
 
-/// The pools that it refers to.
-fn pools(resource: &DataFactory) -> impl Iterator<Item = &OllamaPoolRef> {
-    let enrichment = resource.spec.enrichment.as_ref().map(|enrichment| &enrichment.ollama_pool_ref);
-    let analyzer = resource.spec.doc_analyzer.as_ref().and_then(|analyzer| analyzer.ollama_pool_ref.as_ref());
-    enrichment.into_iter().chain(analyzer)
+/// A language model is to be asked, and nothing tells which: its pods could not even start.
+fn no_model(observed: &Observed, resource: &DataFactory) -> Option<(&'static str, String)> {
+    let (field, remedy, reference) = unnamed_model(observed, resource)?;
+    let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
+    let name = format!("OllamaPool {namespace}/{}", reference.name);
+    Some(match pool(observed, namespace, reference) {
+        Some(_) => {
+            (reason::NO_MODEL, format!("{field} needs a language model, and {name} has none: {remedy}"))
+        }
+        None => (
+            reason::POOL_MISSING,
+            format!(
+                "{field} takes the first model of {name}, which does not exist yet: make it, or {remedy}"
+            ),
+        ),
+    })
 }
 
 /// A pool of the namespace.

@@ -51,7 +51,6 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a OllamaPool) -> Desired<'
         services: services(&id),
         slots,
         problem: None,
-        hold: None,
         resource: AnyResource::OllamaPool(resource),
         settings: &spec.pod,
         gpu: spec.gpu.as_ref(),

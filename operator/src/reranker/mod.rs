@@ -45,7 +45,6 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a Reranker) -> Desired<'a>
         })],
         slots,
         problem: None,
-        hold: None,
         resource: AnyResource::Reranker(resource),
         settings: &spec.pod,
         gpu: spec.gpu.as_ref(),

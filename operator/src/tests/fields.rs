@@ -284,6 +284,8 @@ fn every_change_of_a_live_resource_gets_there_and_says_what_restarts() {
     for kind in KINDS {
         for (field, change, effect) in table(kind) {
             let mut cluster = Cluster::new(&[4, 4]);
+            // For who refers to one; it takes no GPU.
+            cluster.apply("OllamaPool", "pool", json!({"instances": 0, "models": [{"name": "tiny"}]}));
             cluster.apply(kind, "x", base(kind));
             cluster.settle();
             let before = workers(&cluster);

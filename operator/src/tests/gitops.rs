@@ -23,6 +23,7 @@ const REASONS: [Way; 3] = [
             reason::POD_FAILED,
             reason::APPLY_FAILED,
             reason::DELETING,
+            reason::POOL_MISSING,
         ],
     ),
     (
@@ -30,6 +31,7 @@ const REASONS: [Way; 3] = [
         stalled,
         &[
             reason::INVALID_NAME,
+            reason::NO_MODEL,
             reason::DUPLICATE_DEVICES,
             reason::NO_SUCH_GPU,
             reason::NO_SUCH_PRODUCT,
@@ -70,9 +72,9 @@ fn the_states_that_gitops_tools_are_shown_are_those_that_the_operator_reports() 
     if std::env::var_os("PRINCIPIUM_WRITE").is_some() {
         std::fs::write(&file, &written).unwrap();
     }
-    assert_eq!(
-        std::fs::read_to_string(&file).unwrap_or_default(),
-        written,
+    // Both are too long to show.
+    assert!(
+        std::fs::read_to_string(&file).unwrap_or_default() == written,
         "run this test with PRINCIPIUM_WRITE=1 to write {}, then `cargo xtask check`",
         file.display()
     );

@@ -233,8 +233,6 @@ fn a_data_factory_runs_without_its_pool_and_says_that_enrichment_waits() {
     let mut spec = factory(json!({"devices": [{"index": 0}]}));
     spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}, "model": "tiny"});
     cluster.apply("DataFactory", "df", spec);
-    cluster.pass();
-    assert_eq!(cluster.pod_names(), [""; 0], "the pool usually comes a moment later");
     cluster.settle();
     let (status, _, message) = cluster.ready("df");
     assert_eq!(
@@ -253,6 +251,39 @@ fn a_data_factory_runs_without_its_pool_and_says_that_enrichment_waits() {
     cluster.settle();
     assert_eq!(cluster.condition("df", "EnrichmentReady").status, "True");
     assert_eq!(cluster.pod_names(), ["df-0-1", "pool-0-1"], "its named model needs no restart");
+}
+
+#[test]
+fn a_data_factory_whose_model_nobody_names_waits_and_says_so() {
+    let mut cluster = Cluster::new(&[2]);
+    let mut spec = factory(json!({"devices": [{"index": 0}]}));
+    spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}});
+    cluster.apply("DataFactory", "df", spec.clone());
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), [""; 0], "its pod could not start");
+    let missing = "spec.enrichment takes the first model of OllamaPool demo/pool, which does not exist yet: make it, or name \
+                   it in spec.enrichment.model, or in the pool's spec.models";
+    assert_eq!(cluster.ready("df"), ("False".to_owned(), "PoolMissing".to_owned(), missing.to_owned()));
+    assert_eq!(cluster.condition("df", "Stalled").status, "False", "it waits for another resource");
+    let without_models = json!({"gpu": {"devices": [{"index": 1}]}});
+    cluster.apply("OllamaPool", "pool", without_models.clone());
+    cluster.settle();
+    let none = "spec.enrichment needs a language model, and OllamaPool demo/pool has none: name it in \
+                spec.enrichment.model, or in the pool's spec.models";
+    assert_eq!(cluster.ready("df"), ("False".to_owned(), "NoModel".to_owned(), none.to_owned()));
+    assert_eq!(cluster.condition("df", "Stalled").status, "True");
+    let with_model = json!({"models": [{"name": "tiny"}], "gpu": {"devices": [{"index": 1}]}});
+    cluster.apply("OllamaPool", "pool", with_model);
+    cluster.settle();
+    assert_eq!((cluster.ready("df").0.as_str(), cluster.pod_names().len()), ("True", 2));
+
+    // What runs is left alone.
+    cluster.apply("OllamaPool", "pool", without_models);
+    spec["docAnalyzer"] = json!({"ollamaPoolRef": {"name": "pool"}});
+    cluster.apply("DataFactory", "df", spec);
+    cluster.settle();
+    assert_eq!(cluster.ready("df").1, "NoModel");
+    assert!(cluster.pod_names().contains(&"df-0-1".to_owned()), "{:?}", cluster.pod_names());
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl<I: Copy + Eq + Hash + Ord> Schedule<I> {
         // The instance breaks ties, so that the same input gives the same plan.
         let (victim, _) = busiest.max_by_key(|(instance, (_, range))| (range.len(), **instance))?;
         let (document, range) = self.own.get_mut(&victim.clone())?;
-        if range.is_empty() {
+        if range.start == range.end {
             return None;
         }
         let middle = range.end - range.len().div_ceil(2);
