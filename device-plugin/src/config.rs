@@ -1,5 +1,9 @@
 //! The configuration in force: flags and environment over the file over the defaults, checked before anything runs.
 
+mod temperature;
+
+pub use temperature::{Period, ProductTemperatures};
+
 use crate::args::Options;
 use crate::device::Identity;
 use crate::health::Limits;
@@ -11,12 +15,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+use temperature::{LIMIT_RANGE, ProductRule, TemperatureRule};
 
 /// Xids that blame an application and not the card: what NVIDIA's own plugin ignores.
 const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
-
-/// Temperatures in °C that can be limits at all.
-const LIMIT_RANGE: std::ops::RangeInclusive<u32> = 30..=120;
 
 /// The configuration of a run.
 #[derive(Clone, Debug)]
@@ -75,17 +77,6 @@ pub struct File {
     nodes: BTreeMap<String, File>,
 }
 
-/// Temperatures of a product. What is absent is as for every GPU.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProductTemperatures {
-    /// Text that the product's name contains, in any case.
-    product: String,
-    withhold_temperature: Option<u32>,
-    restore_temperature: Option<u32>,
-    dwell: Option<Period>,
-}
-
 /// A GPU in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
@@ -108,30 +99,6 @@ impl FromStr for GpuSelector {
     }
 }
 
-impl FromStr for ProductTemperatures {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (product, rule) = text.split_once('=')?;
-            let mut parts = rule.split('/');
-            let mut degrees = || parts.next()?.parse().ok();
-            let (withhold, restore) = (degrees()?, degrees()?);
-            let dwell = parts.next().map(str::parse).transpose().ok()?;
-            let complete = parts.next().is_none() && !product.is_empty();
-            complete.then(|| Self {
-                product: product.to_owned(),
-                withhold_temperature: Some(withhold),
-                restore_temperature: Some(restore),
-                dwell,
-            })
-        };
-        parse().ok_or_else(|| {
-            format!("{text:?} is no rule for a product: write for example 'A100=80/70/30s' or 'A100=80/70'")
-        })
-    }
-}
-
 /// How containers receive their GPUs, as the command line says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -140,25 +107,6 @@ pub enum InjectionMode {
     Cdi,
     /// By device nodes and the NVIDIA container runtime.
     Legacy,
-}
-
-/// A span of time as people write it: `500ms`, `10s`, `2m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Period(pub Duration);
-
-#[derive(Clone, Copy, Debug)]
-struct TemperatureRule {
-    withhold: u32,
-    restore: u32,
-    dwell: Duration,
-}
-
-#[derive(Clone, Debug)]
-struct ProductRule {
-    /// In lower case.
-    product: String,
-    rule: TemperatureRule,
 }
 
 /// What is wrong with a configuration.
@@ -372,62 +320,8 @@ impl Config {
     }
 }
 
-impl ProductTemperatures {
-    fn rule(&self, default: TemperatureRule) -> Result<ProductRule, ConfigError> {
-        let rule = TemperatureRule {
-            withhold: self.withhold_temperature.unwrap_or(default.withhold),
-            restore: self.restore_temperature.unwrap_or(default.restore),
-            dwell: self.dwell.map_or(default.dwell, |Period(period)| period),
-        }
-        .checked(&format!(" for the product {:?}", self.product))?;
-        Ok(ProductRule { product: self.product.to_lowercase(), rule })
-    }
-}
-
-impl TemperatureRule {
-    /// Below where every NVIDIA card slows down.
-    const DEFAULT: Self = Self { withhold: 85, restore: 75, dwell: Duration::from_secs(10) };
-
-    fn checked(self, whose: &str) -> Result<Self, ConfigError> {
-        let Self { withhold, restore, .. } = self;
-        if !LIMIT_RANGE.contains(&withhold) || !LIMIT_RANGE.contains(&restore) {
-            return Err(invalid(format!(
-                "temperature limits{whose} must be between {} and {} °C, and they are {withhold} and {restore} °C",
-                LIMIT_RANGE.start(),
-                LIMIT_RANGE.end()
-            )));
-        }
-        if restore >= withhold {
-            return Err(invalid(format!(
-                "restoreTemperature{whose} ({restore} °C) must be below withholdTemperature ({withhold} °C): \
-                 a GPU that is withheld must cool down before it is offered again"
-            )));
-        }
-        Ok(self)
-    }
-}
-
 fn invalid(message: impl Into<String>) -> ConfigError {
     ConfigError::Invalid(message.into())
-}
-
-impl FromStr for Period {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<jiff::SignedDuration>()
-            .ok()
-            .and_then(|duration| Duration::try_from(duration).ok())
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is no span of time: write for example 500ms, 10s or 2m"))
-    }
-}
-
-impl TryFrom<String> for Period {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
 }
 
 #[cfg(test)]
