@@ -4,6 +4,7 @@ use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
 use crate::model::{ModelSource, RunningModel};
 use crate::pod::{PodSettings, SecretKeyRef};
 use crate::status::{Assignment, Condition, Endpoint};
+use crate::storage::{DataVolume, Search, Storage};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,11 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(DEVICES_ONCE).message(DEVICES_ONCE_MESSAGE))]
+#[x_kube(
+    validation = Rule::new(DEVICES_ONCE).message(DEVICES_ONCE_MESSAGE),
+    validation = Rule::new("!has(self.volumes) || self.volumes.all(v, self.volumes.exists_one(w, w.name == v.name))")
+        .message("volumes has two volumes of one name")
+)]
 pub struct DataFactorySpec {
     /// The embedding model.
     pub model: ModelSource,
@@ -57,6 +62,19 @@ pub struct DataFactorySpec {
     /// Run a doc analyzer (a pod without a GPU) beside it. Absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doc_analyzer: Option<DocAnalyzer>,
+
+    /// Where jobs and corpora are kept. Default: a folder that goes with the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+
+    /// Volumes that jobs read documents from and write files to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub volumes: Option<Vec<DataVolume>>,
+
+    /// How corpora are searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
 
     /// Port of the Service. Default 9000.
     #[serde(skip_serializing_if = "Option::is_none")]

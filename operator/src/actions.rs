@@ -1,12 +1,13 @@
 //! What a plan says is to be done, as data: `apply` does it and decides nothing.
 
+use crate::ingestion::JobQuestion;
 use crate::observed::{Identity, ModelAnswer};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use principium_api::{DataFactoryStatus, OllamaPoolStatus, RerankerStatus};
+use principium_api::{DataFactoryStatus, IngestionStatus, OllamaPoolStatus, RerankerStatus};
 use std::sync::Arc;
 
 /// The result of a pass.
@@ -119,6 +120,7 @@ pub enum Status {
     DataFactory(Box<DataFactoryStatus>),
     Reranker(Box<RerankerStatus>),
     OllamaPool(Box<OllamaPoolStatus>),
+    Ingestion(Box<IngestionStatus>),
 }
 
 /// Something worth an Event.
@@ -141,6 +143,7 @@ pub enum Severity {
 /// A pod to ask over HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
+    /// Of the pod; where it is asked about a job, of the Ingestion.
     pub uid: String,
     /// Changes when a container was started anew: what it answered before holds no longer.
     pub life: i32,
@@ -168,6 +171,8 @@ pub enum Question {
     Models(Arc<[String]>),
     /// A pod in which a model is being pulled: how far it is.
     Pull,
+    /// A DataFactory: a job of an Ingestion is to be done, or ended.
+    Job(Arc<JobQuestion>),
 }
 
 /// A target at a running pod.

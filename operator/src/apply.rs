@@ -14,7 +14,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use principium_api::names::{GROUP, MANAGED_BY};
-use principium_api::{DataFactory, OllamaPool, Reranker};
+use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -285,6 +285,9 @@ async fn patch_status(client: &Client, update: StatusUpdate) -> Result<(), Write
         Status::Reranker(status) => patch::<Reranker>(client, &update.key, &update.uid, json!(status)).await,
         Status::OllamaPool(status) => {
             patch::<OllamaPool>(client, &update.key, &update.uid, json!(status)).await
+        }
+        Status::Ingestion(status) => {
+            patch::<Ingestion>(client, &update.key, &update.uid, json!(status)).await
         }
     }
 }

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
 
-/// Turns DataFactory, Reranker and OllamaPool resources into pods with exact GPUs.
+/// Turns DataFactory, Reranker and OllamaPool resources into pods with exact GPUs, and sees that Ingestions are done
 #[derive(Clone, Debug, Parser)]
 #[command(name = "principium-operator", version, about)]
 pub struct Args {

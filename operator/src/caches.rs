@@ -18,7 +18,7 @@ use kube::runtime::watcher::{self, Config, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use principium_api::names::{LABEL_MANAGED_BY, MANAGED_BY};
-use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
+use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -35,6 +35,7 @@ pub struct Caches {
     pub data_factories: Store<DataFactory>,
     pub rerankers: Store<Reranker>,
     pub ollama_pools: Store<OllamaPool>,
+    pub ingestions: Store<Ingestion>,
     pub gpu_nodes: Store<GPUNode>,
     pub nodes: Store<Node>,
     pub pods: Store<Pod>,
@@ -76,6 +77,7 @@ impl Caches {
             data_factories: with.run_guarded("DataFactory", with.api()),
             rerankers: with.run_guarded("Reranker", with.api()),
             ollama_pools: with.run_guarded("OllamaPool", with.api()),
+            ingestions: with.run_guarded("Ingestion", with.api()),
             gpu_nodes: with.run_guarded("GPUNode", Api::all(with.client.clone())),
             nodes: with.run(
                 "Node",
@@ -104,6 +106,7 @@ impl Caches {
         self.data_factories.wait_until_ready().await?;
         self.rerankers.wait_until_ready().await?;
         self.ollama_pools.wait_until_ready().await?;
+        self.ingestions.wait_until_ready().await?;
         self.gpu_nodes.wait_until_ready().await?;
         self.nodes.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;

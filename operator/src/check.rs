@@ -20,13 +20,15 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// What the operator does: group, resource and verb. What it may not do, it will fail at.
-const RIGHTS: [(&str, &str, &str); 16] = [
+const RIGHTS: [(&str, &str, &str); 18] = [
     (GROUP, "datafactories", "watch"),
     (GROUP, "rerankers", "watch"),
     (GROUP, "ollamapools", "watch"),
+    (GROUP, "ingestions", "watch"),
     (GROUP, "datafactories/status", "patch"),
     (GROUP, "rerankers/status", "patch"),
     (GROUP, "ollamapools/status", "patch"),
+    (GROUP, "ingestions/status", "patch"),
     ("", "pods", "watch"),
     ("", "pods", "create"),
     ("", "pods", "delete"),

@@ -25,6 +25,15 @@ pub mod reason {
     pub const NOT_ENOUGH_GPUS: &str = "NotEnoughGPUs";
     pub const TOO_MUCH_MEMORY: &str = "TooMuchMemory";
     pub const NOT_ACCELERATED: &str = "NotAccelerated";
+    pub const COMPLETED: &str = "Completed";
+    pub const SUSPENDED: &str = "Suspended";
+    pub const RUNNING: &str = "Running";
+    pub const RUN_FAILED: &str = "RunFailed";
+    pub const REFUSED: &str = "Refused";
+    pub const INVALID_SCHEDULE: &str = "InvalidSchedule";
+    pub const DATA_FACTORY_MISSING: &str = "DataFactoryMissing";
+    pub const DATA_FACTORY_NOT_READY: &str = "DataFactoryNotReady";
+    pub const DATA_FACTORY_SILENT: &str = "DataFactorySilent";
     pub const ON_GPU: &str = "OnGPU";
     pub const SIMULATED_HARDWARE: &str = "SimulatedHardware";
     pub const COMPUTES_ON_CPU: &str = "ComputesOnCPU";

@@ -1,4 +1,5 @@
-//! The operator of principium: turns DataFactory, Reranker and OllamaPool into pods with exact GPUs.
+//! The operator of principium: turns DataFactory, Reranker and OllamaPool into pods with exact GPUs, and
+//! sees that the jobs of Ingestions are done.
 //!
 //! One pass looks at the whole cluster: `observe` gathers plain data from caches, `plan` decides as a pure function (with
 //! `placement` as the one allocator of GPUs), `apply` writes. Everything else serves one of the three.
@@ -18,6 +19,7 @@ mod desired;
 mod embedder;
 mod events;
 mod finish;
+mod ingestion;
 mod inventory;
 mod leader;
 mod lifecycle;

@@ -1,9 +1,11 @@
 //! Metrics of the operator, `principium_operator_*`, in the text format of Prometheus.
 
 use crate::actions::{Plan, Status};
+use crate::conditions::reason;
 use crate::observed::Observed;
 use crate::resource::{Kind, ResourceKey};
-use principium_api::status::condition;
+use kube::core::ObjectMeta;
+use principium_api::status::{Condition, condition};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -11,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,6 +33,26 @@ struct OfResources {
     ready: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfIngestions {
+    reason: &'static str,
+}
+
+/// Reasons of the condition Ready of Ingestions.
+const INGESTION_REASONS: [&str; 11] = [
+    reason::COMPLETED,
+    reason::SUSPENDED,
+    reason::RUNNING,
+    reason::UPDATING,
+    reason::RUN_FAILED,
+    reason::REFUSED,
+    reason::INVALID_SCHEDULE,
+    reason::DATA_FACTORY_MISSING,
+    reason::DATA_FACTORY_NOT_READY,
+    reason::DATA_FACTORY_SILENT,
+    reason::DELETING,
+];
+
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
@@ -38,6 +60,7 @@ pub struct Metrics {
     writes: Family<OfWrite, Counter>,
     watch_errors: Family<OfKind, Counter>,
     resources: Family<OfResources, Gauge>,
+    ingestions: Family<OfIngestions, Gauge>,
     leader: Gauge,
 }
 
@@ -61,9 +84,15 @@ impl Default for Metrics {
         registry.register("watch_errors", "Errors of watches, by kind", watch_errors.clone());
         let resources = Family::default();
         registry.register("resources", "Resources, by kind and whether they are Ready", resources.clone());
+        let ingestions = Family::default();
+        registry.register(
+            "ingestions",
+            "Ingestions, by the reason of their condition Ready",
+            ingestions.clone(),
+        );
         let leader = Gauge::default();
         registry.register("leader", "1 when this operator is the one that works", leader.clone());
-        Self { registry, plans, writes, watch_errors, resources, leader }
+        Self { registry, plans, writes, watch_errors, resources, ingestions, leader }
     }
 }
 
@@ -87,10 +116,7 @@ impl Metrics {
 
     /// Counts the resources as they will be once the plan is applied.
     pub fn count(&self, observed: &Observed, plan: &Plan) {
-        let is_ready = |conditions: &[principium_api::status::Condition]| {
-            conditions.iter().any(|found| found.type_ == condition::READY && found.status == "True")
-        };
-        let planned: HashMap<&ResourceKey, bool> = plan
+        let planned: HashMap<&ResourceKey, &[Condition]> = plan
             .statuses
             .iter()
             .map(|update| {
@@ -98,45 +124,44 @@ impl Metrics {
                     Status::DataFactory(status) => &status.conditions,
                     Status::Reranker(status) => &status.conditions,
                     Status::OllamaPool(status) => &status.conditions,
+                    Status::Ingestion(status) => &status.conditions,
                 };
-                (&update.key, is_ready(conditions))
+                (&update.key, conditions.as_slice())
             })
             .collect();
-        let planned = |kind: Kind, namespace: Option<&String>, name: Option<&String>| {
+        let mut counts: BTreeMap<(Kind, bool), i64> = BTreeMap::new();
+        let mut reasons: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut count = |kind: Kind, meta: &ObjectMeta, written: Option<&[Condition]>| {
             let key = ResourceKey {
                 kind,
-                namespace: namespace.cloned().unwrap_or_default(),
-                name: name.cloned().unwrap_or_default(),
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                name: meta.name.clone().unwrap_or_default(),
             };
-            planned.get(&key).copied()
+            let conditions = planned.get(&key).copied().or(written).unwrap_or_default();
+            let ready = conditions.iter().find(|found| found.type_ == condition::READY);
+            let is_ready = ready.is_some_and(|ready| ready.status == "True");
+            *counts.entry((kind, is_ready)).or_default() += 1;
+            let reason =
+                ready.and_then(|ready| INGESTION_REASONS.iter().find(|known| **known == ready.reason));
+            if let (Kind::Ingestion, Some(reason)) = (kind, reason) {
+                *reasons.entry(reason).or_default() += 1;
+            }
         };
-        let factories = observed.data_factories.iter().map(|found| {
-            let now = found.status.as_ref().is_some_and(|status| is_ready(&status.conditions));
-            (
-                Kind::DataFactory,
-                planned(Kind::DataFactory, found.metadata.namespace.as_ref(), found.metadata.name.as_ref())
-                    .unwrap_or(now),
-            )
-        });
-        let rerankers = observed.rerankers.iter().map(|found| {
-            let now = found.status.as_ref().is_some_and(|status| is_ready(&status.conditions));
-            (
-                Kind::Reranker,
-                planned(Kind::Reranker, found.metadata.namespace.as_ref(), found.metadata.name.as_ref())
-                    .unwrap_or(now),
-            )
-        });
-        let pools = observed.ollama_pools.iter().map(|found| {
-            let now = found.status.as_ref().is_some_and(|status| is_ready(&status.conditions));
-            (
-                Kind::OllamaPool,
-                planned(Kind::OllamaPool, found.metadata.namespace.as_ref(), found.metadata.name.as_ref())
-                    .unwrap_or(now),
-            )
-        });
-        let mut counts = std::collections::BTreeMap::new();
-        for found in factories.chain(rerankers).chain(pools) {
-            *counts.entry(found).or_insert(0i64) += 1;
+        for found in &observed.data_factories {
+            let status = found.status.as_ref();
+            count(Kind::DataFactory, &found.metadata, status.map(|status| status.conditions.as_slice()));
+        }
+        for found in &observed.rerankers {
+            let status = found.status.as_ref();
+            count(Kind::Reranker, &found.metadata, status.map(|status| status.conditions.as_slice()));
+        }
+        for found in &observed.ollama_pools {
+            let status = found.status.as_ref();
+            count(Kind::OllamaPool, &found.metadata, status.map(|status| status.conditions.as_slice()));
+        }
+        for found in &observed.ingestions {
+            let status = found.status.as_ref();
+            count(Kind::Ingestion, &found.metadata, status.map(|status| status.conditions.as_slice()));
         }
         for kind in Kind::ALL {
             for (ready, label) in [(true, "true"), (false, "false")] {
@@ -145,6 +170,10 @@ impl Metrics {
                     .get_or_create(&labels)
                     .set(counts.get(&(kind, ready)).copied().unwrap_or_default());
             }
+        }
+        for reason in INGESTION_REASONS {
+            let labels = OfIngestions { reason };
+            self.ingestions.get_or_create(&labels).set(reasons.get(reason).copied().unwrap_or_default());
         }
     }
 

@@ -40,6 +40,7 @@ pub fn observe(
         data_factories: sorted(caches.data_factories.state()),
         rerankers: sorted(caches.rerankers.state()),
         ollama_pools: sorted(caches.ollama_pools.state()),
+        ingestions: sorted(caches.ingestions.state()),
         gpu_nodes: sorted(caches.gpu_nodes.state()),
         nodes,
         pods,

@@ -1,5 +1,6 @@
 //! Everything that a plan is made from, as plain data. It is gathered by `observe`, and by tests directly.
 
+use crate::ingestion::JobAnswer;
 use crate::pods::{PodView, units};
 use crate::resource::{Kind, Order, ResourceKey};
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Service, Taint};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Resource;
 use principium_api::names::gpu_index;
-use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
+use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub struct Observed {
     pub data_factories: Vec<Arc<DataFactory>>,
     pub rerankers: Vec<Arc<Reranker>>,
     pub ollama_pools: Vec<Arc<OllamaPool>>,
+    pub ingestions: Vec<Arc<Ingestion>>,
     pub gpu_nodes: Vec<Arc<GPUNode>>,
     pub nodes: BTreeMap<String, Arc<NodeView>>,
     /// The operator's pods, and all others that ask for GPUs.
@@ -104,6 +106,8 @@ pub struct Answers {
     pub workers: BTreeMap<String, WorkerInfo>,
     pub instances: BTreeMap<String, Vec<ModelAnswer>>,
     pub pulls: BTreeMap<String, PullProgress>,
+    /// By the UID of the Ingestion.
+    pub jobs: BTreeMap<String, JobAnswer>,
 }
 
 /// How far the pull of a model is, as the pulling container says.

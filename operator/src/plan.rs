@@ -11,7 +11,7 @@ use crate::placement::{self, Outcome, SlotId};
 use crate::pods::PodView;
 use crate::resource::{ResourceKey, Role};
 use crate::summary::Reporting;
-use crate::{data_factory, reranker};
+use crate::{data_factory, ingestion, reranker};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -44,6 +44,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         }
         settle(observed, &inventory, looked, &outcomes, &mut writers, now, &mut plan);
     }
+    ingestion::plan(observed, now, &mut plan);
     wake(observed, now, &mut plan);
     plan
 }

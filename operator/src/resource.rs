@@ -6,16 +6,17 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The three kinds that the operator turns into pods.
+/// The kinds that the operator looks after: three that it turns into pods, and Ingestion, whose work those do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     DataFactory,
     OllamaPool,
     Reranker,
+    Ingestion,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::DataFactory, Self::OllamaPool, Self::Reranker];
+    pub const ALL: [Self; 4] = [Self::DataFactory, Self::OllamaPool, Self::Reranker, Self::Ingestion];
 
     /// The kind as manifests write it.
     pub fn name(self) -> &'static str {
@@ -23,6 +24,7 @@ impl Kind {
             Self::DataFactory => "DataFactory",
             Self::OllamaPool => "OllamaPool",
             Self::Reranker => "Reranker",
+            Self::Ingestion => "Ingestion",
         }
     }
 
@@ -32,6 +34,7 @@ impl Kind {
             Self::DataFactory => "datafactory",
             Self::OllamaPool => "ollamapool",
             Self::Reranker => "reranker",
+            Self::Ingestion => "ingestion",
         }
     }
 

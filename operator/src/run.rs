@@ -69,7 +69,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
                 Arc::clone(&metrics),
                 Recorder::new(client.clone(), name.clone()),
             ),
-            prober: Prober::new(Arc::clone(&changed)).context("making the HTTP client")?,
+            prober: Prober::new(Arc::clone(&changed), client.clone()).context("making the HTTP client")?,
             assumed: Assumed::default(),
             views: Views::default(),
             caches: &caches,

@@ -89,12 +89,18 @@ fn collect(schema: &JSONSchemaProps, prefix: &str, rows: &mut Vec<String>) {
 
 fn collect_rules(schema: &JSONSchemaProps, path: &str, rules: &mut Vec<String>) {
     for rule in schema.x_kubernetes_validations.iter().flatten() {
-        rules.push(format!("- `{path}`: {}", rule.message.as_deref().unwrap_or(&rule.rule)));
+        let told = rule.message.clone().or_else(|| rule.message_expression.as_deref().map(told));
+        rules.push(format!("- `{path}`: {}", told.as_deref().unwrap_or(&rule.rule)));
     }
     for (name, property) in schema.properties.iter().flatten() {
         let (suffix, inner) = item(property);
         collect_rules(inner, &format!("{path}.{name}{suffix}"), rules);
     }
+}
+
+/// What a message says that is made of texts and values: the texts, with a dot in the place of each value.
+fn told(expression: &str) -> String {
+    expression.split('\'').skip(1).step_by(2).collect::<Vec<_>>().join("…")
 }
 
 /// What a list holds, or the schema itself.

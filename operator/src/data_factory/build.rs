@@ -1,6 +1,6 @@
 //! The pods of a DataFactory, and the templates by which a change of them is told.
 
-use super::{analyzer_port, analyzer_url, pool, pool_url};
+use super::{analyzer_port, analyzer_url, pool, pool_url, volumes};
 use crate::embedder::{EmbedderPod, build_embedder_pod, embedder_template};
 use crate::observed::Observed;
 use crate::pod_parts::env;
@@ -10,7 +10,7 @@ use crate::template::Template;
 use k8s_openapi::api::core::v1::{EnvVar, Pod};
 use principium_api::DataFactory;
 use principium_api::data_factory::OllamaPoolRef;
-use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT};
+use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT, RERANKER_PORT};
 use principium_api::pod::PodSettings;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -46,7 +46,13 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
     if let Some(port) = analyzer_port(resource) {
         variables.extend(env([("PRINCIPIUM_ANALYZER_URL", analyzer_url(namespace, name, port))]));
     }
-    build_embedder_pod(EmbedderPod {
+    if let Some(reranker) = spec.search.as_ref().and_then(|search| search.reranker_ref.as_ref()) {
+        let port = reranker.port.unwrap_or_else(|| RERANKER_PORT.into());
+        let url = format!("http://{}.{namespace}.svc:{port}", reranker.name);
+        variables.extend(env([("PRINCIPIUM_RERANKER_URL", url)]));
+    }
+    variables.extend(volumes::variables(spec));
+    let mut pod = build_embedder_pod(EmbedderPod {
         settings: &observed.settings,
         pod: &spec.pod,
         role: "data-factory",
@@ -55,7 +61,9 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         env: variables,
         require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
         api_key: spec.api_key_secret_ref.as_ref(),
-    })
+    });
+    volumes::add_to(&mut pod, spec);
+    pod
 }
 
 fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
@@ -163,6 +171,9 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
     embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
         .with("enrichment", &enrichment)
         .with("chunking", &spec.chunking)
+        .with("storage", &spec.storage)
+        .with("volumes", &volumes::template(spec))
+        .with("search", &spec.search)
         .with("analyzerPort", &analyzer_port(resource))
         .with("requireAcceleration", &spec.require_acceleration)
         .with("apiKeySecretRef", &spec.api_key_secret_ref)

@@ -2,9 +2,11 @@
 
 mod build;
 mod status;
+mod volumes;
 
 pub use build::build_pod;
 pub use status::report;
+pub use volumes::keeps;
 
 use crate::conditions::reason;
 use crate::desired::{AnyResource, Desired, Slot};
@@ -29,7 +31,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory) -> Desired<
         ordinal: 0,
         wish: Arc::new(Wish::new(Need::of(spec.gpu.as_ref()), &spec.pod)),
         template: Arc::new(worker_template(observed, resource)),
-        // It has its documents to itself: never two of them.
+        // It has its store to itself: never two of them, and the old one goes before the new one comes.
         surge: false,
     }];
     if spec.doc_analyzer.is_some() {

@@ -1,6 +1,7 @@
 //! Requests to pods, bounded in time and size: what answers there may be anything.
 
-use reqwest::Response;
+use super::secrets::Key;
+use reqwest::{RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::time::Duration;
@@ -45,13 +46,22 @@ impl Http {
     }
 
     pub async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, HttpError> {
-        self.get_within(url, SHORT).await
+        self.get_within(url, SHORT, None).await
+    }
+
+    /// With a key for the server, where it wants one.
+    pub async fn get_with<T: DeserializeOwned>(&self, url: &str, key: Option<&Key>) -> Result<T, HttpError> {
+        self.get_within(url, SHORT, key).await
     }
 
     /// The time is for the whole of it, not for each part.
-    async fn get_within<T: DeserializeOwned>(&self, url: &str, wait: Duration) -> Result<T, HttpError> {
-        let request = self.0.get(url).timeout(wait).send();
-        read(url, request.await.map_err(|source| failed(url, source))?).await
+    async fn get_within<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        wait: Duration,
+        key: Option<&Key>,
+    ) -> Result<T, HttpError> {
+        answer(url, self.0.get(url).timeout(wait), key).await
     }
 
     /// Posts JSON and waits for this long.
@@ -61,9 +71,31 @@ impl Http {
         body: &Value,
         wait: Duration,
     ) -> Result<T, HttpError> {
-        let request = self.0.post(url).timeout(wait).json(body).send();
-        read(url, request.await.map_err(|source| failed(url, source))?).await
+        self.post_with(url, body, wait, None).await
     }
+
+    /// With a key for the server, where it wants one.
+    pub async fn post_with<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        body: &Value,
+        wait: Duration,
+        key: Option<&Key>,
+    ) -> Result<T, HttpError> {
+        answer(url, self.0.post(url).timeout(wait).json(body), key).await
+    }
+}
+
+async fn answer<T: DeserializeOwned>(
+    url: &str,
+    request: RequestBuilder,
+    key: Option<&Key>,
+) -> Result<T, HttpError> {
+    let request = match key {
+        Some(key) => request.bearer_auth(key.text()),
+        None => request,
+    };
+    read(url, request.send().await.map_err(|source| failed(url, source))?).await
 }
 
 /// The beginning of a text that comes from a pod and goes into a status: what answers there may be anything.
@@ -129,7 +161,7 @@ mod tests {
             let wait = Duration::from_millis(300);
             let error = http.post::<Value>(&format!("{url}/{path}"), &Value::Null, wait).await.unwrap_err();
             assert!(matches!(error, HttpError::Request { .. } | HttpError::Status { .. }), "{path}: {error}");
-            let error = http.get_within::<Value>(&format!("{url}/{path}"), wait).await.unwrap_err();
+            let error = http.get_within::<Value>(&format!("{url}/{path}"), wait, None).await.unwrap_err();
             assert!(matches!(error, HttpError::Request { .. }), "{path}: {error}");
             assert!(asked.elapsed() < Duration::from_secs(5), "{path}");
         }

@@ -2,13 +2,18 @@
 //! waits for one; a changed answer wakes the loop.
 
 mod http;
+mod job;
 mod ollama;
 mod pull;
+mod secrets;
 mod worker;
 
 use crate::actions::{Question, Target};
+use crate::ingestion::JobAnswer;
 use crate::observed::{Answers, ModelAnswer, PullProgress, WorkerInfo};
 use http::Http;
+use kube::Client;
+use secrets::Secrets;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -17,6 +22,7 @@ use tokio::task::AbortHandle;
 /// Asks the pods that the last plan named.
 pub struct Prober {
     http: Http,
+    secrets: Secrets,
     shared: Shared,
     running: HashMap<String, Asking>,
 }
@@ -41,9 +47,9 @@ impl Drop for Asking {
 
 impl Prober {
     /// Wakes through `changed`.
-    pub fn new(changed: Arc<Notify>) -> Result<Self, reqwest::Error> {
+    pub fn new(changed: Arc<Notify>, client: Client) -> Result<Self, reqwest::Error> {
         let shared = Shared { answers: Arc::default(), changed };
-        Ok(Self { http: Http::new()?, shared, running: HashMap::new() })
+        Ok(Self { http: Http::new()?, secrets: Secrets::new(client), shared, running: HashMap::new() })
     }
 
     /// What was heard so far.
@@ -80,6 +86,9 @@ impl Prober {
             Question::Worker => tokio::spawn(worker::ask(http, target, shared)),
             Question::Pull => tokio::spawn(pull::ask(http, target, shared)),
             Question::Models(models) => tokio::spawn(ollama::ask(http, target, models, shared)),
+            Question::Job(question) => {
+                tokio::spawn(job::ask(http, self.secrets.clone(), target, question, shared))
+            }
         }
         .abort_handle()
     }
@@ -92,6 +101,7 @@ impl Shared {
         answers.workers.remove(uid);
         answers.instances.remove(uid);
         answers.pulls.remove(uid);
+        answers.jobs.remove(uid);
     }
 
     /// Begins with what was answered before this operator was started.
@@ -118,6 +128,14 @@ impl Shared {
             .is_none_or(|before| (&before.model, before.percent()) != (&progress.model, progress.percent()))
         {
             Arc::make_mut(&mut answers).pulls.insert(uid.to_owned(), progress);
+            self.changed.notify_one();
+        }
+    }
+
+    fn job_said(&self, uid: &str, answer: JobAnswer) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.jobs.get(uid) != Some(&answer) {
+            Arc::make_mut(&mut answers).jobs.insert(uid.to_owned(), answer);
             self.changed.notify_one();
         }
     }

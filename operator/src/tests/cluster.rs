@@ -1,5 +1,6 @@
 //! A cluster of plain data: it applies plans, runs pods as the scheduler and the kubelet would, and answers for them.
 
+use super::ingestions::Jobs;
 use crate::actions::{Plan, Question, Status, Target, Write};
 use crate::observed::{ModelAnswer, ModelStep, NodeView, Observed, PullProgress, Settings, WorkerInfo};
 use crate::plan::plan;
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use principium_api::gpu_node::{Gpu, GpuMemoryStatus, GpuNodeStatus, Withheld, WithheldReason};
 use principium_api::status::{Assignment, Condition};
-use principium_api::{DataFactory, GPUNode, OllamaPool, Reranker};
+use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +30,9 @@ pub struct Cluster {
     pub pulling: bool,
     /// All Events so far: reason and text.
     pub notes: Vec<(&'static str, String)>,
-    targets: Vec<Target>,
+    /// What the DataFactories know of jobs.
+    pub jobs: Jobs,
+    pub targets: Vec<Target>,
     count: u32,
 }
 
@@ -53,6 +56,7 @@ impl Cluster {
             simulated: false,
             pulling: false,
             notes: Vec::new(),
+            jobs: Jobs::default(),
             targets: Vec::new(),
             count: 0,
         }
@@ -85,6 +89,12 @@ impl Cluster {
                     keep(&old.metadata, json!(old.status.clone().unwrap_or_default()));
                 }
                 self.observed.rerankers.push(Arc::new(serde_json::from_value(object).unwrap()));
+            }
+            "Ingestion" => {
+                if let Some(old) = take(&mut self.observed.ingestions, name) {
+                    keep(&old.metadata, json!(old.status.clone().unwrap_or_default()));
+                }
+                self.observed.ingestions.push(Arc::new(serde_json::from_value(object).unwrap()));
             }
             _ => {
                 if let Some(old) = take(&mut self.observed.ollama_pools, name) {
@@ -188,6 +198,9 @@ impl Cluster {
             .or_else(|| {
                 take(&mut self.observed.ollama_pools, name).and_then(|found| found.metadata.uid.clone())
             })
+            .or_else(|| {
+                take(&mut self.observed.ingestions, name).and_then(|found| found.metadata.uid.clone())
+            })
             .unwrap();
         for pod in self.pods.values_mut() {
             if pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid) {
@@ -242,6 +255,7 @@ impl Cluster {
         self.observed.data_factories.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.observed.rerankers.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.observed.ollama_pools.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        self.observed.ingestions.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.observed.gpu_nodes.clear();
         for (name, gpus) in &self.nodes {
             let mut gpu_node = GPUNode::new(name, principium_api::gpu_node::GpuNodeSpec {});
@@ -340,6 +354,11 @@ impl Cluster {
                         self.observed.ollama_pools.iter_mut().find(|found| named(found, &update.key.name));
                     Arc::make_mut(found.unwrap()).status = Some((**status).clone());
                 }
+                Status::Ingestion(status) => {
+                    let found =
+                        self.observed.ingestions.iter_mut().find(|found| named(found, &update.key.name));
+                    Arc::make_mut(found.unwrap()).status = Some((**status).clone());
+                }
             }
         }
     }
@@ -419,6 +438,9 @@ impl Cluster {
     }
 
     fn answer(&mut self) {
+        let answers = Arc::make_mut(&mut self.observed.answers);
+        // Nobody is asked any more about what no target names.
+        answers.jobs.retain(|uid, _| self.targets.iter().any(|target| target.uid == *uid));
         for target in &self.targets {
             let answers = Arc::make_mut(&mut self.observed.answers);
             match &target.question {
@@ -429,6 +451,10 @@ impl Cluster {
                         ..WorkerInfo::default()
                     };
                     answers.workers.insert(target.uid.clone(), info);
+                }
+                Question::Job(question) => {
+                    let answer = self.jobs.ask(question, self.now);
+                    answers.jobs.insert(target.uid.clone(), answer);
                 }
                 Question::Pull => {
                     let half = PullProgress { model: "tiny".to_owned(), completed: 512, total: 1024 };
@@ -467,6 +493,9 @@ impl Cluster {
             return (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation);
         }
         if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
+            return (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation);
+        }
+        if let Some(found) = self.observed.ingestions.iter().find(|found| named(found, name)) {
             return (found.status.clone().unwrap_or_default().observed_generation, found.metadata.generation);
         }
         let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
@@ -533,6 +562,9 @@ impl Cluster {
         if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
             return found.status.clone().unwrap_or_default().conditions;
         }
+        if let Some(found) = self.observed.ingestions.iter().find(|found| named(found, name)) {
+            return found.status.clone().unwrap_or_default().conditions;
+        }
         let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
         found.status.clone().unwrap_or_default().conditions
     }
@@ -568,7 +600,8 @@ impl Cluster {
         let factories = self.observed.data_factories.iter().map(|found| found.metadata.name.clone());
         let rerankers = self.observed.rerankers.iter().map(|found| found.metadata.name.clone());
         let pools = self.observed.ollama_pools.iter().map(|found| found.metadata.name.clone());
-        factories.chain(rerankers).chain(pools).flatten().collect()
+        let ingestions = self.observed.ingestions.iter().map(|found| found.metadata.name.clone());
+        factories.chain(rerankers).chain(pools).chain(ingestions).flatten().collect()
     }
 
     pub fn pool(&self, name: &str) -> &OllamaPool {
@@ -577,6 +610,10 @@ impl Cluster {
 
     pub fn factory(&self, name: &str) -> &DataFactory {
         self.observed.data_factories.iter().find(|found| named(found, name)).unwrap()
+    }
+
+    pub fn ingestion(&self, name: &str) -> &Ingestion {
+        self.observed.ingestions.iter().find(|found| named(found, name)).unwrap()
     }
 
     pub fn reranker(&self, name: &str) -> &Reranker {

@@ -163,6 +163,11 @@ fn data_factory() -> Vec<Row> {
         json_patch(&mut enrichment, &change);
         json!({"enrichment": enrichment})
     };
+    let volume = |more: Value| {
+        let mut volume = json!({"name": "v"});
+        json_patch(&mut volume, &more);
+        json!({"volumes": [volume]})
+    };
     vec![
         ("enrichment.ollamaPoolRef.name", enrichment(json!({})), Restart("enrichment.pool set to pool")),
         ("enrichment.model", enrichment(json!({"model": "m"})), Restart("enrichment.model set to m")),
@@ -182,6 +187,48 @@ fn data_factory() -> Vec<Row> {
             "chunking.strategy",
             json!({"chunking": {"strategy": "fixed"}}),
             Restart("chunking.strategy set to fixed"),
+        ),
+        (
+            "storage.emptyDir.sizeLimit",
+            json!({"storage": {"emptyDir": {"sizeLimit": "9Gi"}}}),
+            Restart("storage.emptyDir.sizeLimit set to 9Gi"),
+        ),
+        (
+            "storage.persistentVolumeClaim.claimName",
+            json!({"storage": {"persistentVolumeClaim": {"claimName": "c"}}}),
+            Restart("storage.persistentVolumeClaim.claimName set to c"),
+        ),
+        (
+            "storage.hostPath.path",
+            json!({"storage": {"hostPath": {"path": "/d"}}}),
+            Restart("storage.hostPath.path set to /d"),
+        ),
+        ("volumes[].name", volume(json!({})), Restart("volumes.v.name set to v")),
+        (
+            "volumes[].configMap.name",
+            volume(json!({"configMap": {"name": "m"}})),
+            Restart("volumes.v.configMap.name set to m"),
+        ),
+        (
+            "volumes[].persistentVolumeClaim.claimName",
+            volume(json!({"persistentVolumeClaim": {"claimName": "c"}})),
+            Restart("volumes.v.persistentVolumeClaim.claimName set to c"),
+        ),
+        (
+            "volumes[].hostPath.path",
+            volume(json!({"hostPath": {"path": "/d"}})),
+            Restart("volumes.v.hostPath.path set to /d"),
+        ),
+        ("volumes[].readOnly", volume(json!({"readOnly": true})), Restart("volumes.v.readOnly set to true")),
+        (
+            "search.rerankerRef.name",
+            json!({"search": {"rerankerRef": {"name": "r"}}}),
+            Restart("search.rerankerRef.name set to r"),
+        ),
+        (
+            "search.rerankerRef.port",
+            json!({"search": {"rerankerRef": {"name": "r", "port": 9201}}}),
+            Restart("search.rerankerRef.port set to 9201"),
         ),
         ("docAnalyzer.port", json!({"docAnalyzer": {"port": 9555}}), Restart("analyzerPort set to 9555")),
         (
@@ -322,7 +369,7 @@ fn workers(cluster: &Cluster) -> Vec<String> {
 }
 
 /// The fields below a schema that have no fields of their own.
-fn leaves(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
+pub fn leaves(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
     let properties =
         |schema: &Value| schema["properties"].as_object().filter(|found| !found.is_empty()).cloned();
     let (path, fields) = match properties(schema) {
@@ -346,7 +393,7 @@ fn leaves(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
 }
 
 /// JSON merge patch, RFC 7386.
-fn json_patch(target: &mut Value, patch: &Value) {
+pub fn json_patch(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
         return;

@@ -9,7 +9,11 @@ use std::path::Path;
 type Way = (&'static str, fn(&'static str) -> Progress, &'static [&'static str]);
 
 const REASONS: [Way; 3] = [
-    ("Ready", ready, &[reason::READY, reason::SCALED_TO_ZERO]),
+    (
+        "Ready",
+        ready,
+        &[reason::READY, reason::SCALED_TO_ZERO, reason::COMPLETED, reason::SUSPENDED, reason::RUNNING],
+    ),
     (
         "Reconciling",
         reconciling,
@@ -24,6 +28,11 @@ const REASONS: [Way; 3] = [
             reason::APPLY_FAILED,
             reason::DELETING,
             reason::POOL_MISSING,
+            reason::RUNNING,
+            reason::RUN_FAILED,
+            reason::DATA_FACTORY_MISSING,
+            reason::DATA_FACTORY_NOT_READY,
+            reason::DATA_FACTORY_SILENT,
         ],
     ),
     (
@@ -38,6 +47,8 @@ const REASONS: [Way; 3] = [
             reason::NOT_ENOUGH_GPUS,
             reason::TOO_MUCH_MEMORY,
             reason::NOT_ACCELERATED,
+            reason::REFUSED,
+            reason::INVALID_SCHEDULE,
         ],
     ),
 ];
@@ -56,7 +67,7 @@ fn stalled(reason: &'static str) -> Progress {
 
 #[test]
 fn the_states_that_gitops_tools_are_shown_are_those_that_the_operator_reports() {
-    let kinds = ["DataFactory", "Reranker", "OllamaPool"];
+    let kinds = ["DataFactory", "Reranker", "OllamaPool", "Ingestion"];
     let mut states = Vec::new();
     for kind in kinds {
         states.push(state("Unseen", kind, &json!(null)));

@@ -2,9 +2,11 @@
 
 use crate::pods::{data_factory, reranker};
 use anyhow::{Context, Result};
-use principium_api::{DataFactory, OllamaPool, Reranker};
+use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
 use principium_e2e::{Release, World, run};
 use serde_json::{Value, json};
+
+const KINDS: &str = "datafactory,reranker,ollamapool,ingestion";
 
 const POOL: &str = r"
 apiVersion: principium.ai/v1alpha1
@@ -19,6 +21,19 @@ spec:
   resources: {requests: {cpu: 10m, memory: 64Mi}}
 ";
 
+const INGESTION: &str = r"
+apiVersion: principium.ai/v1alpha1
+kind: Ingestion
+metadata: {name: corpus}
+spec:
+  dataFactoryRef: {name: factory}
+  source: {folder: {path: documents, include: ['**/*.md']}}
+  sink: {jsonl: {path: out/chunks.jsonl}}
+  processing: {enrich: false, chunking: {maxTokens: 100, overlap: 10}}
+  schedule: '0 3 * * *'
+  suspend: true
+";
+
 #[test]
 fn what_the_cluster_returns_changes_nothing_when_it_is_applied() -> Result<()> {
     run("gitops", |world| async move {
@@ -27,19 +42,20 @@ fn what_the_cluster_returns_changes_nothing_when_it_is_applied() -> Result<()> {
                 + "  enrichment: {ollamaPoolRef: {name: pool}, model: tiny}\n  docAnalyzer: {}\n",
             reranker("ranker", "{count: 1, memory: 3Gi, prefer: {indices: [7]}}"),
             POOL.to_owned(),
+            INGESTION.to_owned(),
         ];
-        let [factory, ranker, pool] = &manifests;
+        let [factory, ranker, pool, ingestion] = &manifests;
         world.apply::<DataFactory>(factory).await?;
         world.apply::<Reranker>(ranker).await?;
         world.apply::<OllamaPool>(pool).await?;
+        world.apply::<Ingestion>(ingestion).await?;
         let release = Release::existing()?;
         // As the first thing that a pipeline does: it must wait for what has no status yet, too.
-        let wait =
-            ["wait", "datafactory,reranker,ollamapool", "--all", "--for=condition=Ready", "--timeout=3m"];
+        let wait = ["wait", KINDS, "--all", "--for=condition=Ready", "--timeout=3m"];
         release.kubectl_with(&[&wait[..], &["-n", &world.namespace]].concat(), "")?;
 
         let live = settled(&world, &release).await?;
-        for (at, kind) in ["DataFactory", "Reranker", "OllamaPool"].into_iter().enumerate() {
+        for (at, kind) in ["DataFactory", "Reranker", "OllamaPool", "Ingestion"].into_iter().enumerate() {
             let applied: Value = serde_yaml::from_str(&manifests[at])?;
             let found = live.iter().find(|object| object["kind"] == kind).context(kind)?;
             assert_eq!(found["spec"], applied["spec"], "the API server adds no field to a {kind}");
@@ -86,7 +102,7 @@ fn what_the_cluster_returns_changes_nothing_when_it_is_applied() -> Result<()> {
 
 /// All resources, once nobody writes them any more.
 async fn settled(world: &World, release: &Release) -> Result<Vec<Value>> {
-    let get = ["get", "datafactory,reranker,ollamapool", "-o", "json", "-n", &world.namespace];
+    let get = ["get", KINDS, "-o", "json", "-n", &world.namespace];
     let read = || -> Result<Vec<Value>> {
         let list: Value = serde_json::from_str(&release.kubectl_with(&get, "")?)?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())

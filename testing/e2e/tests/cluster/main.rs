@@ -7,6 +7,7 @@ mod faults;
 mod gitops;
 mod health;
 mod heat;
+mod ingestion;
 mod isolation;
 mod leadership;
 mod manifests;

@@ -58,6 +58,7 @@ fn the_operator_may_do_what_its_work_needs_and_no_more() -> Result<()> {
             ("delete", "pods"),
             ("watch", "nodes"),
             ("patch", "rerankers.principium.ai/status"),
+            ("patch", "ingestions.principium.ai/status"),
         ] {
             assert!(may(&world, verb, resource, "").await?, "{verb} {resource}");
         }
@@ -79,6 +80,7 @@ async fn refused_everywhere(world: &World) -> Result<()> {
         ("patch", "rerankers.principium.ai"),
         ("update", "ollamapools.principium.ai"),
         ("delete", "datafactories.principium.ai"),
+        ("update", "ingestions.principium.ai"),
         ("patch", "gpunodes.principium.ai/status"),
         ("create", "roles.rbac.authorization.k8s.io"),
         ("impersonate", "users"),

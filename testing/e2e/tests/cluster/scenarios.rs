@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
-use principium_api::{DataFactory, OllamaPool, Reranker};
+use principium_api::ingestion::RunState;
+use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
 use principium_e2e::world::{PATIENCE, apply_manifest, eventually, ready, remove_namespace};
 use principium_e2e::{World, run};
 use serde_json::{Value, json};
@@ -29,6 +30,7 @@ async fn scenario<F: Future<Output = Result<()>>>(
                 "OllamaPool" => drop(ready(&world.api::<OllamaPool>(), &name).await?),
                 "DataFactory" => drop(ready(&world.api::<DataFactory>(), &name).await?),
                 "Reranker" => drop(ready(&world.api::<Reranker>(), &name).await?),
+                "Ingestion" => drop(ready(&world.api::<Ingestion>(), &name).await?),
                 _ => {}
             }
         }
@@ -43,6 +45,7 @@ async fn scenario<F: Future<Output = Result<()>>>(
             "OllamaPool" => world.delete::<OllamaPool>(&name).await?,
             "DataFactory" => world.delete::<DataFactory>(&name).await?,
             "Reranker" => world.delete::<Reranker>(&name).await?,
+            "Ingestion" => world.delete::<Ingestion>(&name).await?,
             _ => {}
         }
     }
@@ -152,6 +155,31 @@ fn best_of_both_worlds_puts_real_documents_in_context_and_finds_the_right_one() 
             assert_eq!(indices(&world, &factory).await?, [6, 7]);
             assert_eq!(indices(&world, &ranker).await?, [7]);
             retrieval(&url(&world, &factory).await?, &url(&world, &ranker).await?).await
+        })
+    })
+}
+
+#[test]
+fn an_ingestion_keeps_a_corpus_that_can_be_searched() -> Result<()> {
+    run("corpus", |world| {
+        scenario(world, "ingestion.yaml", |world| async move {
+            let ingestion = only::<Ingestion>(&world).await?;
+            let name = ingestion.name_any();
+            let status = ingestion.status.context("an Ingestion without a status")?;
+            let run = status.runs.first().context("an Ingestion without a run")?;
+            assert_eq!((run.state, run.documents_done, run.documents_failed), (RunState::Succeeded, 2, 0));
+            let factory = only::<DataFactory>(&world).await?.name_any();
+            drop(rustls::crypto::ring::default_provider().install_default());
+            let found: Value = reqwest::Client::new()
+                .post(format!("{}/v1/search", url(&world, &factory).await?))
+                .json(&json!({"corpus": name, "query": "Who approves a large refund?"}))
+                .send()
+                .await?
+                .error_for_status()?
+                .json()
+                .await?;
+            assert_eq!(found["results"][0]["document_id"], "refunds.md", "{found}");
+            Ok(())
         })
     })
 }

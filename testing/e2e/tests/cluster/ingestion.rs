@@ -1,0 +1,182 @@
+//! Ingestions on real DataFactories: a corpus follows a folder into a file, says how far it is, and leaves nothing behind.
+
+use crate::pods::data_factory;
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use principium_api::ingestion::{IngestionRun, RunState};
+use principium_api::status::condition::{READY, STALLED};
+use principium_api::{DataFactory, Ingestion};
+use principium_e2e::{World, run};
+use principium_local_cluster::NAMESPACE;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder of the node, which is this machine, for one test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("principium-e2e-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        for part in ["documents", "out", "data"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        Ok(Self(folder))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.0.join("documents").join(name), text)?)
+    }
+
+    /// The chunks in the file of the sink, by their ids.
+    fn chunks(&self) -> Result<BTreeMap<String, Value>> {
+        let text = fs::read_to_string(self.0.join("out/chunks.jsonl")).context("the sink's file")?;
+        let mut found = BTreeMap::new();
+        for line in text.lines() {
+            let chunk: Value = serde_json::from_str(line)?;
+            let id = chunk["chunk_id"].as_str().context("a chunk without an id")?.to_owned();
+            ensure!(found.insert(id, chunk).is_none(), "a chunk is there twice: {line}");
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A DataFactory whose store, documents and files are in a folder of the node.
+fn on_the_node(folder: &Path) -> String {
+    let folder = folder.display();
+    data_factory("factory", "{count: 1, memory: 2Gi}")
+        + &format!(
+            r"
+  storage: {{hostPath: {{path: {folder}/data}}}}
+  volumes:
+    - {{name: documents, hostPath: {{path: {folder}/documents}}, readOnly: true}}
+    - {{name: out, hostPath: {{path: {folder}/out}}}}
+"
+        )
+}
+
+fn ingestion(spec: &str) -> String {
+    format!(
+        "apiVersion: principium.ai/v1alpha1
+kind: Ingestion
+metadata: {{name: handbook}}
+spec:
+  dataFactoryRef: {{name: factory}}
+  source: {{folder: {{path: documents}}}}
+{spec}"
+    )
+}
+
+const REFUNDS: &str = "# Refunds\n\nCustomers get their money back within thirty days.\n";
+const HOLIDAYS: &str = "# Holidays\n\nEverybody has thirty days a year.\n";
+
+#[test]
+fn a_corpus_follows_a_folder_and_only_what_has_changed_is_done_again() -> Result<()> {
+    run("ingestion", |world| async move {
+        let folder = Folder::new("ingestion")?;
+        folder.write("refunds.md", REFUNDS)?;
+        folder.write("holidays.md", HOLIDAYS)?;
+        world.apply::<DataFactory>(&on_the_node(&folder.0)).await?;
+        world
+            .apply::<Ingestion>(&ingestion(
+                "  sink: {jsonl: {path: out/chunks.jsonl}}\n  schedule: '* * * * *'\n  historyLimit: 3\n",
+            ))
+            .await?;
+        let ready = world.ready::<Ingestion>("handbook").await?;
+        let status = ready.status.context("an Ingestion without a status")?;
+        let first = status.runs.last().context("an Ingestion without a run")?;
+        assert_eq!((first.state, first.documents_done, first.documents_failed), (RunState::Succeeded, 2, 0));
+        assert!(first.tokens > 0 && status.last_successful_time.is_some(), "{status:?}");
+        assert_eq!((status.progress.as_str(), status.next_run_time.is_some()), ("2/2", true));
+        let before = folder.chunks()?;
+        assert_eq!(u64::try_from(before.len())?, first.chunks);
+
+        folder.write("holidays.md", "# Holidays\n\nEverybody has thirty-one days a year.\n")?;
+        let changed = run_with(&world, "one document is done again", |run| run.documents_done == 1).await?;
+        assert_eq!((changed.documents, changed.documents_unchanged), (2, 1), "{changed:?}");
+        let after = folder.chunks()?;
+        for (id, chunk) in &before {
+            let kept = chunk["document_id"] == "refunds.md";
+            assert_eq!(after.get(id) == Some(chunk), kept, "{chunk}");
+        }
+
+        fs::remove_file(folder.0.join("documents/refunds.md"))?;
+        run_with(&world, "a document is taken out", |run| run.documents_removed == 1).await?;
+        let left = folder.chunks()?;
+        assert!(!left.is_empty() && left.values().all(|chunk| chunk["document_id"] == "holidays.md"));
+
+        // No other run was needed for what is the same, and deleting it leaves the file.
+        world.delete::<Ingestion>("handbook").await?;
+        assert_eq!(folder.chunks()?, left);
+        world.delete::<DataFactory>("factory").await
+    })
+}
+
+/// Waits for a run that has succeeded and is as `wanted` says.
+async fn run_with(world: &World, what: &str, wanted: impl Fn(&IngestionRun) -> bool) -> Result<IngestionRun> {
+    world
+        .eventually(what, || async {
+            let status = world.api::<Ingestion>().get("handbook").await?.status.unwrap_or_default();
+            let done = |run: &IngestionRun| run.state == RunState::Succeeded && wanted(run);
+            Ok(status.runs.into_iter().find(done))
+        })
+        .await
+}
+
+#[test]
+fn what_a_data_factory_cannot_do_is_stalled_with_its_reason() -> Result<()> {
+    run("ingestion-refused", |world| async move {
+        let folder = Folder::new("ingestion-refused")?;
+        folder.write("refunds.md", REFUNDS)?;
+        world.apply::<DataFactory>(&on_the_node(&folder.0)).await?;
+        world.apply::<Ingestion>(&ingestion("  processing: {enrich: true}\n")).await?;
+        let message = world.reason::<Ingestion>("handbook", STALLED, "Refused").await?;
+        assert!(message.contains("enrich"), "{message}");
+        world.apply::<Ingestion>(&ingestion("  processing: {enrich: false}\n")).await?;
+        world.ready::<Ingestion>("handbook").await?;
+        world.delete::<Ingestion>("handbook").await?;
+        world.delete::<DataFactory>("factory").await
+    })
+}
+
+#[test]
+fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Result<()> {
+    run("ingestion-key", |world| async move {
+        let folder = Folder::new("ingestion-key")?;
+        folder.write("refunds.md", REFUNDS)?;
+        let key = "{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {api-key: open-sesame}}";
+        world.apply::<Secret>(key).await?;
+        let factory = on_the_node(&folder.0) + "  apiKeySecretRef: {name: key}\n";
+        world.apply::<DataFactory>(&factory).await?;
+        world.apply::<Ingestion>(&ingestion("")).await?;
+        let message = world.reason::<Ingestion>("handbook", READY, "DataFactorySilent").await?;
+        assert!(message.contains(&format!("Secret {}/key", world.namespace)), "{message}");
+        world
+            .apply::<Role>(
+                "{apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: ingestion-key}, rules: \
+                 [{apiGroups: [''], resources: [secrets], resourceNames: [key], verbs: [get]}]}",
+            )
+            .await?;
+        world
+            .apply::<RoleBinding>(&format!(
+                "{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: ingestion-key}}, \
+                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: ingestion-key}}, subjects: \
+                 [{{kind: ServiceAccount, name: principium-operator, namespace: {NAMESPACE}}}]}}"
+            ))
+            .await?;
+        let ready = world.ready::<Ingestion>("handbook").await?;
+        let told = serde_json::to_string(&ready.status)?;
+        assert!(!told.contains("open-sesame"), "a key is in the status");
+        world.delete::<Ingestion>("handbook").await?;
+        world.delete::<DataFactory>("factory").await
+    })
+}
