@@ -1,4 +1,4 @@
-//! What a resource wants, in the same words for all three kinds: slots for pods, Services, and where its memory of
+//! What a resource wants, in the same words for all three kinds that become pods: slots for pods, Services, and where its memory of
 //! former passes lies in its status.
 
 use crate::conditions::reason;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 /// Namespaces of the examples, which the demo leaves behind for its user to play with, and the beginning of those that an
 /// interrupted test leaves.
-const EXAMPLES: [&str; 3] = ["best-of-both", "scenario-a", "scenario-b"];
+const EXAMPLES: [&str; 4] = ["best-of-both", "ingestion", "scenario-a", "scenario-b"];
 const TESTS: &str = "e2e-";
 /// What may hold GPUs.
 const KINDS: &str = "datafactories,ollamapools,rerankers";
