@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
     version = "v1alpha1",
     kind = "Ingestion",
     plural = "ingestions",
-    shortname = "ing",
+    shortname = "ingest",
     category = "principium",
     namespaced,
     status = "IngestionStatus",
@@ -158,8 +158,13 @@ pub struct S3Source {
 /// Single addresses.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.urls.all(url, url.matches('^https?://[^/@ ]+(/.*)?$'))").message(Message::Expression(
-    r#"'source.http.urls has "' + self.urls.filter(url, !url.matches("^https?://[^/@ ]+(/.*)?$"))[0] + '": an address begins with http:// or https:// and has no credentials'"#.into())))]
+#[x_kube(
+    validation = Rule::new("self.urls.all(url, url.matches('^https?://[^/ ]'))").message(Message::Expression(
+        r#"'source.http.urls has "' + self.urls.filter(url, !url.matches("^https?://[^/ ]"))[0] + '": an address begins with http:// or https://'"#.into())),
+    // Without the address: who wrote it there knows it, and it is shown to nobody else.
+    validation = Rule::new("self.urls.all(url, !url.matches('^[^/]*//[^/]*@'))")
+        .message("source.http.urls has an address with credentials in it: they are for variables of the DataFactory")
+)]
 pub struct HttpSource {
     /// Addresses that begin with `http://` or `https://`.
     #[schemars(length(min = 1, max = 256), inner(length(min = 8, max = 1024)))]

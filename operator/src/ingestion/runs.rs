@@ -4,7 +4,7 @@ use super::factories::Factory;
 use super::job::{Job, JobAnswer, JobSaid};
 use crate::data_factory::keeps;
 use crate::observed::Identity;
-use croner::Cron;
+use croner::{Cron, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -22,6 +22,16 @@ const LONGEST_FAILURE: usize = 200;
 /// Longest message of a run, in characters.
 const LONGEST_MESSAGE: usize = 500;
 
+const WEEK: [Weekday; 7] = [
+    Weekday::Monday,
+    Weekday::Tuesday,
+    Weekday::Wednesday,
+    Weekday::Thursday,
+    Weekday::Friday,
+    Weekday::Saturday,
+    Weekday::Sunday,
+];
+
 /// When to look for changes.
 pub struct Schedule(Cron);
 
@@ -35,7 +45,25 @@ impl Schedule {
         if text.split_whitespace().count() != 5 {
             return Err(wrong("it does not have five fields"));
         }
-        Cron::from_str(text).map(|cron| Some(Self(cron))).map_err(|error| wrong(&error.to_string()))
+        let schedule = Cron::from_str(text).map(Self).map_err(|error| wrong(&error.to_string()))?;
+        if !schedule.comes() {
+            return Err(wrong("that time never comes"));
+        }
+        Ok(Some(schedule))
+    }
+
+    /// Whether any day fits. Looking for the next time that never comes would take a thousand times as long, in every pass.
+    fn comes(&self) -> bool {
+        /// One with a 29th of February.
+        const LEAP_YEAR: i32 = 2024;
+        let pattern = &self.0.pattern;
+        let months = (1..=12).filter(|month| pattern.month_match(*month).unwrap_or_default());
+        // Every day of a year falls on every day of the week, sooner or later.
+        let mut days = months.flat_map(|month| (1..=31).map(move |day| (month, day)));
+        days.any(|(month, day)| {
+            let on = |weekday| pattern.day_match(LEAP_YEAR, month, day, weekday).unwrap_or_default();
+            WEEK.into_iter().any(on)
+        })
     }
 
     pub fn after(&self, time: Timestamp) -> Option<Timestamp> {
@@ -175,4 +203,22 @@ fn shortened(text: &str, longest: usize) -> String {
 /// Kubernetes keeps whole seconds; a finer time would differ from what it gives back.
 pub fn whole(time: Timestamp) -> Time {
     Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_never_comes_is_no_schedule_and_every_other_one_comes() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        for text in ["0 0 30 2 *", "0 0 31 4,6,9,11 *"] {
+            let error = Schedule::read(Some(text)).err().unwrap();
+            assert!(error.contains("never comes"), "{error}");
+        }
+        for text in ["0 0 29 2 *", "* * * * *", "0 3 * * 1-5", "0 0 30 2 1", "0 0 L * *", "0 0 * 2 1#5"] {
+            let schedule = Schedule::read(Some(text)).unwrap().unwrap();
+            assert!(schedule.after(now).unwrap() > now && schedule.last(now).unwrap() <= now, "{text}");
+        }
+    }
 }

@@ -330,7 +330,7 @@ fn a_data_factory_that_does_not_answer_is_named() {
 #[test]
 fn a_schedule_that_is_none_is_stalled() {
     let mut cluster = cluster();
-    for wrong in ["every day at three o'clock", "61 * * * *", "* * * * * *"] {
+    for wrong in ["every day at three o'clock", "61 * * * *", "* * * * * *", "0 0 30 2 *"] {
         cluster.apply("Ingestion", "x", spec(&json!({"schedule": wrong})));
         work(&mut cluster);
         assert!(is(&cluster, "Stalled", "InvalidSchedule"), "{wrong}");

@@ -56,7 +56,10 @@ fn a_wrong_ingestion_is_refused_with_the_value_and_what_would_be_right() -> Resu
                 "source: {http: {urls: ['https://a/b', 'ftp://c/d']}}".to_owned(),
                 r#"source.http.urls has "ftp://c/d""#,
             ),
-            ("source: {http: {urls: ['https://user:word@host/x']}}".to_owned(), "has no credentials"),
+            (
+                "source: {http: {urls: ['https://user:word@host/x']}}".to_owned(),
+                "an address with credentials in it",
+            ),
             (format!("{folder}, sink: {{jsonl: {{path: out/}}}}"), r#"path is "out/""#),
             (format!("{folder}, sink: {{}}"), "exactly one of jsonl, parquet, qdrant or postgres"),
             (format!("{folder}, sink: {{postgres: {{table: 'a; drop'}}}}"), "spec.sink.postgres.table"),
