@@ -276,6 +276,9 @@ pub struct IngestionRun {
     /// UID of the pod that does it.
     #[serde(default, rename = "podUID", skip_serializing_if = "String::is_empty")]
     pub pod_uid: String,
+    /// Where its corpus is kept. Gone with it, the corpus is made anew.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub store: String,
     /// How many runs before it failed in a row.
     #[serde(default)]
     pub retries: u32,

@@ -6,7 +6,7 @@ mod volumes;
 
 pub use build::build_pod;
 pub use status::report;
-pub use volumes::keeps;
+pub use volumes::store;
 
 use crate::conditions::reason;
 use crate::desired::{AnyResource, Desired, Slot};

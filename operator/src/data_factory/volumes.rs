@@ -3,6 +3,7 @@
 use crate::pod_parts::{
     RunAs, claim_volume, empty_dir, env, host_volume, join, mount, pod_security, read_only,
 };
+use crate::pods::PodView;
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, EnvVar, Pod, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use principium_api::DataFactorySpec;
@@ -29,11 +30,16 @@ pub fn template(spec: &DataFactorySpec) -> Option<BTreeMap<&str, &DataVolume>> {
     Some(volumes.iter().map(|volume| (volume.name.as_str(), volume)).collect())
 }
 
-/// Whether what it keeps outlives its pod.
-pub fn keeps(spec: &DataFactorySpec) -> bool {
-    spec.storage
-        .as_ref()
-        .is_some_and(|storage| storage.persistent_volume_claim.is_some() || storage.host_path.is_some())
+/// Names the folder that a pod of it keeps jobs and corpora in: another name is another folder.
+pub fn store(spec: &DataFactorySpec, pod: &PodView) -> String {
+    let storage = spec.storage.as_ref();
+    if let Some(claim) = storage.and_then(|storage| storage.persistent_volume_claim.as_ref()) {
+        return format!("persistentVolumeClaim {}", claim.claim_name);
+    }
+    if let Some(folder) = storage.and_then(|storage| storage.host_path.as_ref()) {
+        return format!("{} on node {}", folder.path, pod.node.as_deref().unwrap_or_default());
+    }
+    format!("pod {}", pod.uid)
 }
 
 /// Adds the volumes to a pod of one container.

@@ -1,6 +1,7 @@
 //! The DataFactories that Ingestions name, and the pods that do their jobs.
 
 use crate::conditions;
+use crate::data_factory::store;
 use crate::observed::Observed;
 use crate::pods::PodView;
 use crate::resource::{Kind, Role};
@@ -20,6 +21,13 @@ pub struct Factories<'a> {
 pub struct Worker<'a> {
     pub resource: &'a DataFactory,
     pub pod: &'a PodView,
+}
+
+impl Worker<'_> {
+    /// Names the folder that it keeps jobs and corpora in.
+    pub fn store(&self) -> String {
+        store(&self.resource.spec, self.pod)
+    }
 }
 
 /// A DataFactory as an Ingestion finds it.

@@ -58,10 +58,11 @@ fn settle(
     if let Some(run) = runs.first_mut().filter(|run| !run.state.ended()) {
         let answer = observed.answers.jobs.get(&id.uid).filter(|answer| answer.job == run.id);
         silent = answer.and_then(|answer| take(run, answer, now));
-        let outdated = run.spec_hash != hash;
-        if outdated && factories.worker(&id.key.namespace, &run.data_factory).is_none() {
+        match factories.worker(&id.key.namespace, &run.data_factory) {
+            Some(worker) if worker.pod.uid == run.pod_uid => run.store = worker.store(),
             // Nobody is there to end it.
-            runs::end(run, RunState::Cancelled, "", now);
+            None if run.spec_hash != hash => runs::end(run, RunState::Cancelled, "", now),
+            _ => {}
         }
     }
     let schedule = Schedule::read(spec.schedule.as_deref());
@@ -75,6 +76,7 @@ fn settle(
             spec_hash: hash.clone(),
             data_factory: spec.data_factory_ref.name.clone(),
             pod_uid: worker.pod.uid.clone(),
+            store: worker.store(),
             start_time: Some(runs::whole(now)),
             ..(**run).clone()
         };

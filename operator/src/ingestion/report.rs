@@ -4,7 +4,6 @@ use super::factories::Factory;
 use super::runs::{Due, retry_at, whole};
 use crate::actions::{Plan, Severity};
 use crate::conditions::{self, Progress, reason};
-use crate::data_factory::keeps;
 use crate::observed::Identity;
 use jiff::Timestamp;
 use principium_api::ingestion::{IngestionRun, IngestionSpec, IngestionStatus, RunState};
@@ -85,18 +84,13 @@ fn under_way(told: &Telling<'_>, run: &IngestionRun) -> Progress {
     let message = running(run);
     let former = told.runs.iter().find(|run| run.state.ended());
     let holds = former.is_some_and(|former| {
-        let same = former.spec_hash == run.spec_hash && former.state == RunState::Succeeded;
-        same && (former.pod_uid == run.pod_uid || keeps_its_data(told.factory))
+        (&former.spec_hash, &former.store, former.state) == (&run.spec_hash, &run.store, RunState::Succeeded)
     });
     if holds {
         Progress::Ready { reason: reason::RUNNING, message }
     } else {
         reconciling(reason::RUNNING, message)
     }
-}
-
-fn keeps_its_data(factory: &Factory<'_>) -> bool {
-    matches!(factory, Factory::Ready(worker) if keeps(&worker.resource.spec))
 }
 
 /// That a DataFactory is waited for.

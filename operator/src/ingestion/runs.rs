@@ -2,7 +2,6 @@
 
 use super::factories::Factory;
 use super::job::{Job, JobAnswer, JobSaid};
-use crate::data_factory::keeps;
 use crate::observed::Identity;
 use croner::{Cron, Weekday};
 use jiff::tz::TimeZone;
@@ -114,12 +113,10 @@ pub fn due(
         };
         return if at <= now { Due::Now(Box::new(retry())) } else { Due::At(at) };
     }
-    if let Factory::Ready(worker) = factory
-        && worker.pod.uid != newest.pod_uid
-    {
-        // Another pod has other settings, or nothing of what the one before it made.
-        let refused = newest.state == RunState::Refused;
-        if refused || !keeps(&worker.resource.spec) {
+    if let Factory::Ready(worker) = factory {
+        // A pod with other settings may do what the one before it refused; one with another folder has no corpus.
+        let refused = newest.state == RunState::Refused && worker.pod.uid != newest.pod_uid;
+        if refused || worker.store() != newest.store {
             return Due::Now(Box::new(run(&format!("-{}", worker.pod.uid))));
         }
     }

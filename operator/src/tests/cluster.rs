@@ -453,7 +453,7 @@ impl Cluster {
                     answers.workers.insert(target.uid.clone(), info);
                 }
                 Question::Job(question) => {
-                    let answer = self.jobs.ask(question, self.now);
+                    let answer = self.jobs.ask(question);
                     answers.jobs.insert(target.uid.clone(), answer);
                 }
                 Question::Pull => {

@@ -29,7 +29,7 @@ pub struct Jobs {
 
 impl Jobs {
     /// What the DataFactory's pod answers, after it has done what is asked.
-    pub fn ask(&mut self, question: &JobQuestion, _now: Timestamp) -> JobAnswer {
+    pub fn ask(&mut self, question: &JobQuestion) -> JobAnswer {
         let answer = |said| JobAnswer { job: question.job.clone(), pod_uid: question.pod_uid.clone(), said };
         if let Some(why) = self.silent {
             return answer(JobSaid::Silent(why.to_owned()));
@@ -287,7 +287,7 @@ fn the_job_of_an_ingestion_that_is_deleted_is_ended() {
 }
 
 #[test]
-fn a_data_factory_that_loses_its_folder_with_its_pod_gets_the_run_again() {
+fn a_data_factory_that_has_another_folder_gets_the_run_again() {
     for kept in [false, true] {
         let mut cluster = Cluster::new(&[2]);
         let mut made = factory(json!({"count": 1}));
@@ -311,6 +311,12 @@ fn a_data_factory_that_loses_its_folder_with_its_pod_gets_the_run_again() {
         }
         let expected = if kept { ("Ready", "Completed") } else { ("Reconciling", "Running") };
         assert!(is(&cluster, expected.0, expected.1), "{kept}: {:?}", says(&cluster));
+        finish(&mut cluster, "succeeded");
+        made["storage"] = json!({"persistentVolumeClaim": {"claimName": "other"}});
+        cluster.apply("DataFactory", "df", made);
+        cluster.settle();
+        assert_eq!(cluster.jobs.made.len(), times + 1, "{kept}");
+        assert!(is(&cluster, "Reconciling", "Running"), "there is no corpus yet");
     }
 }
 
