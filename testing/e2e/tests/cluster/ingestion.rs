@@ -1,16 +1,19 @@
 //! Ingestions on real DataFactories: a corpus follows a folder into a file, says how far it is, and leaves nothing behind.
 
 use crate::pods::data_factory;
+use crate::restarts::restart_part;
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::ResourceExt;
+use kube::api::DeleteParams;
 use principium_api::ingestion::{IngestionRun, RunState};
 use principium_api::status::condition::{READY, STALLED};
 use principium_api::{DataFactory, Ingestion};
 use principium_e2e::{World, run};
 use principium_local_cluster::NAMESPACE;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -130,6 +133,42 @@ async fn run_with(world: &World, what: &str, wanted: impl Fn(&IngestionRun) -> b
             Ok(status.runs.into_iter().find(done))
         })
         .await
+}
+
+#[test]
+fn a_run_survives_its_pod_and_the_operator() -> Result<()> {
+    const DOCUMENTS: u64 = 300;
+    run("ingestion-survives", |world| async move {
+        let folder = Folder::new("ingestion-survives")?;
+        for number in 0..DOCUMENTS {
+            folder.write(&format!("{number}.md"), &format!("# Rule {number}\n\n{}", REFUNDS.repeat(3)))?;
+        }
+        world.apply::<DataFactory>(&on_the_node(&folder.0)).await?;
+        world.ready::<DataFactory>("factory").await?;
+        world.apply::<Ingestion>(&ingestion("  sink: {jsonl: {path: out/chunks.jsonl}}\n")).await?;
+        let begun = world
+            .eventually("the run is under way", || async {
+                let status = world.api::<Ingestion>().get("handbook").await?.status.unwrap_or_default();
+                Ok(status.runs.into_iter().find(|run| run.documents > 0))
+            })
+            .await?;
+        // Without a chance to say good-bye.
+        let killed = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        for pod in world.pods_of("factory").await? {
+            world.api::<Pod>().delete(&pod.name_any(), &killed).await?;
+        }
+        restart_part(&world, "operator").await?;
+        let status = world.ready::<Ingestion>("handbook").await?.status.context("no status")?;
+        let run = status.runs.first().context("no run")?;
+        assert_eq!((status.runs.len(), &run.id), (1, &begun.id), "it is the same run: {status:?}");
+        assert_eq!((run.documents, run.documents_failed), (DOCUMENTS, 0), "{run:?}");
+        let chunks = folder.chunks()?;
+        let documents: BTreeSet<&str> =
+            chunks.values().filter_map(|chunk| chunk["document_id"].as_str()).collect();
+        assert_eq!(u64::try_from(documents.len())?, DOCUMENTS, "none is lost");
+        world.delete::<Ingestion>("handbook").await?;
+        world.delete::<DataFactory>("factory").await
+    })
 }
 
 #[test]

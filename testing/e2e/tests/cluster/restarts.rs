@@ -24,7 +24,7 @@ async fn holdings(world: &World) -> Result<(Vec<Assignment>, Vec<(String, Option
 }
 
 /// Deletes the pods of one part of the installation and waits until new ones are ready.
-async fn restart_part(world: &World, component: &str) -> Result<()> {
+pub async fn restart_part(world: &World, component: &str) -> Result<()> {
     let api = Api::<Pod>::namespaced(world.client.clone(), principium_local_cluster::NAMESPACE);
     let selector = ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
     let old: Vec<String> = api.list(&selector).await?.iter().filter_map(ResourceExt::uid).collect();
