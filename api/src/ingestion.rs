@@ -35,7 +35,12 @@ use serde::{Deserialize, Serialize};
         description = "Documents of the last run that are done / that there are"
     ),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.runs[0].documentsFailed"),
-    printcolumn(name = "Chunks", type_ = "integer", json_path = ".status.runs[0].chunks"),
+    printcolumn(
+        name = "Chunks",
+        type_ = "integer",
+        json_path = ".status.corpus.chunks",
+        description = "Chunks of the corpus"
+    ),
     printcolumn(name = "Last Run", type_ = "date", json_path = ".status.runs[0].startTime"),
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.schedule", priority = 1),
     printcolumn(name = "Next Run", type_ = "string", json_path = ".status.nextRunTime", priority = 1),
@@ -247,6 +252,9 @@ pub struct IngestionStatus {
     /// Documents of the last run that are done, of those that there are, for example `37/40`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub progress: String,
+    /// What is in the corpus since the last run that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<CorpusSize>,
     /// When the next run is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_run_time: Option<Time>,
@@ -256,6 +264,18 @@ pub struct IngestionStatus {
     /// The last runs, the newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<IngestionRun>,
+}
+
+/// How large a corpus is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CorpusSize {
+    /// Documents, those of other Ingestions and those that were uploaded among them.
+    #[serde(default)]
+    pub documents: u64,
+    /// Their chunks.
+    #[serde(default)]
+    pub chunks: u64,
 }
 
 /// One run: a job of the DataFactory.

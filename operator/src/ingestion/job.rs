@@ -2,7 +2,7 @@
 
 use principium_api::data_factory::Chunking;
 use principium_api::ingestion::{
-    FileSink, IngestionSink, IngestionSource, IngestionSpec, Processing, RunState,
+    CorpusSize, FileSink, IngestionSink, IngestionSource, IngestionSpec, Processing, RunState,
 };
 use principium_api::pod::SecretKeyRef;
 use serde::Deserialize;
@@ -48,6 +48,14 @@ pub enum JobSaid {
 }
 
 impl JobAnswer {
+    /// What the corpus has, where it was told.
+    pub fn corpus(&self) -> Option<CorpusSize> {
+        match &self.said {
+            JobSaid::Is(job) => job.corpus,
+            _ => None,
+        }
+    }
+
     /// Whether the job may be under way, as far as is known.
     pub fn may_run(&self) -> bool {
         match &self.said {
@@ -72,6 +80,9 @@ pub struct Job {
     pub failures: Vec<Failure>,
     #[serde(default)]
     pub progress: JobProgress,
+    /// What its corpus has, where it was asked for.
+    #[serde(skip)]
+    pub corpus: Option<CorpusSize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -53,11 +53,12 @@ fn settle(
     let hash = spec_hash(spec);
     let factory = factories.find(&id.key.namespace, &spec.data_factory_ref.name);
     let mut runs = before.runs.clone();
-    let mut silent = None;
+    let (mut silent, mut corpus) = (None, before.corpus);
     let written = runs.first().is_some_and(|run| !run.state.ended());
     if let Some(run) = runs.first_mut().filter(|run| !run.state.ended()) {
         let answer = observed.answers.jobs.get(&id.uid).filter(|answer| answer.job == run.id);
         silent = answer.and_then(|answer| take(run, answer, now));
+        corpus = answer.and_then(JobAnswer::corpus).or(corpus);
         match factories.worker(&id.key.namespace, &run.data_factory) {
             Some(worker) if worker.pod.uid == run.pod_uid => run.store = worker.store(),
             // Nobody is there to end it.
@@ -106,6 +107,7 @@ fn settle(
         spec,
         hash: &hash,
         runs: &runs,
+        corpus,
         factory: &factory,
         due: &due,
         silent: silent.as_deref(),

@@ -6,7 +6,7 @@ use crate::actions::{Plan, Severity};
 use crate::conditions::{self, Progress, reason};
 use crate::observed::Identity;
 use jiff::Timestamp;
-use principium_api::ingestion::{IngestionRun, IngestionSpec, IngestionStatus, RunState};
+use principium_api::ingestion::{CorpusSize, IngestionRun, IngestionSpec, IngestionStatus, RunState};
 use principium_api::status::condition;
 
 /// What a status is made from.
@@ -16,6 +16,7 @@ pub struct Telling<'a> {
     pub hash: &'a str,
     /// The newest first.
     pub runs: &'a [IngestionRun],
+    pub corpus: Option<CorpusSize>,
     pub factory: &'a Factory<'a>,
     pub due: &'a Due,
     /// Why nothing is heard of the run that is under way.
@@ -137,6 +138,7 @@ pub fn report(
         observed_generation: told.id.generation,
         conditions: conditions::updated(&before.conditions, &progress.verdicts(), told.id.generation, now),
         progress: told.runs.first().map(documents).unwrap_or_default(),
+        corpus: told.corpus,
         next_run_time: next.map(whole),
         last_successful_time: succeeded.or_else(|| before.last_successful_time.clone()),
         runs: told.runs.to_vec(),

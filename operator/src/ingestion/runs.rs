@@ -167,7 +167,7 @@ pub fn end(run: &mut IngestionRun, state: RunState, message: &str, now: Timestam
 
 fn copy(run: &mut IngestionRun, job: &Job, now: Timestamp) {
     let time = |ms: Option<i64>| Some(whole(Timestamp::from_millisecond(ms?).ok()?));
-    let Job { state, started_ms, finished_ms, error, failures, progress } = job;
+    let Job { state, started_ms, finished_ms, error, failures, progress, corpus: _ } = job;
     run.state = state.run();
     run.message = shortened(error.as_deref().unwrap_or_default(), LONGEST_MESSAGE);
     run.start_time = time(*started_ms).or_else(|| run.start_time.clone());

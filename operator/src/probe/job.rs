@@ -6,6 +6,7 @@ use super::http::{Http, HttpError};
 use super::secrets::{Key, Secrets};
 use crate::actions::Target;
 use crate::ingestion::{Job, JobAnswer, JobQuestion, JobSaid, JobWish};
+use principium_api::ingestion::RunState;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +65,7 @@ async fn look(
         }
     };
     let error = match (known, &question.wish) {
-        (Ok(job), _) => return JobSaid::Is(job),
+        (Ok(job), wish) => return JobSaid::Is(with_corpus(http, url, job, wish, key.as_ref()).await),
         (Err(HttpError::Status { status: 404, .. }), JobWish::Ended) => return JobSaid::Gone,
         (Err(HttpError::Status { status: 404, .. }), JobWish::Done(body)) => {
             match submit(http, url, body, key.as_ref()).await {
@@ -87,6 +88,23 @@ async fn look(
     JobSaid::Silent(error.to_string())
 }
 
+/// With what the corpus has, once a job has succeeded. Where that can't be had, it is left out.
+async fn with_corpus(
+    http: &Http,
+    url: &str,
+    mut job: Box<Job>,
+    wish: &JobWish,
+    key: Option<&Key>,
+) -> Box<Job> {
+    if let JobWish::Done(body) = wish
+        && let Some(corpus) = body["corpus"].as_str()
+        && job.state.run() == RunState::Succeeded
+    {
+        job.corpus = http.get_with(&format!("{url}/v1/corpora/{corpus}"), key).await.ok();
+    }
+    job
+}
+
 async fn submit(http: &Http, url: &str, body: &Value, key: Option<&Key>) -> Result<Box<Job>, HttpError> {
     http.post_with(&format!("{url}/v1/jobs"), body, TAKING, key).await
 }
@@ -102,7 +120,7 @@ mod tests {
     use axum::http::{HeaderMap, StatusCode};
     use axum::routing::{get, post};
     use axum::{Json, Router};
-    use principium_api::ingestion::RunState;
+    use principium_api::ingestion::CorpusSize;
     use std::collections::BTreeMap;
     use std::sync::Mutex;
 
@@ -150,6 +168,7 @@ mod tests {
             .route("/v1/jobs", post(submit))
             .route("/v1/jobs/{id}", get(show))
             .route("/v1/jobs/{id}/cancel", post(cancel))
+            .route("/v1/corpora/good", get(|| async { Json(json!({"documents": 2, "chunks": 9})) }))
             .with_state(known.clone());
         (serve(router).await, known)
     }
@@ -189,6 +208,9 @@ mod tests {
         assert_eq!(state(&found), Some(RunState::Queued), "{found:?}");
         let found = said(&url, &done("a", "good"), &mut key).await;
         assert_eq!((state(&found), known.lock().unwrap().len()), (Some(RunState::Running), 1));
+        known.lock().unwrap().insert("c".to_owned(), "succeeded");
+        let JobSaid::Is(job) = said(&url, &done("c", "good"), &mut key).await else { panic!("no job") };
+        assert_eq!(job.corpus, Some(CorpusSize { documents: 2, chunks: 9 }));
         let found = said(&url, &question("a", JobWish::Ended), &mut key).await;
         assert_eq!(state(&found), Some(RunState::Cancelled));
         assert_eq!(said(&url, &question("b", JobWish::Ended), &mut key).await, JobSaid::Gone);
