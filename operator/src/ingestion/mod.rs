@@ -81,6 +81,9 @@ fn settle(
             start_time: Some(runs::whole(now)),
             ..(**run).clone()
         };
+        // What is known of a corpus is of no other one.
+        let same = |former: &IngestionRun| (&former.spec_hash, &former.store) == (&hash, &begun.store);
+        corpus = corpus.filter(|_| runs.first().is_some_and(same));
         runs.insert(0, begun);
     }
     runs::forget(&mut runs, spec.history_limit.unwrap_or(HISTORY));

@@ -266,6 +266,7 @@ fn a_changed_spec_ends_the_run_and_begins_another() {
     assert!(is(&cluster, "Reconciling", "Updating"));
     work(&mut cluster);
     work(&mut cluster);
+    assert_eq!(cluster.ingestion("x").status.clone().unwrap().corpus, None, "it may be another one");
     let made = cluster.jobs.made.clone();
     assert_eq!(made.len(), 2);
     assert_eq!((cluster.jobs.state(&made[0]), cluster.jobs.state(&made[1])), ("cancelled", "running"));
