@@ -166,7 +166,8 @@ impl Operator<'_> {
             took = ?started.elapsed(),
             "planned"
         );
-        self.prober.follow(plan.targets.clone());
+        // To ask may be to make a job: who no longer leads asks nobody.
+        self.prober.follow(if term.holds() { plan.targets.clone() } else { Vec::new() });
         let planned = plan.requeue_after.and_then(|after| Duration::try_from(after).ok());
         let applied = self.writer.apply(plan, term).await;
         for pod in &applied.made {

@@ -10,19 +10,22 @@ use principium_api::ingestion::RunState;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// First wait between questions; doubled up to the longest.
 const FIRST: Duration = Duration::from_millis(500);
-/// Longest wait between questions about a job that goes on. Each answer may become a write of the status.
+/// Longest wait between questions about a job that goes on.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Longest wait until numbers that have changed are told: each time is a write of the status.
+const DRIFT: Duration = Duration::from_secs(60);
 /// Longest wait while nothing that helps is answered.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Time for taking a job.
 const TAKING: Duration = Duration::from_secs(15);
 
 pub async fn ask(http: Http, secrets: Secrets, target: Target, question: Arc<JobQuestion>, shared: Shared) {
-    let mut wait = FIRST;
+    let (began, mut told) = (Instant::now(), Instant::now());
+    let (mut wait, mut last) = (FIRST, None);
     let mut key = None;
     loop {
         let said = look(&http, &secrets, &target.url, &question, &mut key).await;
@@ -35,12 +38,26 @@ pub async fn ask(http: Http, secrets: Secrets, target: Target, question: Arc<Job
             }
             JobSaid::Gone | JobSaid::Refused(_) => None,
         };
-        let answer = JobAnswer { job: question.job.clone(), pod_uid: question.pod_uid.clone(), said };
-        shared.job_said(&target.uid, answer);
+        if is_news(last.as_ref(), &said) || told.elapsed() >= (began.elapsed() / 4).min(DRIFT) {
+            told = Instant::now();
+            last = Some(said.clone());
+            let answer = JobAnswer { job: question.job.clone(), pod_uid: question.pod_uid.clone(), said };
+            shared.job_said(&target.uid, answer);
+        }
         // One that has ended changes no more.
         let Some(longest) = longest else { return };
         sleep(wait.min(longest)).await;
         wait = (wait * 2).min(longest);
+    }
+}
+
+/// Whether more than numbers has changed. Those are told less and less often, the longer a job goes on.
+fn is_news(last: Option<&JobSaid>, said: &JobSaid) -> bool {
+    match (last, said) {
+        (Some(JobSaid::Is(last)), JobSaid::Is(said)) => {
+            (last.state, &last.error) != (said.state, &said.error)
+        }
+        (last, said) => last != Some(said),
     }
 }
 
@@ -197,6 +214,25 @@ mod tests {
         match said {
             JobSaid::Is(job) => Some(job.state.run()),
             _ => None,
+        }
+    }
+
+    #[test]
+    fn numbers_alone_are_no_news() {
+        let is = |state: &str, chunks: u64| {
+            let job = json!({"state": state, "progress": {"chunks": chunks}});
+            JobSaid::Is(Box::new(serde_json::from_value(job).unwrap()))
+        };
+        let silent = || JobSaid::Silent("busy".to_owned());
+        for (last, said, news) in [
+            (None, is("running", 1), true),
+            (Some(is("running", 1)), is("running", 2), false),
+            (Some(is("running", 1)), is("succeeded", 1), true),
+            (Some(is("running", 1)), silent(), true),
+            (Some(silent()), silent(), false),
+            (Some(silent()), is("running", 1), true),
+        ] {
+            assert_eq!(is_news(last.as_ref(), &said), news, "{last:?} {said:?}");
         }
     }
 
