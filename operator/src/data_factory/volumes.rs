@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, EnvVar, Pod, Volume, Vol
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use principium_api::DataFactorySpec;
 use principium_api::storage::{DataVolume, Storage};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Where jobs and corpora are kept.
@@ -30,14 +31,16 @@ pub fn template(spec: &DataFactorySpec) -> Option<BTreeMap<&str, &DataVolume>> {
     Some(volumes.iter().map(|volume| (volume.name.as_str(), volume)).collect())
 }
 
-/// Names the folder that a pod of it keeps jobs and corpora in: another name is another folder.
-pub fn store(spec: &DataFactorySpec, pod: &PodView) -> String {
-    let storage = spec.storage.as_ref();
-    if let Some(claim) = storage.and_then(|storage| storage.persistent_volume_claim.as_ref()) {
-        return format!("persistentVolumeClaim {}", claim.claim_name);
+/// Names the folder that a pod keeps jobs and corpora in: another name is another folder. It is that of the template which the
+/// pod was made from; the spec may have changed since.
+pub fn store(pod: &PodView) -> String {
+    let template = pod.template.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let storage = |path: &str| template.as_ref()?.pointer(path)?.as_str();
+    if let Some(claim) = storage("/storage/persistentVolumeClaim/claimName") {
+        return format!("persistentVolumeClaim {claim}");
     }
-    if let Some(folder) = storage.and_then(|storage| storage.host_path.as_ref()) {
-        return format!("{} on node {}", folder.path, pod.node.as_deref().unwrap_or_default());
+    if let Some(folder) = storage("/storage/hostPath/path") {
+        return format!("{folder} on node {}", pod.node.as_deref().unwrap_or_default());
     }
     format!("pod {}", pod.uid)
 }
@@ -106,7 +109,7 @@ fn data_volume(volume: &DataVolume) -> (Volume, VolumeMount) {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{Container, PodSpec};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn built(more: &Value) -> (Value, Vec<String>) {
         let mut spec = json!({"model": {"hub": {"name": "a/b"}}});

@@ -26,7 +26,7 @@ pub struct Worker<'a> {
 impl Worker<'_> {
     /// Names the folder that it keeps jobs and corpora in.
     pub fn store(&self) -> String {
-        store(&self.resource.spec, self.pod)
+        store(self.pod)
     }
 }
 
@@ -62,6 +62,9 @@ impl<'a> Factories<'a> {
         let status = resource.status.as_ref();
         let ready = status.and_then(|status| conditions::before(&status.conditions, condition::READY));
         let says = ready.map(|ready| ready.message.clone()).unwrap_or_default();
+        if status.and_then(|status| status.observed_generation) != resource.metadata.generation {
+            return Factory::NotReady("its spec has changed".to_owned());
+        }
         match self.worker(namespace, name) {
             Some(worker) if ready.is_some_and(|ready| ready.status == "True") => Factory::Ready(worker),
             Some(_) => Factory::NotReady(says),

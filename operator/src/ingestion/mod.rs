@@ -54,7 +54,6 @@ fn settle(
     let factory = factories.find(&id.key.namespace, &spec.data_factory_ref.name);
     let mut runs = before.runs.clone();
     let (mut silent, mut corpus) = (None, before.corpus);
-    let written = runs.first().is_some_and(|run| !run.state.ended());
     if let Some(run) = runs.first_mut().filter(|run| !run.state.ended()) {
         let answer = observed.answers.jobs.get(&id.uid).filter(|answer| answer.job == run.id);
         silent = answer.and_then(|answer| take(run, answer, now));
@@ -88,7 +87,8 @@ fn settle(
     }
     runs::forget(&mut runs, spec.history_limit.unwrap_or(HISTORY));
     // Asked for once it is written down, and until it has ended.
-    if let Some(run) = runs.first().filter(|run| written && !run.state.ended() && !id.leaving) {
+    let written = |run: &&IngestionRun| before.runs.first().is_some_and(|before| before.id == run.id);
+    if let Some(run) = runs.first().filter(written).filter(|run| !run.state.ended() && !id.leaving) {
         let worker = factories.worker(&id.key.namespace, &run.data_factory);
         let wish = if run.spec_hash == hash {
             JobWish::Done(build_request(&run.id, &id.key.name, spec))

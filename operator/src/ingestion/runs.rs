@@ -166,7 +166,9 @@ pub fn end(run: &mut IngestionRun, state: RunState, message: &str, now: Timestam
 }
 
 fn copy(run: &mut IngestionRun, job: &Job, now: Timestamp) {
-    let time = |ms: Option<i64>| Some(whole(Timestamp::from_millisecond(ms?).ok()?));
+    // Clocks differ: what a DataFactory says lies between what is known here and now.
+    let begun = run.start_time.as_ref().map_or(now, |time| time.0).min(now);
+    let time = |ms: Option<i64>| Timestamp::from_millisecond(ms?).ok().map(|at| whole(at.clamp(begun, now)));
     let Job { state, started_ms, finished_ms, error, failures, progress, corpus: _ } = job;
     run.state = state.run();
     run.message = shortened(error.as_deref().unwrap_or_default(), LONGEST_MESSAGE);

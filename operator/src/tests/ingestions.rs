@@ -167,6 +167,39 @@ fn a_run_is_written_down_before_it_is_asked_for() {
     assert_eq!(states(&cluster), [RunState::Queued]);
     let again = cluster.pass();
     assert!(again.targets.iter().any(|target| matches!(target.question, Question::Job(_))));
+    // So is one that takes the place of another.
+    cluster.run_pods();
+    cluster.apply("Ingestion", "x", spec(&json!({"prune": false})));
+    for _ in 0..6 {
+        let written = runs(&cluster).first().map(|run| run.id.clone()).unwrap();
+        for target in cluster.pass().targets {
+            if let Question::Job(question) = &target.question {
+                assert_eq!(question.job, written);
+            }
+        }
+        cluster.run_pods();
+    }
+    assert_eq!(states(&cluster), [RunState::Running, RunState::Cancelled]);
+}
+
+#[test]
+fn a_clock_that_is_wrong_changes_neither_schedule_nor_retries() {
+    for skew in [-7200, 7200] {
+        let mut cluster = cluster();
+        cluster.apply("Ingestion", "x", spec(&json!({"schedule": "0 * * * *"})));
+        work(&mut cluster);
+        let begun = cluster.now;
+        cluster.now += SignedDuration::from_secs(10);
+        let theirs = cluster.now + SignedDuration::from_secs(skew);
+        cluster.jobs.end("succeeded", theirs);
+        work(&mut cluster);
+        let run = runs(&cluster).remove(0);
+        let ended = run.completion_time.unwrap().0;
+        assert!(ended >= begun - SignedDuration::from_secs(10) && ended <= cluster.now, "{skew}: {ended}");
+        assert_eq!(cluster.jobs.made.len(), 1, "{skew}");
+        wait(&mut cluster, 3600);
+        assert_eq!(cluster.jobs.made.len(), 2, "{skew}: the next hour is not left out");
+    }
 }
 
 #[test]
@@ -321,6 +354,8 @@ fn a_data_factory_that_has_another_folder_gets_the_run_again() {
         cluster.apply("DataFactory", "df", made);
         cluster.settle();
         assert_eq!(cluster.jobs.made.len(), times + 1, "{kept}");
+        let ids: BTreeSet<String> = runs(&cluster).into_iter().map(|run| run.id).collect();
+        assert_eq!(ids.len(), runs(&cluster).len(), "each run has an id of its own: {ids:?}");
         assert!(is(&cluster, "Reconciling", "Running"), "there is no corpus yet");
     }
 }
