@@ -63,8 +63,13 @@ impl Jobs {
         self.known[id].1["state"].as_str().unwrap()
     }
 
+    /// How many go on.
+    pub fn running(&self) -> usize {
+        self.known.values().filter(|(_, job)| job["state"] == "running").count()
+    }
+
     /// Ends what runs.
-    fn end(&mut self, state: &str, now: Timestamp) {
+    pub fn end(&mut self, state: &str, now: Timestamp) {
         for (_, job) in self.known.values_mut().filter(|(_, job)| job["state"] == "running") {
             *job = json!({
                 "state": state, "finished_ms": now.as_millisecond(),
@@ -77,7 +82,7 @@ impl Jobs {
     }
 }
 
-fn spec(more: &Value) -> Value {
+pub fn spec(more: &Value) -> Value {
     let mut spec = json!({"dataFactoryRef": {"name": "df"}, "source": {"folder": {"path": "docs"}}});
     json_patch(&mut spec, more);
     spec
@@ -92,7 +97,7 @@ fn cluster() -> Cluster {
 }
 
 /// A few passes: what is decided is written, asked and heard.
-fn work(cluster: &mut Cluster) {
+pub fn work(cluster: &mut Cluster) {
     for _ in 0..3 {
         cluster.pass();
         cluster.run_pods();
@@ -100,7 +105,7 @@ fn work(cluster: &mut Cluster) {
     cluster.pass();
 }
 
-fn finish(cluster: &mut Cluster, state: &str) {
+pub fn finish(cluster: &mut Cluster, state: &str) {
     let now = cluster.now;
     cluster.jobs.end(state, now);
     work(cluster);
@@ -111,7 +116,7 @@ fn wait(cluster: &mut Cluster, seconds: i64) {
     work(cluster);
 }
 
-fn runs(cluster: &Cluster) -> Vec<IngestionRun> {
+pub fn runs(cluster: &Cluster) -> Vec<IngestionRun> {
     cluster.ingestion("x").status.clone().unwrap_or_default().runs
 }
 

@@ -4,6 +4,7 @@ mod allocator;
 mod cluster;
 mod fields;
 mod gitops;
+mod ingestion_events;
 mod ingestions;
 mod migration;
 mod nodes;
