@@ -7,7 +7,7 @@ use crate::ollama::tests::{pool, stand_in, well};
 use serde_json::{Value, json};
 
 /// A pipeline whose tokens are words, with or without a pool that nobody asks.
-pub(super) fn config(ollama: bool) -> PipelineConfig {
+pub(crate) fn config(ollama: bool) -> PipelineConfig {
     PipelineConfig {
         tokenizer: Arc::new(words()),
         max_tokens: 256,
@@ -24,7 +24,7 @@ pub(super) fn config(ollama: bool) -> PipelineConfig {
 }
 
 /// The vector of a text is its length; a text with `poison` in it fails its batch.
-struct Lengths;
+pub(crate) struct Lengths;
 
 impl EmbedTexts for Lengths {
     #[expect(clippy::cast_precision_loss, reason = "short texts")]
@@ -125,7 +125,12 @@ async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
     let (arrivals, arriving) = tokio::sync::mpsc::channel(1);
     let (outcomes, chunks) = tokio::sync::mpsc::channel(1);
     arrivals
-        .send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)), near_duplicate_of: None })
+        .send(job::Arrival {
+            place: 0,
+            origin: Origin::default(),
+            document: Ok(Arc::new(prepared)),
+            near_duplicate_of: None,
+        })
         .await
         .unwrap();
     drop((arrivals, outcomes));
