@@ -131,6 +131,10 @@ impl Output {
                         while batch.len() < BATCH && let Ok(next) = outcomes.try_recv() {
                             batch.push(next);
                         }
+                        // A document that arrived since may have a chunk among them already.
+                        while let Ok(arrival) = arrivals.try_recv() {
+                            self.arrive(arrival).await?;
+                        }
                         let (before, batch): (Vec<_>, Vec<_>) =
                             batch.into_iter().partition(|outcome| outcome.made.is_some());
                         self.send_known(before).await?;

@@ -105,6 +105,31 @@ async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
     assert_eq!(lines.last().unwrap()["failed"], 1);
 }
 
+/// Each document comes while chunks of those before it are taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn documents_that_come_one_after_another_lose_no_chunk() {
+    let documents: Vec<Value> =
+        (0..5000).map(|n| json!({ "id": n.to_string(), "text": "all is well" })).collect();
+    let config = Arc::new(config(false));
+    let request: ProcessRequest = serde_json::from_value(json!({ "documents": documents })).unwrap();
+    let mut job = Job::from(request.validate(&config).unwrap());
+    job.documents = job
+        .documents
+        .then(|document| async {
+            tokio::task::yield_now().await;
+            document
+        })
+        .boxed();
+    let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    tokio::spawn(job::run(job, config, Arc::new(Lengths), lines));
+    let mut last = None;
+    while let Some(line) = receiver.recv().await {
+        last = Some(serde_json::to_value(&line).unwrap());
+    }
+    let summary = last.unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(5000), &json!(0)));
+}
+
 #[tokio::test]
 async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
     let config = Arc::new(config(false));
