@@ -270,7 +270,7 @@ const JOBS: &[Operation] = &[
         handler: None,
     },
     reading("/v1/jobs", "The jobs, the newest first", Some(of::<jobs::JobList>)),
-    reading("/v1/jobs/{id}", "A job", Some(of::<jobs::JobRecord>)),
+    reading("/v1/jobs/{id}", "One job", Some(of::<jobs::JobRecord>)),
     Operation {
         method: "delete",
         path: "/v1/jobs/{id}",

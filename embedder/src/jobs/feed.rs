@@ -99,7 +99,7 @@ impl Feeder {
         uploaded: &HashSet<String>,
         files: &mpsc::Sender<Result<Source, Rejected>>,
     ) -> Result<(), Stop> {
-        let reads = entries.to_vec().into_iter().map(|entry| {
+        let reads = entries.iter().cloned().map(|entry| {
             let (feeder, source) = (self.clone(), source.clone());
             async move {
                 let read = feeder.read(&source, &entry).await;

@@ -141,7 +141,8 @@ async function documents(more = false) {
   const items = found.documents.map((it) => {
     const open = element("button", { type: "button", className: "link", textContent: it.title ?? it.document_id });
     open.addEventListener("click", () => attempt(() => read(it.document_id)));
-    const note = `${it.title ? `${it.document_id} · ` : ""}${it.chunks} chunks`;
+    const count = `${it.chunks} ${it.chunks === 1 ? "chunk" : "chunks"}`;
+    const note = it.title ? `${it.document_id} · ${count}` : count;
     return element("li", { className: "row" }, open, element("span", { className: "note", textContent: note }));
   });
   if (more) $("documents").append(...items); else $("documents").replaceChildren(...items);

@@ -204,7 +204,7 @@ mod tests {
             start: number * 10,
             end: number * 10 + 9,
             heading_path: (0..number % 3).map(|depth| format!("H{depth}")).collect(),
-            pages: (number % 5 > 0).then_some((number, number + 1)),
+            pages: (!number.is_multiple_of(5)).then_some((number, number + 1)),
             text: format!("text – {number}"),
             context: None,
             context_truncated: false,
