@@ -36,23 +36,25 @@ impl Live {
         self.record.send_modify(change);
     }
 
-    /// Changes the record, and keeps it together with what belongs to the change. Goes on when nobody waits for it any
-    /// more.
+    /// Changes the record, and keeps it together with what belongs to the change; where that fails, nothing has changed. Goes
+    /// on when nobody waits for it any more.
     pub async fn commit(
         &self,
         store: &Arc<Store>,
-        change: impl FnOnce(&mut JobRecord) + Send + 'static,
+        change: impl Fn(&mut JobRecord) + Send + 'static,
         keep: impl FnOnce(&Store, &JobRecord) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let (record, writing) = (self.record.clone(), self.writing.clone());
         store
             .blocking(move |store| {
                 let guard = writing.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut next = record.borrow().clone();
+                change(&mut next);
+                keep(store, &next)?;
+                // Not `next` itself: something may have been noted meanwhile.
                 record.send_modify(change);
-                let now = record.borrow().clone();
-                let kept = keep(store, &now);
                 drop(guard);
-                kept
+                Ok(())
             })
             .await
     }

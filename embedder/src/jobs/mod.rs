@@ -159,9 +159,10 @@ impl Jobs {
         let Some(live) = self.find(id) else { return Ok(()) };
         live.cancel.cancel();
         if live.record().state == Queued {
-            let end = |record: &mut JobRecord| {
+            let now = now_ms();
+            let end = move |record: &mut JobRecord| {
                 record.state = Cancelled;
-                record.finished_ms = Some(now_ms());
+                record.finished_ms = Some(now);
             };
             live.commit(self.store(), end, Store::put_job).await?;
             self.forget_live(id);

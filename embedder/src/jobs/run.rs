@@ -151,18 +151,21 @@ pub(super) async fn run(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stor
         }
     };
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let metrics = tools.metrics.clone();
+    let (metrics, finished) = (tools.metrics.clone(), now_ms());
     live.commit(
         &tools.store,
         move |record| {
-            // Before anybody can see that it has ended.
-            metrics.jobs.ended(state.name());
             record.state = state;
-            record.error = error;
-            record.finished_ms = Some(now_ms());
+            record.error.clone_from(&error);
+            record.finished_ms = Some(finished);
             record.progress.running_ms += took;
         },
-        Store::put_job,
+        move |store, job| {
+            store.put_job(job)?;
+            // Before anybody can see that it has ended.
+            metrics.jobs.ended(state.name());
+            Ok(())
+        },
     )
     .await?;
     let record = live.record();

@@ -228,6 +228,25 @@ async fn jobs_that_wait_can_be_listed_and_cancelled() {
     assert!(matches!(ended, State::Cancelled | State::Succeeded));
 }
 
+#[tokio::test]
+async fn what_could_not_be_kept_is_not_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(folder.path()).unwrap());
+    let body = json!({ "delete": ["x"] });
+    let (spec, _) =
+        serde_json::from_value::<request::JobRequest>(body).unwrap().validate(&config(false)).unwrap();
+    let live = Live::new(JobRecord::new("j".to_owned(), spec, 0));
+    let count = |record: &mut JobRecord| record.progress.documents_done += 1;
+    let full = |_: &Store, job: &JobRecord| {
+        assert_eq!(job.progress.documents_done, 1);
+        Err(StoreError::Full("x".into()))
+    };
+    assert!(live.commit(&store, count, full).await.is_err());
+    assert_eq!(live.record().progress.documents_done, 0);
+    live.commit(&store, count, Store::put_job).await.unwrap();
+    assert_eq!(live.record().progress.documents_done, 1);
+}
+
 #[test]
 fn a_store_that_can_not_be_opened_says_why() {
     let folder = tempfile::tempdir().unwrap();
