@@ -112,7 +112,7 @@ async fn run(instances: usize) -> (Value, f64, Vec<Instance>) {
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1/process", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router(config, Arc::new(Nothing))).await });
+    tokio::spawn(async move { axum::serve(listener, router(Arc::new(config), Arc::new(Nothing))).await });
     let text = |document: usize| {
         (0..CHUNKS * CHUNK_WORDS).map(|word| format!("d{document}w{word} ")).collect::<String>()
     };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::sources::Hosts;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -171,6 +172,27 @@ pub struct ServeArgs {
     /// Tokens that neighboring chunks share.
     #[arg(long, env = "PRINCIPIUM_CHUNK_OVERLAP", default_value_t = 0)]
     pub chunk_overlap: usize,
+    /// Folder of this process alone, for jobs and corpora. Without it there are none.
+    #[arg(long, env = "PRINCIPIUM_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Folder that sources and sinks of jobs may name files in.
+    #[arg(long, env = "PRINCIPIUM_VOLUMES")]
+    pub volumes: Option<PathBuf>,
+    /// Base URL of the server that reranks search results.
+    #[arg(long, env = "PRINCIPIUM_RERANKER_URL")]
+    pub reranker_url: Option<String>,
+    /// Hosts that jobs may read documents from over HTTP, divided by commas: names, `*.example.com`, or `*` for any.
+    #[arg(long, env = "PRINCIPIUM_HTTP_SOURCES", default_value = "")]
+    pub http_sources: Hosts,
+    /// Base URL of the Qdrant server that jobs may send chunks to.
+    #[arg(long, env = "PRINCIPIUM_QDRANT_URL")]
+    pub qdrant_url: Option<String>,
+    /// Its API key.
+    #[arg(long, env = "PRINCIPIUM_QDRANT_API_KEY", hide_env_values = true)]
+    pub qdrant_api_key: Option<Secret>,
+    /// URL of the PostgreSQL database that jobs may send chunks to, with user and password.
+    #[arg(long, env = "PRINCIPIUM_POSTGRES_URL", hide_env_values = true)]
+    pub postgres_url: Option<Secret>,
     /// The document analyzer of this data factory, shown in `/info`.
     #[arg(long, env = "PRINCIPIUM_ANALYZER_URL")]
     pub analyzer_url: Option<String>,

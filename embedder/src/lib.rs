@@ -2,8 +2,9 @@
 //!
 //! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
 //! together, `http/` speaks to clients, `ollama` to language models, `format/` reads files, `pipeline/` and `analyze/` serve
-//! whole documents. `gpus` asks the driver about the cards. `cli/` does the same on local files. `args` alone reads flags and
-//! environment variables.
+//! whole documents. `jobs/` keeps corpora on disk; its documents come from `sources/` and its chunks go to `sinks/`,
+//! `search/` tries them out, and `page/` is for people. `gpus` asks the driver about the cards. `cli/` does the same on local
+//! files. `args` alone reads flags and environment variables.
 
 pub mod analyze;
 pub mod args;
@@ -13,9 +14,15 @@ pub mod engine;
 pub mod format;
 pub mod gpus;
 pub mod http;
+pub mod jobs;
 pub mod metrics;
 pub mod model;
+pub mod objects;
 pub mod ollama;
+pub mod page;
 pub mod pipeline;
+pub mod search;
 pub mod serve;
+pub mod sinks;
+pub mod sources;
 pub mod tls;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::args::Gpu;
+use crate::jobs::JobMetrics;
 
 /// Labels of one HTTP request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -129,6 +130,8 @@ pub struct Metrics {
     pub accelerated: Gauge<f64, AtomicU64>,
     /// What language models did.
     pub enrichment: EnrichmentMetrics,
+    /// Those of jobs.
+    pub jobs: JobMetrics,
     /// °C of each card that was given and answers.
     pub gpu_temperature: Family<GpuLabels, Gauge>,
     /// Bytes in use of each card, by whomever.
@@ -162,6 +165,7 @@ impl Default for Metrics {
             gpu_memory_used: Family::default(),
             gpu_share: Family::default(),
             enrichment: EnrichmentMetrics::default(),
+            jobs: JobMetrics::default(),
         };
         metrics.register();
         metrics
@@ -188,8 +192,10 @@ impl Metrics {
             gpu_memory_used,
             gpu_share,
             enrichment,
+            jobs,
         } = self;
         enrichment.register(registry);
+        jobs.register(registry);
         registry.register("requests", "HTTP requests by route and status", requests.clone());
         let unit = || Unit::Seconds;
         let help = "Time from a request's arrival to its answer";

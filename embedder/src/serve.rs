@@ -10,16 +10,21 @@ use anyhow::Context as _;
 use axum::Router;
 use serde_json::json;
 
-use crate::args::{Gpu, Role, ServeArgs};
+use crate::args::{Gpu, Role, Secret, ServeArgs};
 use crate::batch::{self, Budget, Footprint};
 use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
 use crate::format::Reader;
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
+use crate::jobs::{Jobs, Store, Tools};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelFiles, ModelSource, Precision};
+use crate::objects::Objects;
 use crate::ollama::{self, OllamaConfig, Timing};
 use crate::pipeline::PipelineConfig;
-use crate::{analyze, gpus, pipeline};
+use crate::search::Reranker;
+use crate::sinks::SinkServers;
+use crate::sources::Reach;
+use crate::{analyze, gpus, jobs, page, pipeline, search};
 
 /// How long a process that is told to end still takes requests, so that every proxy has heard of it.
 const LAME_DUCK: Duration = Duration::from_secs(2);
@@ -42,6 +47,17 @@ pub struct Service {
     pub shared: Arc<Shared>,
     /// Computes; absent in the doc-analyzer.
     pub engine: Option<Engine>,
+    /// Jobs; absent without a data folder and in other roles than the data-factory.
+    pub jobs: Option<Jobs>,
+}
+
+/// What a role has of its own.
+struct RoleParts {
+    routes: Routes,
+    engine: Option<Engine>,
+    devices: Devices,
+    model: Option<ModelInfo>,
+    jobs: Option<Jobs>,
 }
 
 /// Which devices are used for what was given.
@@ -57,11 +73,12 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     crate::tls::install();
     let metrics = Arc::new(Metrics::default());
     let ollama = ollama_config(args)?;
-    let (routes, engine, devices, model) = match args.role {
+    let RoleParts { routes, engine, devices, model, jobs } = match args.role {
         Role::DocAnalyzer => {
             let devices = devices(args);
             let reader = Reader::new(args.reader_program.clone());
-            (Routes::analyzing(analyze::router(reader, llm(args, ollama)?)), None, devices, None)
+            let routes = Routes::analyzing(analyze::router(reader, llm(args, ollama)?));
+            RoleParts { routes, engine: None, devices, model: None, jobs: None }
         }
         Role::DataFactory | Role::Reranker => {
             let devices = devices(args);
@@ -69,7 +86,8 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
                 .context("starting the thread that watches the GPUs")?;
             let (served, info) = load(args, &devices, &metrics)?;
             let engine = served.engine.clone();
-            (model_routes(args, &served, ollama, &metrics)?, Some(engine), devices, Some(info))
+            let (routes, jobs) = model_routes(args, &served, ollama, &metrics)?;
+            RoleParts { routes, engine: Some(engine), devices, model: Some(info), jobs }
         }
     };
     let Devices { accelerators, info: gpus, missing } = devices;
@@ -99,7 +117,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     };
     let shared = Arc::new(Shared { info, not_ready, draining: AtomicBool::new(false), metrics });
     let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
-    Ok(Service { router, shared, engine })
+    Ok(Service { router, shared, engine, jobs })
 }
 
 /// The model of `args` with its workers, without a server. Blocks: it reads files and may download them.
@@ -114,7 +132,11 @@ pub fn load_model(args: &ServeArgs) -> anyhow::Result<Arc<Served>> {
 /// Serves until SIGTERM or SIGINT, then lets running requests end.
 pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let for_build = args.clone();
-    let Service { router, shared, engine } = tokio::task::spawn_blocking(move || build(&for_build)).await??;
+    let Service { router, shared, engine, jobs } =
+        tokio::task::spawn_blocking(move || build(&for_build)).await??;
+    if let Some(jobs) = jobs {
+        jobs.start();
+    }
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}; is another process there?", args.listen))?;
@@ -357,9 +379,9 @@ fn model_routes(
     served: &Arc<Served>,
     ollama: Option<OllamaConfig>,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Routes> {
+) -> anyhow::Result<(Routes, Option<Jobs>)> {
     if args.role == Role::Reranker {
-        return Ok(Routes::scoring(Arc::clone(served)));
+        return Ok((Routes::scoring(Arc::clone(served)), None));
     }
     let routes = Routes::embedding(Arc::clone(served));
     if served.files.heads.dense.is_none() {
@@ -367,7 +389,7 @@ fn model_routes(
             architecture = served.files.architecture,
             "the model gives no vector for a whole text: documents are not processed"
         );
-        return Ok(routes);
+        return Ok((routes, None));
     }
     anyhow::ensure!(
         args.chunk_overlap < args.chunk_max_tokens,
@@ -395,5 +417,47 @@ fn model_routes(
     };
     let embedder =
         PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone(), prompt };
-    Ok(routes.with_pipeline(pipeline::router(config, Arc::new(embedder))))
+    let (config, embedder) = (Arc::new(config), Arc::new(embedder));
+    let jobs = jobs(args, &config, &embedder, metrics)?;
+    let mut kept = jobs::routes(jobs.as_ref());
+    if let Some(jobs) = &jobs {
+        let reranker = given(args.reranker_url.as_ref()).map(|url| Reranker::new(&url)).transpose();
+        kept = kept.merge(search::router(jobs.clone(), reranker.context("PRINCIPIUM_RERANKER_URL")?));
+    }
+    let routes = routes.with_pipeline(pipeline::router(config, embedder)).with_jobs(
+        kept,
+        page::router(),
+        jobs.is_some(),
+    );
+    Ok((routes, jobs))
+}
+
+/// The jobs of the data folder.
+fn jobs(
+    args: &ServeArgs,
+    config: &Arc<PipelineConfig>,
+    embedder: &Arc<PipelineEmbedder>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<Jobs>> {
+    let Some(folder) = args.data_dir.as_ref().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    let objects = Objects { volumes: args.volumes.clone().filter(|folder| !folder.as_os_str().is_empty()) };
+    let secret = |secret: &Option<Secret>| given(secret.as_ref().map(|secret| &secret.0));
+    let servers = SinkServers {
+        qdrant_url: given(args.qdrant_url.as_ref()),
+        qdrant_api_key: secret(&args.qdrant_api_key),
+        postgres_url: secret(&args.postgres_url),
+        objects: objects.clone(),
+        scratch: folder.clone(),
+    };
+    let tools = Tools {
+        store: Arc::new(Store::open(folder).context("opening the job store")?),
+        config: Arc::clone(config),
+        embedder: Arc::<PipelineEmbedder>::clone(embedder),
+        reach: Reach { objects, hosts: args.http_sources.clone() },
+        servers,
+        metrics: Arc::clone(metrics),
+    };
+    Ok(Some(Jobs::new(tools).context("reading the job store")?))
 }

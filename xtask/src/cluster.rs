@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use principium_local_cluster::progress::step;
 use principium_local_cluster::tools::{self, Tools};
-use principium_local_cluster::{Cache, chart, cluster, images, models, python};
+use principium_local_cluster::{Cache, chart, cluster, databases, images, models, python};
 use std::path::{Path, PathBuf};
 
 /// The local cluster alone: one node with eight simulated GPUs' room, kept between runs.
@@ -69,6 +69,13 @@ pub fn fetch_models() -> Result<()> {
 pub fn fetch_clients() -> Result<()> {
     let cache = Cache::from_environment()?;
     step("the clients", || python::environment(cache.root(), "clients", &python::CLIENTS)).map(drop)
+}
+
+/// The servers that the tests of sources and sinks use, from the cache or the package registry.
+pub fn fetch_servers() -> Result<()> {
+    let cache = Cache::from_environment()?;
+    step("the storage server", || python::environment(cache.root(), "storage", &python::STORAGE))?;
+    step("PostgreSQL", || databases::fetch_postgres(cache.root())).map(drop)
 }
 
 fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<images::Image>> {

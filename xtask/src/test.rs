@@ -37,9 +37,10 @@ impl Test {
             outcome
         };
         let outcome = (|| {
-            phase("models and clients", &mut || {
+            phase("models, clients and servers", &mut || {
                 crate::cluster::fetch_models()?;
-                crate::cluster::fetch_clients()
+                crate::cluster::fetch_clients()?;
+                crate::cluster::fetch_servers()
             })?;
             phase("unit and API tests", &mut || {
                 let mut cargo = crate::cargo();

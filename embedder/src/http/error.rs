@@ -80,6 +80,26 @@ impl ApiError {
         Self { status: StatusCode::UNAUTHORIZED, kind: "Unauthorized", message: message.into() }
     }
 
+    /// What the path names is not there: 404.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, kind: "Validation", message: message.into() }
+    }
+
+    /// What is asked for contradicts what is there: 409.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::CONFLICT, kind: "Validation", message: message.into() }
+    }
+
+    /// Too much waits already: 429.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, kind: "Overloaded", message: message.into() }
+    }
+
+    /// The volume fails or is full: 507.
+    pub fn storage(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::INSUFFICIENT_STORAGE, kind: "Backend", message: message.into() }
+    }
+
     /// No such route or method.
     pub fn no_route(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, kind: "Validation", message: message.into() }

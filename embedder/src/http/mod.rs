@@ -35,8 +35,10 @@ pub use rerank::score_texts;
 pub use status::{GpuInfo, Info, ModelInfo};
 
 use crate::engine::Engine;
+use crate::jobs;
 use crate::metrics::{Metrics, RequestLabels, RouteLabels};
 use crate::model::{ModelFiles, TextTokenizer};
+use crate::search;
 use openapi::{Operation, of};
 
 /// A model that is served.
@@ -80,6 +82,8 @@ struct App {
 pub struct Routes {
     router: Router,
     operations: Vec<&'static Operation>,
+    /// What is served to everybody: the page, which holds nothing of its own.
+    open: Router,
 }
 
 const EMBEDDING: &[Operation] = &[
@@ -253,6 +257,50 @@ const PROCESS: Operation = Operation {
     response: None,
     handler: None,
 };
+/// An open stream of events says nothing of how fast requests are answered.
+const JOB_EVENTS: &str = "/v1/jobs/{id}/events";
+
+const JOBS: &[Operation] = &[
+    Operation {
+        method: "post",
+        path: "/v1/jobs",
+        summary: "Takes a job: documents through the pipeline into a corpus and its sink",
+        request: Some(of::<jobs::JobRequest>),
+        response: Some(of::<jobs::JobRecord>),
+        handler: None,
+    },
+    reading("/v1/jobs", "The jobs, the newest first", Some(of::<jobs::JobList>)),
+    reading("/v1/jobs/{id}", "One job", Some(of::<jobs::JobRecord>)),
+    Operation {
+        method: "delete",
+        path: "/v1/jobs/{id}",
+        summary: "Ends a job that goes on, forgets one that has ended",
+        request: None,
+        response: Some(of::<jobs::JobRecord>),
+        handler: None,
+    },
+    Operation {
+        method: "post",
+        path: "/v1/jobs/{id}/cancel",
+        summary: "Ends a job",
+        request: None,
+        response: Some(of::<jobs::JobRecord>),
+        handler: None,
+    },
+    reading(JOB_EVENTS, "A job as it changes, as server-sent events", None),
+    reading("/v1/corpora", "What jobs have made", Some(of::<jobs::CorpusList>)),
+    reading("/v1/corpora/{corpus}", "One corpus", Some(of::<jobs::CorpusRecord>)),
+    reading("/v1/corpora/{corpus}/documents", "Its documents, by id", Some(of::<jobs::DocumentList>)),
+    reading("/v1/corpora/{corpus}/chunks", "Its chunks, as JSON lines", None),
+    Operation {
+        method: "post",
+        path: "/v1/search",
+        summary: "The chunks of a corpus that fit a query best",
+        request: Some(of::<search::SearchRequest>),
+        response: Some(of::<search::SearchResponse>),
+        handler: None,
+    },
+];
 const ANALYZE: Operation = Operation {
     method: "post",
     path: "/v1/analyze",
@@ -321,13 +369,22 @@ const COMMON: &[Operation] = &[
     },
 ];
 
+/// A route that only reads, which another module brings along.
+const fn reading(
+    path: &'static str,
+    summary: &'static str,
+    response: Option<openapi::SchemaOf>,
+) -> Operation {
+    Operation { method: "get", path, summary, request: None, response, handler: None }
+}
+
 impl Routes {
     fn new(model: Arc<Served>, operations: Vec<&'static Operation>) -> Self {
         let router = operations
             .iter()
             .filter_map(|operation| Some((operation.path, operation.handler?)))
             .fold(Router::new(), |router, (path, handler)| router.route(path, handler()));
-        Self { router: router.with_state(App { model }), operations }
+        Self { router: router.with_state(App { model }), operations, open: Router::new() }
     }
 
     /// Routes that embed, for the role data-factory.
@@ -344,7 +401,7 @@ impl Routes {
 
     /// Routes that analyze documents, for the role doc-analyzer.
     pub fn analyzing(router: Router) -> Self {
-        Self { router, operations: vec![&ANALYZE] }
+        Self { router, operations: vec![&ANALYZE], open: Router::new() }
     }
 
     /// The same with the route that processes documents.
@@ -352,6 +409,14 @@ impl Routes {
     pub fn with_pipeline(mut self, router: Router) -> Self {
         self.operations.push(&PROCESS);
         Self { router: self.router.merge(router), ..self }
+    }
+
+    /// The same with the routes of jobs, corpora and searches, and the page that shows them. Without a folder for them they
+    /// only say so, and are not described.
+    #[must_use]
+    pub fn with_jobs(mut self, router: Router, page: Router, kept: bool) -> Self {
+        self.operations.extend(JOBS.iter().filter(|_| kept));
+        Self { router: self.router.merge(router), open: self.open.merge(page), ..self }
     }
 }
 
@@ -372,6 +437,7 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
         .layer(DefaultBodyLimit::max(payload_limit))
         .route_layer(middleware::from_fn_with_state(Arc::new(keys), access::guard))
         .merge(common)
+        .merge(routes.open)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(shared, measure))
@@ -381,7 +447,8 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
 async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let mut known = [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], COMMON].into_iter().flatten();
+    let mut known =
+        [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], JOBS, COMMON].into_iter().flatten();
     let route = known.find(|it| Some(it.path) == matched).map_or("other", |it| it.path);
     let id = access::id_of(request.headers());
     let trace = access::trace_of(request.headers()).map(str::to_owned);
@@ -398,7 +465,7 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     });
     shared.metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
     // Probes and scrapes would hide the requests of clients.
-    if !COMMON.iter().any(|it| it.path == route) {
+    if !COMMON.iter().any(|it| it.path == route) && route != JOB_EVENTS {
         shared.metrics.request_duration.get_or_create(&RouteLabels { route }).observe(seconds);
     }
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -38,6 +38,15 @@ impl Document {
     }
 }
 
+/// Where a document comes from in its job. By these numbers it is known even where its id is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Number of its source among those of the job, from 0.
+    pub source: usize,
+    /// How many documents that source holds; each of them ends, well or not.
+    pub documents: usize,
+}
+
 /// A document that fails, while the others go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {

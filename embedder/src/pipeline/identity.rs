@@ -3,6 +3,7 @@
 use super::PipelineConfig;
 use super::chunk::Chunk;
 use super::document::Document;
+use super::request::Settings;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -24,6 +25,12 @@ pub fn recipe(config: &PipelineConfig, enrich: bool) -> String {
             digest(&parts)
         }
     }
+}
+
+/// All that a document's chunks depend on beside the document itself.
+pub fn whole_recipe(config: &PipelineConfig, settings: Settings) -> String {
+    let chunker = settings.chunker(settings.cut.chunker.name());
+    digest(&[recipe(config, settings.enrich).as_bytes(), chunker.as_bytes()])
 }
 
 /// The ids of a document's chunks. A chunk's place is no part of them, so that a change at the top of a document leaves the

@@ -1,7 +1,7 @@
 //! One job: read and cut → put in context → embed → send, all at once, with bounded room between the stages. This file owns
 //! the way between them; `prepare` is the first stage, `enrich` the second, `output` the last.
 
-use super::document::{Rejected, Source};
+use super::document::{Origin, Rejected, Source};
 use super::enrich::{Enricher, Outcome, Prepared};
 use super::identity::recipe;
 use super::lines::Line;
@@ -76,6 +76,8 @@ pub struct Made {
 pub struct Arrival {
     /// Place of the document.
     pub place: usize,
+    /// Where it comes from.
+    pub origin: Origin,
     /// The document in chunks, or why it has none.
     pub document: Result<Arc<Prepared>, Rejected>,
     /// A document before it that says nearly the same.
@@ -131,20 +133,22 @@ async fn prepare(
     let recipe: Arc<str> = recipe(&config, enrich).into();
     let at_once = config.reader.at_once();
     let preparer = Preparer { config, embedder, cut, recipe };
-    let prepared = documents.map(|source| {
+    let prepared = documents.enumerate().map(|(number, source)| {
         let preparer = preparer.clone();
         async move {
-            match source {
+            let found = match source {
                 Ok(source) => preparer.prepare(source).await,
                 Err(rejected) => vec![Err(rejected)],
-            }
+            };
+            let origin = Origin { source: number, documents: found.len() };
+            stream::iter(found.into_iter().map(move |document| (origin, document)))
         }
     });
-    let mut documents = prepared.buffer_unordered(at_once).flat_map(stream::iter).boxed();
+    let mut documents = prepared.buffer_unordered(at_once).flatten().boxed();
     let mut seen = HashSet::new();
     let mut similar = Seen::default();
     let mut places = 0..;
-    while let (Some(document), Some(place)) = (documents.next().await, places.next()) {
+    while let (Some((origin, document)), Some(place)) = (documents.next().await, places.next()) {
         let document = document.and_then(|prepared| match seen.insert(prepared.document.id.clone()) {
             true => Ok(prepared),
             false => Err(twice(&prepared)),
@@ -154,7 +158,7 @@ async fn prepare(
             let (id, similarity) = similar.add(&prepared.document.id, prepared.about.signature.clone()?)?;
             Some(NearDuplicate { id, similarity })
         });
-        if arrivals.send(Arrival { place, document, near_duplicate_of }).await.is_err() {
+        if arrivals.send(Arrival { place, origin, document, near_duplicate_of }).await.is_err() {
             return;
         }
         let Some(prepared) = prepared else { continue };

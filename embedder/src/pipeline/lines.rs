@@ -1,6 +1,7 @@
 //! The lines that `/v1/process` streams: JSON objects told apart by `type`.
 
 use super::about::About;
+use super::document::Origin;
 use super::enrich::InstanceFigures;
 use serde::Serialize;
 use std::time::Duration;
@@ -22,6 +23,9 @@ pub enum Line {
 /// A finished chunk.
 #[derive(Serialize)]
 pub struct ChunkLine {
+    /// Place of its document in the job, for callers inside of this process.
+    #[serde(skip)]
+    pub place: usize,
     /// Id of its document.
     pub document_id: String,
     /// Id that is the same whenever the same text of the same document is processed in the same way, wherever it stands.
@@ -49,7 +53,6 @@ pub struct ChunkLine {
     pub context_error: Option<String>,
     /// Whether it was made before and nothing was computed; no client asks for that.
     #[serde(skip)]
-    #[allow(dead_code, reason = "for callers inside of this process")]
     pub made_before: bool,
     /// Tokens that were embedded.
     pub tokens: usize,
@@ -78,6 +81,12 @@ pub struct ProgressLine {
 /// The end of a document.
 #[derive(Serialize)]
 pub struct DocumentLine {
+    /// Its place in the job, for callers inside of this process.
+    #[serde(skip)]
+    pub place: usize,
+    /// Where it comes from, for the same.
+    #[serde(skip)]
+    pub origin: Origin,
     /// Its id.
     pub document_id: String,
     /// Its title, where the client gave one.

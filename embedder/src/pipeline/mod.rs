@@ -14,12 +14,17 @@ mod output;
 mod prepare;
 mod request;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upload;
 
 pub use chunk::Chunker;
+pub use document::{Origin, Rejected, Source};
 pub use enrich::{ContextCache, INSTRUCTION};
+pub use identity::whole_recipe;
+pub use job::{Job, Made, MadeBefore, run};
+pub use lines::{ChunkLine, DocumentLine, Line};
 pub(crate) use request::base64_bytes;
+pub use request::{DocumentRequest, Options, Settings};
 
 use crate::format::Reader;
 use crate::http::{ApiError, Dialect, answer};
@@ -33,7 +38,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use job::Job;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -95,11 +99,11 @@ impl PipelineConfig {
 }
 
 /// Serves `POST /v1/process`.
-pub fn router(config: PipelineConfig, embedder: Arc<dyn EmbedTexts>) -> Router {
+pub fn router(config: Arc<PipelineConfig>, embedder: Arc<dyn EmbedTexts>) -> Router {
     Router::new()
         .route("/v1/process", post(process))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(Service { config: Arc::new(config), embedder })
+        .with_state(Service { config, embedder })
 }
 
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use super::about::About;
 use super::chunk::{self, Chunk};
-use super::document::Document;
+use super::document::{Document, Origin, Rejected};
 use super::enrich::{Enricher, Outcome, Prepared};
 use super::job::{Arrival, Job, Made};
 use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, ReadAs, SummaryLine};
@@ -36,9 +36,31 @@ pub struct Output {
 /// A document of which not all chunks have been sent.
 struct Open {
     prepared: Arc<Prepared>,
+    origin: Origin,
     near_duplicate_of: Option<NearDuplicate>,
     /// Chunks to come.
     left: usize,
+}
+
+impl Open {
+    /// What is said at its end: how many chunks it has, or why it failed.
+    fn end(self, place: usize, chunks: Result<usize, String>) -> DocumentLine {
+        let Self { prepared, origin, near_duplicate_of, left: _ } = self;
+        let (chunks, error) = match chunks {
+            Ok(chunks) => (chunks, None),
+            Err(error) => (0, Some(error)),
+        };
+        DocumentLine {
+            place,
+            origin,
+            document_id: prepared.document.id.clone(),
+            title: prepared.document.title.clone(),
+            chunks,
+            read: Some(read_as(&prepared, near_duplicate_of)),
+            seconds: 0.0,
+            error,
+        }
+    }
 }
 
 /// A chunk on its way through the embedder.
@@ -109,6 +131,10 @@ impl Output {
                         while batch.len() < BATCH && let Ok(next) = outcomes.try_recv() {
                             batch.push(next);
                         }
+                        // A document that arrived since may have a chunk among them already.
+                        while let Ok(arrival) = arrivals.try_recv() {
+                            self.arrive(arrival).await?;
+                        }
                         let (before, batch): (Vec<_>, Vec<_>) =
                             batch.into_iter().partition(|outcome| outcome.made.is_some());
                         self.send_known(before).await?;
@@ -133,11 +159,23 @@ impl Output {
             Ok(prepared) => {
                 let left = prepared.chunks.len();
                 self.chunks_total += left;
-                let near_duplicate_of = arrival.near_duplicate_of;
-                self.documents.insert(arrival.place, Open { prepared, near_duplicate_of, left });
+                let Arrival { place, origin, near_duplicate_of, .. } = arrival;
+                self.documents.insert(place, Open { prepared, origin, near_duplicate_of, left });
                 Ok(())
             }
-            Err(rejected) => self.end_document(rejected.id, rejected.title, None, Err(rejected.error)).await,
+            Err(Rejected { id, title, error }) => {
+                let line = DocumentLine {
+                    place: arrival.place,
+                    origin: arrival.origin,
+                    document_id: id,
+                    title,
+                    chunks: 0,
+                    read: None,
+                    seconds: 0.0,
+                    error: Some(error),
+                };
+                self.end_document(line).await
+            }
         }
     }
 
@@ -212,9 +250,10 @@ impl Output {
         self.summary.chunks += 1;
         self.summary.tokens += vector.tokens;
         self.summary.without_context += usize::from(context_error.is_some());
-        let Document { id, title, content, metadata } = &*prepared.document;
+        let Document { id, title: _, content, metadata } = &*prepared.document;
         let Chunk { start, end, headings, pages } = &prepared.chunks[outcome.chunk];
         let line = ChunkLine {
+            place: outcome.document,
             document_id: id.clone(),
             chunk_id: prepared.chunk_ids[outcome.chunk].clone(),
             index: outcome.chunk,
@@ -233,15 +272,8 @@ impl Output {
             metadata: metadata.clone(),
         };
         self.line(Line::Chunk(Box::new(line))).await?;
-        if last {
-            let near = self.documents.remove(&outcome.document).and_then(|open| open.near_duplicate_of);
-            self.end_document(
-                id.clone(),
-                title.clone(),
-                Some(read_as(&prepared, near)),
-                Ok(prepared.chunks.len()),
-            )
-            .await?;
+        if last && let Some(open) = self.documents.remove(&outcome.document) {
+            self.end_document(open.end(outcome.document, Ok(prepared.chunks.len()))).await?;
         }
         Ok(())
     }
@@ -249,47 +281,33 @@ impl Output {
     /// The documents of a batch that could not be embedded fail; the others go on.
     async fn fail(&mut self, batch: &[Embedded], error: &str) -> Result<(), Gone> {
         for embedded in batch {
-            if let Some(Open { prepared, near_duplicate_of, .. }) =
-                self.documents.remove(&embedded.outcome.document)
-            {
-                let Document { id, title, .. } = &*prepared.document;
-                let read = Some(read_as(&prepared, near_duplicate_of));
-                self.end_document(id.clone(), title.clone(), read, Err(error.to_owned())).await?;
+            let place = embedded.outcome.document;
+            if let Some(open) = self.documents.remove(&place) {
+                self.end_document(open.end(place, Err(error.to_owned()))).await?;
             }
         }
         Ok(())
     }
 
-    /// Says that a document is through with so many chunks, or why it is not.
-    async fn end_document(
-        &mut self,
-        document_id: String,
-        title: Option<String>,
-        read: Option<ReadAs>,
-        chunks: Result<usize, String>,
-    ) -> Result<(), Gone> {
-        let (chunks, error) = match chunks {
-            Ok(chunks) => (chunks, None),
-            Err(error) => (0, Some(error)),
-        };
-        let counter = if error.is_none() { &mut self.summary.documents } else { &mut self.summary.failed };
+    /// Says that a document is through, or why it is not.
+    async fn end_document(&mut self, mut line: DocumentLine) -> Result<(), Gone> {
+        let counter =
+            if line.error.is_none() { &mut self.summary.documents } else { &mut self.summary.failed };
         *counter += 1;
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.line(Line::Document(Box::new(DocumentLine { document_id, title, chunks, read, seconds, error })))
-            .await
+        line.seconds = self.started.elapsed().as_secs_f64();
+        self.line(Line::Document(Box::new(line))).await
     }
 
     async fn finish(&mut self, enricher: Option<Enricher>) -> Result<(), Gone> {
         // A document whose chunks got lost in a stage before must not look as if it had gone well.
-        for Open { prepared, near_duplicate_of, left } in std::mem::take(&mut self.documents).into_values() {
-            let Document { id, title, .. } = &*prepared.document;
+        for (place, open) in std::mem::take(&mut self.documents) {
             let error = format!(
-                "{left} of its {} chunks got lost on the way: process it again",
-                prepared.chunks.len()
+                "{} of its {} chunks got lost on the way: process it again",
+                open.left,
+                open.prepared.chunks.len()
             );
-            tracing::error!(document = id, error);
-            let read = Some(read_as(&prepared, near_duplicate_of));
-            self.end_document(id.clone(), title.clone(), read, Err(error)).await?;
+            tracing::error!(document = open.prepared.document.id, error);
+            self.end_document(open.end(place, Err(error))).await?;
         }
         let mut summary = std::mem::take(&mut self.summary);
         if let Some(enricher) = enricher {

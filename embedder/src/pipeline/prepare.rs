@@ -26,7 +26,7 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// The documents in a source: one, but for formats that hold several.
+    /// The documents in a source, at least one: formats like JSON lines hold several.
     pub async fn prepare(&self, source: Source) -> Vec<Result<Arc<Prepared>, Rejected>> {
         let Source { id, title, bytes, format, metadata } = source;
         let rejected = |error: String| Rejected { id: id.clone(), title: title.clone(), error };
@@ -49,6 +49,9 @@ impl Preparer {
                 }
                 Err(rejected) => Err(rejected),
             });
+        }
+        if prepared.is_empty() {
+            prepared.push(Err(rejected("the document holds no text".to_owned())));
         }
         prepared
     }

@@ -7,11 +7,15 @@ use super::identity::document_id;
 use crate::format::Format;
 use crate::http::ApiError;
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// Room that a chunk always has, in tokens, whatever the context takes.
 const SMALLEST_CHUNK: usize = 16;
+
+/// Changes when the same file would be read or cut otherwise, so that what was kept of it is made anew.
+const READING_VERSION: u32 = 1;
 
 /// Body of the request.
 #[derive(Deserialize)]
@@ -25,33 +29,41 @@ pub struct ProcessRequest {
 }
 
 /// One document as a client gives it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentRequest {
+    /// Its id; made from its content where it has none.
     id: Option<String>,
+    /// Its title, instead of its own.
     title: Option<String>,
     /// Its characters; a document has these or its bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     /// Its bytes, in Base64.
     #[serde(default, with = "base64_bytes", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     data: Option<Bytes>,
-    /// Read as any text: an unknown format is this document's problem alone.
+    /// How it is written; absent where the content tells.
+    // Read as any text: an unknown format is this document's problem alone.
     format: Option<String>,
     /// What the client wants back with every chunk.
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// What a request says otherwise than the configuration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
+    /// Whether chunks are put in context.
     #[serde(skip_serializing_if = "Option::is_none")]
     enrich: Option<bool>,
+    /// By what documents are cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     chunker: Option<Chunker>,
+    /// Most tokens of a chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     chunk_max_tokens: Option<usize>,
+    /// Tokens that neighboring chunks share.
     #[serde(skip_serializing_if = "Option::is_none")]
     chunk_overlap: Option<usize>,
 }
@@ -128,6 +140,13 @@ impl Options {
         }
         let chunker = self.chunker.unwrap_or(config.chunker);
         Ok(Settings { enrich, cut: Cut { chunker, most: chunk_tokens, overlap } })
+    }
+}
+
+impl Settings {
+    /// What cuts a document: a name, a version, and how it is set. For those who keep chunks.
+    pub fn chunker(&self, name: &str) -> String {
+        format!("{name}/{READING_VERSION} tokens={} overlap={}", self.cut.most, self.cut.overlap)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::ollama::tests::{pool, stand_in, well};
 use serde_json::{Value, json};
 
 /// A pipeline whose tokens are words, with or without a pool that nobody asks.
-pub(super) fn config(ollama: bool) -> PipelineConfig {
+pub(crate) fn config(ollama: bool) -> PipelineConfig {
     PipelineConfig {
         tokenizer: Arc::new(words()),
         max_tokens: 256,
@@ -24,7 +24,7 @@ pub(super) fn config(ollama: bool) -> PipelineConfig {
 }
 
 /// The vector of a text is its length; a text with `poison` in it fails its batch.
-struct Lengths;
+pub(crate) struct Lengths;
 
 impl EmbedTexts for Lengths {
     #[expect(clippy::cast_precision_loss, reason = "short texts")]
@@ -105,29 +105,81 @@ async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
     assert_eq!(lines.last().unwrap()["failed"], 1);
 }
 
-#[tokio::test]
-async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
-    let config = Arc::new(config(false));
-    let request = json!({ "documents": [{ "id": "d", "text": "all is well" }] });
-    let mut job: Job =
-        serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap().into();
-    let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
-    let output = output::Output::new(&job, config, lines);
-    let source = job.documents.next().await.unwrap().unwrap();
-    let content = crate::format::Extracted::plain(String::from_utf8(source.bytes.to_vec()).unwrap());
+/// A document of one chunk, as it arrives.
+fn arrival(place: usize) -> job::Arrival {
+    let content = crate::format::Extracted::plain("all is well".to_owned());
     let prepared = enrich::Prepared {
         chunks: vec![chunk::Chunk::of(&content, 0..3)],
         chunk_ids: vec!["c".into()],
         about: about::About::of(&content),
         chunker: Chunker::Recursive,
-        document: Arc::new(document::Document { id: source.id, title: None, content, metadata: None }),
+        document: Arc::new(document::Document {
+            id: place.to_string(),
+            title: None,
+            content,
+            metadata: None,
+        }),
     };
+    let origin = Origin { source: place, documents: 1 };
+    job::Arrival { place, origin, document: Ok(Arc::new(prepared)), near_duplicate_of: None }
+}
+
+fn outcome(document: usize) -> enrich::Outcome {
+    enrich::Outcome { document, chunk: 0, context: Ok(None), made: None }
+}
+
+/// The output of a job and what it sends.
+fn output() -> (output::Output, tokio::sync::mpsc::Receiver<Line>) {
+    let config = Arc::new(config(false));
+    let request = json!({ "documents": [{ "text": "all is well" }] });
+    let request: ProcessRequest = serde_json::from_value(request).unwrap();
+    let job = Job::from(request.validate(&config).unwrap());
+    let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    (output::Output::new(&job, config, lines), receiver)
+}
+
+type Channels = (tokio::sync::mpsc::Sender<job::Arrival>, tokio::sync::mpsc::Sender<enrich::Outcome>);
+
+/// While it embeds for the first time, a second document comes with its chunk.
+struct Meanwhile(std::sync::Mutex<Option<Channels>>);
+
+impl EmbedTexts for Meanwhile {
+    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+        let channels = self.0.lock().unwrap().take();
+        Box::pin(async move {
+            if let Some((arrivals, outcomes)) = channels {
+                arrivals.try_send(arrival(1)).unwrap_or_else(|_| panic!("it has room"));
+                outcomes.try_send(outcome(1)).unwrap_or_else(|_| panic!("it has room"));
+                tokio::task::yield_now().await;
+            }
+            Lengths.embed(texts).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_comes_just_before_its_chunk_loses_nothing() {
+    let (output, mut receiver) = output();
+    let (arrivals, arriving) = tokio::sync::mpsc::channel(2);
+    let (outcomes, chunks) = tokio::sync::mpsc::channel(2);
+    arrivals.send(arrival(0)).await.unwrap();
+    outcomes.send(outcome(0)).await.unwrap();
+    let embedder = Meanwhile(std::sync::Mutex::new(Some((arrivals, outcomes))));
+    output.collect(Arc::new(embedder), None, arriving, chunks).await;
+    let mut last = None;
+    while let Some(line) = receiver.recv().await {
+        last = Some(serde_json::to_value(line).unwrap());
+    }
+    let summary = last.unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(2), &json!(0)));
+}
+
+#[tokio::test]
+async fn documents_whose_chunks_get_lost_are_reported_as_failed() {
+    let (output, mut receiver) = output();
     let (arrivals, arriving) = tokio::sync::mpsc::channel(1);
     let (outcomes, chunks) = tokio::sync::mpsc::channel(1);
-    arrivals
-        .send(job::Arrival { place: 0, document: Ok(Arc::new(prepared)), near_duplicate_of: None })
-        .await
-        .unwrap();
+    arrivals.send(arrival(0)).await.unwrap();
     drop((arrivals, outcomes));
     output.collect(Arc::new(Lengths), None, arriving, chunks).await;
     let document: Value = serde_json::to_value(receiver.recv().await.unwrap()).unwrap();

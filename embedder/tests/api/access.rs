@@ -1,5 +1,6 @@
 //! API keys, request ids, and the description of the routes.
 
+use super::jobs;
 use super::models::folder;
 use super::server::{Server, data_factory, reranker, start};
 use serde_json::{Value, json};
@@ -55,6 +56,7 @@ async fn check(server: &Server, some: &[&str]) {
             let answer = match method.as_str() {
                 "get" => server.get(&path).await,
                 "post" => server.post(&path, &json!([])).await,
+                "delete" => server.delete(&path).await,
                 other => panic!("{other} is not tried"),
             };
             let missing = answer.status == 405 || answer.text.contains("there is no route");
@@ -71,8 +73,16 @@ async fn check(server: &Server, some: &[&str]) {
 #[tokio::test]
 async fn the_description_is_that_of_the_routes() {
     check(data_factory(), &["/embed", "/v1/encode", "/v1/process", "/v2/embed", "/info"]).await;
+    check(jobs::server(), &["/v1/jobs", "/v1/jobs/{id}/events", "/v1/corpora/{corpus}/chunks", "/v1/search"])
+        .await;
     check(reranker(), &["/rerank", "/predict", "/", "/v2/rerank", "/metrics"]).await;
     check(&start(&["--role", "doc-analyzer"]), &["/v1/analyze", "/docs"]).await;
+    let schemas = jobs::server().get("/openapi.json").await.json()["components"]["schemas"].clone();
+    assert_eq!(
+        schemas["JobRequest"]["properties"]["source"]["anyOf"][0]["$ref"],
+        "#/components/schemas/SourceSpec"
+    );
+    assert!(schemas["JobRecord"]["properties"].get("progress").is_some());
     let inputs = &data_factory().get("/openapi.json").await.json()["components"]["schemas"]["EmbedRequest"];
     assert_eq!(inputs["required"], json!(["inputs"]));
     assert!(inputs["properties"]["prompt_name"]["description"].as_str().unwrap().contains("prompt"));

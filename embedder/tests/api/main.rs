@@ -23,6 +23,8 @@ mod formats;
 #[cfg(test)]
 mod hub;
 #[cfg(test)]
+mod jobs;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod models;
@@ -31,15 +33,27 @@ mod ollama;
 #[cfg(test)]
 mod openai;
 #[cfg(test)]
+mod page;
+#[cfg(test)]
+mod postgres;
+#[cfg(test)]
 mod predict;
 #[cfg(test)]
 mod process;
+#[cfg(test)]
+mod program;
+#[cfg(test)]
+mod qdrant;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod rerank;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod retrieval;
+#[cfg(test)]
+mod s3;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

@@ -92,6 +92,9 @@ pub fn start(flags: &[&str]) -> Server {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(args.listen).await.unwrap();
+            if let Some(jobs) = &service.jobs {
+                jobs.start();
+            }
             ready.send(listener.local_addr().unwrap()).unwrap();
             axum::serve(listener, service.router).await
         })
@@ -128,6 +131,29 @@ impl Server {
     pub async fn post_bytes(&self, path: &str, content_type: &str, body: Vec<u8>) -> Answer {
         let request = reqwest::Client::new().post(format!("{}{path}", self.url));
         self.send(request.header("content-type", content_type).body(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(reqwest::Client::new().delete(format!("{}{path}", self.url))).await
+    }
+
+    /// Runs a job to its end.
+    pub async fn run_job(&self, body: &Value) -> Value {
+        let answer = self.post("/v1/jobs", body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        let job: Value = serde_json::from_str(&answer.text).unwrap();
+        self.end_of_job(job["id"].as_str().unwrap()).await
+    }
+
+    /// A job once it has ended.
+    pub async fn end_of_job(&self, id: &str) -> Value {
+        loop {
+            let job = self.get(&format!("/v1/jobs/{id}")).await.json();
+            if job["finished_ms"].is_u64() {
+                return job;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 
     /// The status of an answer whose body is of no interest.

@@ -7,6 +7,7 @@ pub mod chart;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;
+pub mod databases;
 pub mod images;
 pub mod models;
 pub mod progress;

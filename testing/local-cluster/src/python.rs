@@ -15,6 +15,9 @@ pub const CLIENTS: [&str; 5] = [
     "llama-index-embeddings-text-embeddings-inference==0.6.0",
 ];
 
+/// The S3-compatible server that the tests store to and read from.
+pub const STORAGE: [&str; 1] = ["moto[server,s3]==5.2.5"];
+
 /// The Python of the environment `name`, in which `requirements` are installed.
 ///
 /// # Errors

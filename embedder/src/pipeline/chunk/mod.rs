@@ -7,13 +7,14 @@ pub mod semantic;
 pub(crate) mod tests;
 
 use crate::format::{Extracted, Markup};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use text_splitter::{ChunkConfig, ChunkSizer, CodeSplitter, MarkdownSplitter, TextSplitter};
 use tokenizers::Tokenizer;
 
 /// By what a text is cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Chunker {
     /// By what the document is: `Markdown` where it has headings, lists or tables, `Code` for source code, else `Recursive`.

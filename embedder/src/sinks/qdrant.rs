@@ -1,0 +1,135 @@
+//! Qdrant by its REST API: one point a chunk, whose id is the chunk's as a UUID.
+
+use super::{Chunk, SinkError, SinkServers};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How much of a refusal is repeated, in characters.
+const SHOWN: usize = 300;
+
+/// A collection.
+pub struct Qdrant {
+    client: Client,
+    base: String,
+    api_key: Option<String>,
+    collection: String,
+    /// Width of its vectors, once it is known to be there.
+    dimension: Option<usize>,
+}
+
+impl Qdrant {
+    pub(super) fn new(collection: &str, servers: &SinkServers) -> Result<Self, SinkError> {
+        let Some(base) = &servers.qdrant_url else {
+            return Err(SinkError::Lasting(
+                "there is no Qdrant server: set PRINCIPIUM_QDRANT_URL for the process".to_owned(),
+            ));
+        };
+        let client = crate::tls::http_client().timeout(PATIENCE).build();
+        let client = client.map_err(|error| SinkError::Lasting(format!("setting up a client: {error}")))?;
+        Ok(Self {
+            client,
+            base: base.trim_end_matches('/').to_owned(),
+            api_key: servers.qdrant_api_key.clone(),
+            collection: collection.to_owned(),
+            dimension: None,
+        })
+    }
+
+    pub(super) async fn upsert(&mut self, chunks: &[Chunk]) -> Result<(), SinkError> {
+        let Some(first) = chunks.first() else { return Ok(()) };
+        self.ensure_collection(first.vector.len()).await?;
+        let points: Vec<Value> = chunks.iter().map(point).collect();
+        let path = format!("/collections/{}/points?wait=true", self.collection);
+        self.ask(Method::PUT, &path, Some(&json!({ "points": points }))).await.map(drop)
+    }
+
+    pub(super) async fn delete(&mut self, ids: &[String]) -> Result<(), SinkError> {
+        let points: Vec<String> = ids.iter().map(|id| uuid(id)).collect();
+        let path = format!("/collections/{}/points/delete?wait=true", self.collection);
+        // Without the collection there is nothing to delete.
+        self.ask(Method::POST, &path, Some(&json!({ "points": points }))).await.map(drop)
+    }
+
+    /// Makes the collection where it is missing. One whose vectors have another width is not touched.
+    async fn ensure_collection(&mut self, dimension: usize) -> Result<(), SinkError> {
+        if self.dimension == Some(dimension) {
+            return Ok(());
+        }
+        let path = format!("/collections/{}", self.collection);
+        let Some(found) = self.ask(Method::GET, &path, None).await? else {
+            let body = json!({ "vectors": { "size": dimension, "distance": "Cosine" } });
+            match self.ask(Method::PUT, &path, Some(&body)).await {
+                // Somebody else may have been faster; then the next attempt finds it.
+                Err(SinkError::Lasting(message)) if message.contains("already exists") => {
+                    return Err(SinkError::Passing(message));
+                }
+                other => other?,
+            };
+            self.dimension = Some(dimension);
+            return Ok(());
+        };
+        match found.pointer("/result/config/params/vectors/size").and_then(Value::as_u64) {
+            Some(size) if size == dimension as u64 => {
+                self.dimension = Some(dimension);
+                Ok(())
+            }
+            size => Err(SinkError::Lasting(format!(
+                "the collection {:?} has vectors of {} numbers, and the model makes {dimension}: name another collection",
+                self.collection,
+                size.map_or_else(|| "several kinds or an unknown count".to_owned(), |size| size.to_string())
+            ))),
+        }
+    }
+
+    /// The answer to a request; `None` where what it is about does not exist.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<Value>, SinkError> {
+        let mut request = self.client.request(method, format!("{}{path}", self.base));
+        if let Some(key) = &self.api_key {
+            request = request.header("api-key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let passing = |error: reqwest::Error| {
+            SinkError::Passing(format!("Qdrant at {} does not answer: {error}", self.base))
+        };
+        let response = request.send().await.map_err(passing)?;
+        let status = response.status();
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let text = response.text().await.map_err(passing)?;
+        if status.is_success() {
+            return Ok(Some(serde_json::from_str(&text).unwrap_or_default()));
+        }
+        let shown: String = text.chars().take(SHOWN).collect();
+        let message = format!("Qdrant at {} answered {status}: {shown}", self.base);
+        let passes = status.is_server_error()
+            || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
+        Err(if passes { SinkError::Passing(message) } else { SinkError::Lasting(message) })
+    }
+}
+
+/// A chunk as a point: everything but the vector is payload.
+fn point(chunk: &Chunk) -> Value {
+    // Chunks always serialize: their maps have strings for keys.
+    let mut payload = serde_json::to_value(chunk).unwrap_or_default();
+    if let Some(payload) = payload.as_object_mut() {
+        payload.remove("vector");
+    }
+    json!({ "id": uuid(&chunk.chunk_id), "vector": chunk.vector, "payload": payload })
+}
+
+/// 32 hexadecimal digits in the form of a UUID, which is what Qdrant takes beside numbers.
+fn uuid(id: &str) -> String {
+    let part = |range| id.get(range).unwrap_or_default();
+    format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
+}
