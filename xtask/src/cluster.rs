@@ -71,9 +71,11 @@ pub fn fetch_clients() -> Result<()> {
     step("the clients", || python::environment(cache.root(), "clients", &python::CLIENTS)).map(drop)
 }
 
-/// The servers that the tests of sources and sinks use, from the cache or the package registry.
+/// The browser, and the servers that the tests of sources and sinks use, from the distribution, the cache or the package
+/// registry.
 pub fn fetch_servers() -> Result<()> {
     let cache = Cache::from_environment()?;
+    tools::install_test_packages()?;
     step("the storage server", || python::environment(cache.root(), "storage", &python::STORAGE))?;
     step("PostgreSQL", || databases::fetch_postgres(cache.root())).map(drop)
 }

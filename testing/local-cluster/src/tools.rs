@@ -167,6 +167,14 @@ pub fn install_packages() -> Result<()> {
     install_debian(&Versions::pinned()?.debian)
 }
 
+/// Installs the Debian packages that are missing and that only the tests need.
+///
+/// # Errors
+/// When apt-get fails.
+pub fn install_test_packages() -> Result<()> {
+    install_debian(&Versions::pinned()?.debian_tests)
+}
+
 fn install_debian(packages: &[String]) -> Result<()> {
     let missing: Vec<&String> = packages
         .iter()

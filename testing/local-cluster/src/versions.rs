@@ -8,10 +8,12 @@ const TEXT: &str = include_str!("../versions.toml");
 
 /// `versions.toml`.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Versions {
     /// Debian packages.
     pub debian: Vec<String>,
+    /// Debian packages that only the tests need.
+    pub debian_tests: Vec<String>,
     /// Go programs by name.
     pub go: BTreeMap<String, GoTool>,
     /// Folders of CustomResourceDefinitions by the module (`module@version`) that has them.
