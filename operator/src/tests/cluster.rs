@@ -1,5 +1,8 @@
 //! A cluster of plain data: it applies plans, runs pods as the scheduler and the kubelet would, and answers for them.
 
+mod kubelet;
+mod questions;
+
 use super::ingestions::Jobs;
 use crate::actions::{Plan, Question, Status, Target, Write};
 use crate::observed::{ModelAnswer, ModelStep, NodeView, Observed, PullProgress, Settings, WorkerInfo};
@@ -363,117 +366,6 @@ impl Cluster {
         }
     }
 
-    /// Ends what is being deleted, starts what fits, and answers what is asked. Returns whether anything changed.
-    pub fn run_pods(&mut self) -> bool {
-        let before = (self.pods.clone(), self.observed.answers.clone());
-        let silent = |node: &Option<String>| {
-            node.as_ref().is_some_and(|node| self.observed.nodes.get(node).is_some_and(|node| !node.ready))
-        };
-        // What a silent node does about its pods is not heard.
-        self.pods.retain(|_, pod| {
-            pod.metadata.deletion_timestamp.is_none() || {
-                let pod = PodView::read(pod);
-                pod.scheduled && silent(&pod.node)
-            }
-        });
-        let keys: Vec<_> = self.pods.keys().cloned().collect();
-        for key in keys {
-            self.start(&key);
-        }
-        self.answer();
-        before != (self.pods.clone(), self.observed.answers.clone())
-    }
-
-    fn start(&mut self, key: &(String, String)) {
-        let view = PodView::read(&self.pods[key]);
-        if view.ended() {
-            return;
-        }
-        let anywhere = || self.nodes.keys().next().cloned().unwrap_or_default();
-        let node = view.node.clone().unwrap_or_else(anywhere);
-        if view.leaving
-            || (!view.units.is_empty() && !self.observed.nodes.get(&node).is_some_and(|node| node.ready))
-        {
-            return;
-        }
-        let fits = view.scheduled
-            || view.units.iter().all(|(index, units)| {
-                let others = self.pods.values().map(PodView::read).filter(|pod| {
-                    pod.scheduled && pod.node.as_ref() == Some(&node) && !pod.ended() && pod.uid != view.uid
-                });
-                let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
-                let gpu = self.nodes[&node].iter().find(|gpu| gpu.index == *index);
-                gpu.is_some_and(|gpu| gpu.withheld.is_none() && taken + units <= gpu.units)
-            });
-        let pod = self.pods.get_mut(key).unwrap();
-        if !fits {
-            return;
-        }
-        let spec = pod.spec.as_mut().unwrap();
-        spec.node_name = Some(node);
-        let gated = spec.readiness_gates.is_some();
-        let once = spec.restart_policy.as_deref() == Some("OnFailure");
-        let pulls = spec.init_containers.is_some();
-        let status = pod.status.get_or_insert_with(PodStatus::default);
-        if pulls && self.pulling {
-            status.pod_ip = Some("10.0.0.1".to_owned());
-            let running = json!([{"name": "model-0", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"running": {"startedAt": self.now.to_string()}}}]);
-            if status.init_container_statuses.is_none() {
-                status.init_container_statuses = serde_json::from_value(running).unwrap();
-            }
-            return;
-        }
-        status.init_container_statuses = None;
-        status.phase = Some(if once { "Succeeded" } else { "Running" }.to_owned());
-        status.pod_ip = Some("10.0.0.1".to_owned());
-        if !view.scheduled {
-            let running = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
-                "state": {"running": {"startedAt": self.now.to_string()}}}]);
-            status.container_statuses = serde_json::from_value(running).unwrap();
-        }
-        set_condition(pod, "ContainersReady", true);
-        let ready = !gated || PodView::read(pod).gate == Some(true);
-        set_condition(pod, "Ready", ready);
-    }
-
-    fn answer(&mut self) {
-        let answers = Arc::make_mut(&mut self.observed.answers);
-        // Nobody is asked any more about what no target names.
-        answers.jobs.retain(|uid, _| self.targets.iter().any(|target| target.uid == *uid));
-        for target in &self.targets {
-            let answers = Arc::make_mut(&mut self.observed.answers);
-            match &target.question {
-                Question::Worker => {
-                    let info = WorkerInfo {
-                        model_id: "mini".to_owned(),
-                        accelerated: self.accelerated,
-                        ..WorkerInfo::default()
-                    };
-                    answers.workers.insert(target.uid.clone(), info);
-                }
-                Question::Job(question) => {
-                    let answer = self.jobs.ask(question);
-                    answers.jobs.insert(target.uid.clone(), answer);
-                }
-                Question::Pull => {
-                    let half = PullProgress { model: "tiny".to_owned(), completed: 512, total: 1024 };
-                    answers.pulls.insert(target.uid.clone(), half);
-                }
-                Question::Models(models) => {
-                    let answer = |name: &String| ModelAnswer {
-                        name: name.clone(),
-                        step: ModelStep::Ready,
-                        size_vram: Some(u64::from(self.accelerated)),
-                        on_gpu: Some(self.accelerated),
-                        ..ModelAnswer::default()
-                    };
-                    answers.instances.insert(target.uid.clone(), models.iter().map(answer).collect());
-                }
-            }
-        }
-    }
-
     /// What must hold after every pass: nothing is granted twice, and the status of every resource is of its newest
     /// generation and says exactly one of Ready, Reconciling and Stalled.
     pub fn check_after_pass(&self) {
@@ -529,10 +421,6 @@ impl Cluster {
         });
     }
 
-    pub fn pod_names(&self) -> Vec<String> {
-        self.pods.keys().map(|(_, name)| name.clone()).collect()
-    }
-
     /// Lets a pod fail as the kubelet does.
     pub fn fail(&mut self, name: &str, reason: &str) {
         let pod = self.pods.get_mut(&("demo".to_owned(), name.to_owned())).unwrap();
@@ -543,94 +431,6 @@ impl Cluster {
         for condition in status.conditions.iter_mut().flatten() {
             condition.last_transition_time = Some(at.clone());
         }
-    }
-
-    /// Status, reason and message of `Ready`.
-    pub fn ready(&self, name: &str) -> (String, String, String) {
-        let condition = self.condition(name, "Ready");
-        (condition.status, condition.reason, condition.message)
-    }
-
-    pub fn condition(&self, name: &str, type_: &str) -> Condition {
-        self.conditions(name).into_iter().find(|found| found.type_ == type_).unwrap()
-    }
-
-    pub fn conditions(&self, name: &str) -> Vec<Condition> {
-        if let Some(found) = self.observed.data_factories.iter().find(|found| named(found, name)) {
-            return found.status.clone().unwrap_or_default().conditions;
-        }
-        if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
-            return found.status.clone().unwrap_or_default().conditions;
-        }
-        if let Some(found) = self.observed.ingestions.iter().find(|found| named(found, name)) {
-            return found.status.clone().unwrap_or_default().conditions;
-        }
-        let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
-        found.status.clone().unwrap_or_default().conditions
-    }
-
-    pub fn assignments(&self, name: &str) -> Vec<Assignment> {
-        if let Some(found) = self.observed.data_factories.iter().find(|found| named(found, name)) {
-            return found.status.clone().unwrap_or_default().assignments;
-        }
-        if let Some(found) = self.observed.rerankers.iter().find(|found| named(found, name)) {
-            return found.status.clone().unwrap_or_default().assignments;
-        }
-        let found = self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap();
-        found.status.clone().unwrap_or_default().assignments
-    }
-
-    /// Pods with their nodes, GPUs and units, in short: `rr-0-1 n0 1:8`.
-    pub fn held(&self) -> Vec<String> {
-        let pods = self.pods.values().map(PodView::read).filter(|pod| !pod.units.is_empty());
-        pods.map(|pod| {
-            let gpus: Vec<String> =
-                pod.units.iter().map(|(index, units)| format!("{index}:{units}")).collect();
-            format!("{} {} {}", pod.name, pod.node.unwrap_or_default(), gpus.join(","))
-        })
-        .collect()
-    }
-
-    pub fn noted(&self, reason: &str) -> Vec<&str> {
-        self.notes.iter().filter(|(found, _)| *found == reason).map(|(_, text)| text.as_str()).collect()
-    }
-
-    /// The names of all resources.
-    pub fn names(&self) -> Vec<String> {
-        let factories = self.observed.data_factories.iter().map(|found| found.metadata.name.clone());
-        let rerankers = self.observed.rerankers.iter().map(|found| found.metadata.name.clone());
-        let pools = self.observed.ollama_pools.iter().map(|found| found.metadata.name.clone());
-        let ingestions = self.observed.ingestions.iter().map(|found| found.metadata.name.clone());
-        factories.chain(rerankers).chain(pools).chain(ingestions).flatten().collect()
-    }
-
-    pub fn pool(&self, name: &str) -> &OllamaPool {
-        self.observed.ollama_pools.iter().find(|found| named(found, name)).unwrap()
-    }
-
-    pub fn factory(&self, name: &str) -> &DataFactory {
-        self.observed.data_factories.iter().find(|found| named(found, name)).unwrap()
-    }
-
-    pub fn ingestion(&self, name: &str) -> &Ingestion {
-        self.observed.ingestions.iter().find(|found| named(found, name)).unwrap()
-    }
-
-    pub fn reranker(&self, name: &str) -> &Reranker {
-        self.try_reranker(name).unwrap()
-    }
-
-    fn try_reranker(&self, name: &str) -> Option<&Reranker> {
-        self.observed
-            .rerankers
-            .iter()
-            .map(AsRef::as_ref)
-            .find(|found| found.metadata.name.as_deref() == Some(name))
-    }
-
-    fn try_factory(&self, name: &str) -> Option<&DataFactory> {
-        let mut factories = self.observed.data_factories.iter().map(AsRef::as_ref);
-        factories.find(|found| found.metadata.name.as_deref() == Some(name))
     }
 }
 
