@@ -38,6 +38,9 @@ impl Http {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(3))
+            // Every pod is a host of its own, and is asked every half minute: thousands of open connections would only be
+            // memory, here and there.
+            .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!("principium-operator/", env!("CARGO_PKG_VERSION")))
