@@ -177,7 +177,7 @@ pub struct HostPathStore {
     .message("settings.kvCacheType q8_0 and q4_0 need flash attention: leave settings.flashAttention out, or set it to true"))]
 pub struct OllamaSettings {
     /// `OLLAMA_CONTEXT_LENGTH`, in tokens. Default 4096, whatever the card has: Ollama's own default grows with the memory
-    /// that it finds, and a neighbor's share would count as free.
+    /// that it finds, and a neighbor's share would count as free. The DataFactories of the pool cut longer documents to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 1_048_576))]
     pub context_length: Option<u32>,

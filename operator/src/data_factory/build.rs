@@ -8,10 +8,10 @@ use crate::pods::PodView;
 use crate::resource::Role;
 use crate::template::Template;
 use k8s_openapi::api::core::v1::{EnvVar, Pod};
-use principium_api::DataFactory;
 use principium_api::data_factory::OllamaPoolRef;
 use principium_api::names::{DATA_FACTORY_PORT, DOC_ANALYZER_PORT, RERANKER_PORT};
 use principium_api::pod::PodSettings;
+use principium_api::{DataFactory, OllamaPool};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -34,6 +34,9 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
             variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
         }
         variables.extend(number("PRINCIPIUM_CONTEXT_MAX_TOKENS", enrichment.max_tokens));
+        // The least that the worker can do with.
+        let window = context_window(observed, resource).map(|window| window.max(1024));
+        variables.extend(number("PRINCIPIUM_CONTEXT_WINDOW", window));
         let prompt = enrichment.prompt.clone();
         variables.extend(prompt.into_iter().flat_map(|prompt| env([("PRINCIPIUM_CONTEXT_PROMPT", prompt)])));
     }
@@ -123,8 +126,7 @@ pub fn unnamed_model<'a>(
     Some(("spec.docAnalyzer", "name it in the pool's spec.models", reference))
 }
 
-/// The first model of a pool. While there is no such pool, the one that the running pod was made with: a pool that goes
-/// restarts nobody.
+/// The first model of a pool.
 fn first_model(
     observed: &Observed,
     resource: &DataFactory,
@@ -132,9 +134,32 @@ fn first_model(
     role: Role,
     field: &str,
 ) -> Option<String> {
+    let first = |pool: &OllamaPool| pool.spec.models.first().map(|model| model.name.clone());
+    let running = |values: &Value| values["model"].as_str().map(ToOwned::to_owned);
+    of_pool(observed, resource, reference, (role, field), first, running)
+}
+
+/// The context window that a pool's instances have, where its spec says so.
+fn context_window(observed: &Observed, resource: &DataFactory) -> Option<u32> {
+    let reference = &resource.spec.enrichment.as_ref()?.ollama_pool_ref;
+    let length = |pool: &OllamaPool| pool.spec.settings.as_ref()?.context_length;
+    let running = |values: &Value| values["contextWindow"].as_u64()?.try_into().ok();
+    of_pool(observed, resource, reference, (Role::Worker, "enrichment"), length, running)
+}
+
+/// What a pool says. While there is no such pool, what the running pod was made with, by the field of its template: a pool
+/// that goes restarts nobody.
+fn of_pool<T>(
+    observed: &Observed,
+    resource: &DataFactory,
+    reference: &OllamaPoolRef,
+    (role, field): (Role, &str),
+    says: impl FnOnce(&OllamaPool) -> Option<T>,
+    running: impl FnOnce(&Value) -> Option<T>,
+) -> Option<T> {
     let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(pool) = pool(observed, namespace, reference) {
-        return pool.spec.models.first().map(|model| model.name.clone());
+        return says(pool);
     }
     let prefix = format!("{}-", resource.metadata.name.as_deref().unwrap_or_default());
     let first = observed
@@ -144,9 +169,9 @@ fn first_model(
     let own = |pod: &&Arc<PodView>| pod.role == role && pod.owner == resource.metadata.uid && !pod.leaving;
     let pods = observed.pods.iter().skip(first).take_while(named);
     let newest = pods.filter(own).max_by_key(|pod| pod.revision)?;
-    let running: Value = serde_json::from_str(newest.template.as_deref()?).ok()?;
-    let same_pool = running.pointer(&format!("/{field}/pool"))? == reference.name.as_str();
-    same_pool.then(|| running.pointer(&format!("/{field}/model"))?.as_str().map(ToOwned::to_owned))?
+    let template: Value = serde_json::from_str(newest.template.as_deref()?).ok()?;
+    let values = template.get(field)?;
+    if values["pool"] == reference.name.as_str() { running(values) } else { None }
 }
 
 /// What the analyzer shares with the worker. CPU and memory are the worker's.
@@ -165,6 +190,9 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
         // Not there unless given, so that pods from before this field need no restart.
         if let Some(prompt) = &enrichment.prompt {
             values["prompt"] = json!(prompt);
+        }
+        if let Some(window) = context_window(observed, resource) {
+            values["contextWindow"] = json!(window);
         }
         values
     });

@@ -254,6 +254,32 @@ fn a_data_factory_runs_without_its_pool_and_says_that_enrichment_waits() {
 }
 
 #[test]
+fn a_data_factory_knows_the_context_window_of_its_pool() {
+    let mut cluster = Cluster::new(&[2]);
+    let pool = |length: u32| {
+        let gpu = json!({"devices": [{"index": 1}]});
+        json!({"models": [{"name": "tiny"}], "gpu": gpu, "settings": {"contextLength": length}})
+    };
+    cluster.apply("OllamaPool", "pool", pool(8192));
+    let mut spec = factory(json!({"devices": [{"index": 0}]}));
+    spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}});
+    cluster.apply("DataFactory", "df", spec);
+    cluster.settle();
+    let window = |cluster: &Cluster, name: &str| {
+        let pod = cluster.pods[&("demo".to_owned(), name.to_owned())].spec.clone().unwrap();
+        let found = pod.containers[0].env.clone().unwrap();
+        found.into_iter().find(|variable| variable.name == "PRINCIPIUM_CONTEXT_WINDOW")?.value
+    };
+    assert_eq!(window(&cluster, "df-0-1").as_deref(), Some("8192"));
+    cluster.delete("pool");
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["df-0-1"], "a pool that goes restarts nobody");
+    cluster.apply("OllamaPool", "pool", pool(512));
+    cluster.settle();
+    assert_eq!(window(&cluster, "df-0-2").as_deref(), Some("1024"), "the least that it can do with");
+}
+
+#[test]
 fn a_data_factory_whose_model_nobody_names_waits_and_says_so() {
     let mut cluster = Cluster::new(&[2]);
     let mut spec = factory(json!({"devices": [{"index": 0}]}));
