@@ -1,0 +1,239 @@
+//! What is done about a slot, with what placement answered.
+
+use super::write::{ahead, create, delete, latest_revision};
+use super::{Family, Found, Report, State, failures_in_a_row, held, patient_until, remembered};
+use crate::actions::{Plan, Severity};
+use crate::desired::{Desired, Slot};
+use crate::inventory::Inventory;
+use crate::observed::Observed;
+use crate::placement::{Need, Outcome, fits_when_gone};
+use crate::pods::{Phase, PodView};
+use jiff::Timestamp;
+use principium_api::status::AssignedGpu;
+
+/// What settling a slot needs to know besides the slot.
+pub struct Settling<'a, 'd> {
+    pub observed: &'a Observed,
+    pub inventory: &'a Inventory<'a>,
+    pub desired: &'a Desired<'d>,
+    pub family: &'a Family<'a>,
+    pub now: Timestamp,
+    /// Whether a pod serves.
+    pub ready: &'a dyn Fn(&PodView) -> bool,
+    /// Why no pod may start on this node yet, where a shared model store is not filled.
+    pub gate: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// Decides what is done about a slot.
+pub fn settle<'a>(
+    with: &Settling<'a, '_>,
+    slot: &Slot,
+    found: &Found<'a>,
+    may_change: bool,
+    outcome: Option<&Outcome>,
+    plan: &mut Plan,
+) -> Report<'a> {
+    let mut report = Report {
+        role: slot.role,
+        ordinal: slot.ordinal,
+        pod: None,
+        ahead: None,
+        revision: latest_revision(with, slot),
+        state: State::Starting(String::new()),
+    };
+    remove_ended(with, slot, found, plan);
+    match found {
+        Found::Missing => enter(with, slot, None, outcome, &mut report, plan),
+        Found::Failed { pod, retry_at } => {
+            enter(with, slot, Some((pod, *retry_at)), outcome, &mut report, plan);
+        }
+        Found::Leaving(pod) => {
+            report.pod = Some(pod);
+            report.state = State::Starting(format!("Pod {} is ending; its successor starts then", pod.name));
+        }
+        Found::Current { pod, older, off } => {
+            report.pod = Some(pod);
+            let ready = (with.ready)(pod);
+            report.state = match closed_under(pod, with.inventory) {
+                _ if ready => State::Ready,
+                Some(why) => State::WaitingForGpu(why),
+                None => State::Starting(unready(pod)),
+            };
+            if ready || !older.iter().any(|pod| (with.ready)(pod)) {
+                for former in older {
+                    delete(with, former, plan);
+                }
+            }
+            if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome) {
+                let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
+                plan.note(&with.desired.id, Severity::Warning, off.event, text);
+                if slot.surge && !off.idle {
+                    create(with, slot, Some(placement), 0, &mut report, plan);
+                } else {
+                    delete(with, pod, plan);
+                }
+            }
+        }
+        Found::Outdated { pods, why } => {
+            report.pod = pods.first().copied();
+            let why = why.join("; ");
+            report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
+            if may_change {
+                match in_vain(with, slot, pods, outcome) {
+                    Some(state) => report.state = state,
+                    None => replace(with, slot, pods, &why, outcome, &mut report, plan),
+                }
+            }
+        }
+    }
+    report
+}
+
+/// Pods that ended and are not needed to remember their GPUs.
+fn remove_ended(with: &Settling<'_, '_>, slot: &Slot, found: &Found<'_>, plan: &mut Plan) {
+    let kept = match found {
+        Found::Failed { pod, .. } => Some(pod.uid.as_str()),
+        _ => None,
+    };
+    for pod in with.family.of(slot) {
+        if pod.ended() && !pod.leaving && kept != Some(pod.uid.as_str()) {
+            delete(with, pod, plan);
+        }
+    }
+}
+
+/// Why pods that work should not be stopped though the spec has changed: their successor would have no GPU.
+fn in_vain(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    pods: &[&PodView],
+    outcome: Option<&Outcome>,
+) -> Option<State> {
+    if !pods.iter().any(|pod| (with.ready)(pod)) {
+        return None;
+    }
+    match outcome? {
+        Outcome::Granted(_) => None,
+        Outcome::Impossible { reason, message } => Some(State::Impossible(reason, message.clone())),
+        Outcome::Waiting { message, .. } => {
+            let node = pods.first()?.node.as_deref()?;
+            let here = pods.iter().filter(|pod| pod.node.as_deref() == Some(node));
+            let gpus: Vec<AssignedGpu> =
+                here.flat_map(|pod| held(pod, with.inventory).into_owned()).collect();
+            let key = &with.desired.id.key;
+            let fits = fits_when_gone(with.inventory, &slot.wish, key, node, &gpus);
+            (!fits).then(|| State::WaitingForGpu(message.clone()))
+        }
+    }
+}
+
+fn replace(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    pods: &[&PodView],
+    why: &str,
+    outcome: Option<&Outcome>,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    let placement = match outcome {
+        Some(Outcome::Granted(placement)) => Some(placement),
+        _ => None,
+    };
+    let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
+    let id = &with.desired.id;
+    let beside = slot.surge && (slot.wish.need == Need::Nothing || placement.is_some());
+    if beside && placement.is_none_or(|placement| (with.gate)(&placement.node).is_none()) {
+        plan.note(id, Severity::Normal, "Replacing", format!("Pod {name} gets a successor beside it: {why}"));
+        create(with, slot, placement, 0, report, plan);
+    } else if !beside {
+        plan.note(
+            id,
+            Severity::Normal,
+            "Restarting",
+            format!("Pod {name} is stopped for its successor: {why}"),
+        );
+        for pod in pods {
+            delete(with, pod, plan);
+        }
+    }
+}
+
+/// A slot without a living pod.
+fn enter<'a>(
+    with: &Settling<'a, '_>,
+    slot: &Slot,
+    failed: Option<(&'a PodView, Timestamp)>,
+    outcome: Option<&Outcome>,
+    report: &mut Report<'a>,
+    plan: &mut Plan,
+) {
+    let placement = match outcome {
+        Some(Outcome::Granted(placement)) => Some(placement),
+        Some(Outcome::Waiting { message, kept }) => {
+            report.state = State::WaitingForGpu(message.clone());
+            if let Some((pod, _)) = failed
+                && with.now < patient_until(pod)
+            {
+                plan.requeue(patient_until(pod).duration_since(with.now));
+            }
+            // Only a pod that had these GPUs before comes back to them; a new one has no claim to remember.
+            let had = failed.is_some() || remembered(with.desired, slot).is_some();
+            report.ahead = kept.as_ref().filter(|_| had).map(|kept| ahead(with, slot, report.revision, kept));
+            report.pod = failed.map(|(pod, _)| pod);
+            return;
+        }
+        Some(Outcome::Impossible { reason, message }) => {
+            report.state = State::Impossible(reason, message.clone());
+            return;
+        }
+        None if slot.wish.need == Need::Nothing => None,
+        None => return,
+    };
+    report.ahead = placement.map(|placement| ahead(with, slot, report.revision, placement));
+    if let Some((pod, retry_at)) = failed {
+        let trouble = pod.trouble.clone().unwrap_or_else(|| "it ended".to_owned());
+        report.pod = Some(pod);
+        report.state = State::Failed(format!("Pod {} failed and is replaced: {trouble}", pod.name));
+        if with.now < retry_at {
+            plan.requeue(retry_at.duration_since(with.now));
+            return;
+        }
+    }
+    if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
+        report.state = State::WaitingForStore(why);
+        return;
+    }
+    let failures = failed.map_or(0, |(pod, _)| failures_in_a_row(pod));
+    if let Some((pod, _)) = failed {
+        let trouble = pod.trouble.as_deref().unwrap_or("it ended");
+        let text = format!("Pod {} is replaced: {trouble}", pod.name);
+        plan.note(&with.desired.id, Severity::Warning, "ReplacingFailed", text);
+        delete(with, pod, plan);
+    } else {
+        report.state = State::Starting(format!("ordinal {}: its pod is being made", slot.ordinal));
+    }
+    create(with, slot, placement, failures, report, plan);
+}
+
+/// Why the GPU of a pod that the scheduler has not bound takes no pod any more.
+fn closed_under(pod: &PodView, inventory: &Inventory<'_>) -> Option<String> {
+    let node = inventory.nodes.get(pod.node.as_ref()?).filter(|_| !pod.scheduled)?;
+    let closed = |index| Some((index, node.gpus.get(index)?.closed.as_ref()?));
+    let (index, closed) = pod.units.keys().find_map(closed)?;
+    Some(format!(
+        "GPU {index} on node {} {}; Pod {} starts when it is offered again",
+        node.name, closed.message, pod.name
+    ))
+}
+
+fn unready(pod: &PodView) -> String {
+    if let Some(trouble) = &pod.trouble {
+        return format!("Pod {}: {trouble}", pod.name);
+    }
+    match pod.phase {
+        Phase::Pending if !pod.scheduled => format!("Pod {} is being scheduled", pod.name),
+        Phase::Pending => format!("Pod {} is starting", pod.name),
+        _ => format!("Pod {} runs and is not ready yet", pod.name),
+    }
+}
