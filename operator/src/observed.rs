@@ -10,7 +10,7 @@ use kube::Resource;
 use principium_api::names::gpu_index;
 use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A snapshot of the cluster. Lists are sorted by namespace and name: they are searched by it.
@@ -103,11 +103,11 @@ impl Priorities {
 /// What pods answered over HTTP, by UID.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answers {
-    pub workers: BTreeMap<String, WorkerInfo>,
-    pub instances: BTreeMap<String, Vec<ModelAnswer>>,
-    pub pulls: BTreeMap<String, PullProgress>,
+    pub workers: HashMap<String, WorkerInfo>,
+    pub instances: HashMap<String, Vec<ModelAnswer>>,
+    pub pulls: HashMap<String, PullProgress>,
     /// By the UID of the Ingestion.
-    pub jobs: BTreeMap<String, JobAnswer>,
+    pub jobs: HashMap<String, JobAnswer>,
 }
 
 /// How far the pull of a model is, as the pulling container says.
