@@ -1,14 +1,14 @@
 //! Operators as local processes, which tests can kill, stop and start, in place of the one that the chart installed.
 
-use crate::World;
 use crate::proxy::Proxy;
 use crate::world::{PATIENCE, eventually};
+use crate::{Release, World};
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::ResourceExt;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use principium_local_cluster::NAMESPACE;
 use serde_json::json;
 use std::path::PathBuf;
@@ -104,7 +104,8 @@ impl Drop for Operator {
     }
 }
 
-/// Runs a test while the chart's operator is away, and brings it back whatever happens.
+/// Runs a test while the chart's operator is away, and brings it back whatever happens. Helm itself scales it: it would refuse
+/// later to change what somebody else has set.
 ///
 /// # Errors
 /// The test's own, or that the operator doesn't stop or come back.
@@ -112,29 +113,15 @@ pub async fn without_operator<F>(world: &World, test: F) -> Result<()>
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    scale(world, 0).await?;
-    let outcome = tokio::spawn(test).await;
-    scale(world, 1).await?;
-    match outcome {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-async fn scale(world: &World, replicas: i32) -> Result<()> {
-    let (name, _) = deployment(world).await?;
-    let deployments = Api::<Deployment>::namespaced(world.client.clone(), NAMESPACE);
-    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    deployments.patch(&name, &PatchParams::default(), &patch).await.context("scaling the operator")?;
     let pods = Api::<Pod>::namespaced(world.client.clone(), NAMESPACE);
     let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
-    eventually(&format!("{replicas} operators run"), PATIENCE, || async {
-        let ready = deployments.get(&name).await?.status.and_then(|status| status.ready_replicas);
-        let there = i32::try_from(pods.list(&selector).await?.items.len())?;
-        Ok((there == replicas && ready.unwrap_or_default() == replicas).then_some(()))
-    })
-    .await
+    let gone = || async { Ok(pods.list(&selector).await?.items.is_empty().then_some(())) };
+    let away = async {
+        eventually("no operator runs", PATIENCE, gone).await?;
+        // A task of its own, so that a failed assertion does not keep the operator away.
+        tokio::spawn(test).await.context("the test panicked")?
+    };
+    Release::existing()?.with(&["operator.replicas=0"], away).await
 }
 
 /// Name of the operator's Deployment and of its ServiceAccount.
