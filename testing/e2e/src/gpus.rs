@@ -26,12 +26,12 @@ pub fn set(index: u32, change: &[&str]) -> Result<()> {
     command(&[&["set", &index], change].concat())
 }
 
-/// Takes the driver away, or brings it back.
+/// Changes the driver with a word of `cargo xtask gpu driver`.
 ///
 /// # Errors
-/// When the state can't be written.
-pub fn driver(loaded: bool) -> Result<()> {
-    command(&["driver", if loaded { "load" } else { "unload" }])
+/// When the word is wrong or the state can't be written.
+pub fn driver(change: &str) -> Result<()> {
+    command(&["driver", change])
 }
 
 /// All GPUs cool, healthy and there, and the driver too.
@@ -39,7 +39,7 @@ pub fn driver(loaded: bool) -> Result<()> {
 /// # Errors
 /// When the state can't be written.
 pub fn reset() -> Result<()> {
-    driver(true)?;
+    driver("load")?;
     command(&["reset", "all"])
 }
 

@@ -8,6 +8,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use principium_device_plugin::proto::pod_resources::AllocatableResourcesRequest;
 use principium_device_plugin::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
+use principium_gpu_sim::state::State;
+use principium_gpu_sim::{state_path, update};
 use principium_local_cluster::NAMESPACE;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +124,18 @@ impl World {
     /// # Errors
     /// When it doesn't get ready.
     pub async fn configure_plugin(&self, flags: &[&str], simulated: bool) -> Result<()> {
-        let before = self.plugin_ready(None).await?.uid();
+        let before = self.plugin_pods().await?.pop().and_then(|pod| pod.uid());
+        if self.change_plugin(flags, simulated).await? {
+            self.plugin_ready(before.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the plugin these flags and variables beside what the chart gives it. `true`: it is run anew for that.
+    ///
+    /// # Errors
+    /// When the API server doesn't take them.
+    pub async fn change_plugin(&self, flags: &[&str], simulated: bool) -> Result<bool> {
         let sets = Api::<DaemonSet>::namespaced(self.client.clone(), NAMESPACE);
         let flags = if flags.is_empty() { Value::Null } else { json!(flags) };
         // The variable keeps the chart's value in the end, so that Helm finds nothing of anybody else's.
@@ -136,10 +149,33 @@ impl World {
         let old = generation(&sets.get(DAEMON_SET).await?);
         let new =
             generation(&sets.patch(DAEMON_SET, &PatchParams::default(), &Patch::Strategic(patch)).await?);
-        if new != old {
-            self.plugin_ready(before.as_deref()).await?;
-        }
-        Ok(())
+        Ok(new != old)
+    }
+
+    /// Does a test's work with a plugin that remembers nothing (a card that failed is proven longer after its next
+    /// failure, one that was there once is missed) and with the simulated hardware changed for it. Puts both back whatever
+    /// happens.
+    ///
+    /// # Errors
+    /// The work's own, or that the plugin doesn't get ready.
+    pub async fn with_fresh_plugin<F>(&self, hardware: impl FnOnce(&mut State), work: F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let before = fs::read(state_path())?;
+        update(&state_path(), |state| {
+            hardware(state);
+            Ok(())
+        })?;
+        let memory = format!("{KUBELET}/device-plugins/principium/e2e");
+        let outcome = match self.configure_plugin(&[&format!("--state-dir={memory}")], true).await {
+            Ok(()) => work.await,
+            Err(error) => Err(error),
+        };
+        fs::write(state_path(), before)?;
+        self.configure_plugin(&[], true).await?;
+        fs::remove_dir_all(memory)?;
+        outcome
     }
 
     /// The plugin's metrics, line by line.

@@ -32,7 +32,7 @@ pub enum GpuCommand {
         /// Index of the GPU, or `all`.
         gpu: Option<Selection>,
     },
-    /// Load or unload the driver: while it is unloaded, NVML answers nothing.
+    /// Load or unload the driver, or let it hang: NVML answers nothing then.
     Driver {
         /// What to do with it.
         #[arg(value_enum)]
@@ -47,6 +47,8 @@ pub enum DriverChange {
     Load,
     /// NVML says that no driver is loaded.
     Unload,
+    /// NVML's calls don't return until the driver is loaded anew or unloaded.
+    Hang,
 }
 
 /// What `set` changes. Options that are not given leave their value alone.
@@ -193,12 +195,17 @@ impl GpuCommand {
                 table::render(&state)
             }
             Self::Driver { change } => {
-                let loaded = *change == DriverChange::Load;
                 store::update(path, |state| {
-                    state.driver.loaded = loaded;
+                    state.driver.hangs = *change == DriverChange::Hang;
+                    state.driver.loaded = *change != DriverChange::Unload;
                     Ok(())
                 })?;
-                format!("The simulated driver is {}.", if loaded { "loaded" } else { "unloaded" })
+                let outcome = match change {
+                    DriverChange::Load => "is loaded",
+                    DriverChange::Unload => "is unloaded",
+                    DriverChange::Hang => "hangs",
+                };
+                format!("The simulated driver {outcome}.")
             }
         };
         writeln!(out, "{text}").map_err(SimError::file("write to", Path::new("standard output")))
@@ -291,6 +298,7 @@ fn reset(gpu: &mut Gpu, position: usize) {
 fn reset_all(path: &Path) -> Result<State, SimError> {
     let reset_state = |state: &mut State| {
         state.driver.loaded = true;
+        state.driver.hangs = false;
         state.xids.clear();
         state.gpus.iter_mut().enumerate().for_each(|(position, gpu)| reset(gpu, position));
         Ok(())
@@ -441,8 +449,15 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_can_be_unloaded_and_loaded() {
-        assert!(!run(&["driver unload"]).0.driver.loaded);
-        assert!(run(&["driver unload", "driver load"]).0.driver.loaded);
+    fn the_driver_can_be_unloaded_hang_and_be_loaded() {
+        let driver = |lines: &[&str]| {
+            let driver = run(lines).0.driver;
+            (driver.loaded, driver.hangs)
+        };
+        assert_eq!(driver(&["driver unload"]), (false, false));
+        assert_eq!(driver(&["driver unload", "driver load"]), (true, false));
+        assert_eq!(driver(&["driver hang"]), (true, true));
+        assert_eq!(driver(&["driver hang", "driver load"]), (true, false));
+        assert_eq!(driver(&["driver hang", "reset"]), (true, false));
     }
 }

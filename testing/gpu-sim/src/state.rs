@@ -27,6 +27,9 @@ pub struct State {
 pub struct Driver {
     /// `false`: NVML says that no driver is loaded, as during a driver upgrade.
     pub loaded: bool,
+    /// `true`: calls don't return, as with a driver that waits for a failing card.
+    #[serde(default)]
+    pub hangs: bool,
     /// Version of the driver.
     pub version: String,
     /// Newest CUDA version in NVML's form: 13000 is 13.0.
@@ -198,7 +201,7 @@ impl State {
     #[must_use]
     pub fn with_gpus(node: &str, count: u32) -> Self {
         Self {
-            driver: Driver { loaded: true, version: "580.95.05".into(), cuda_version: 13_000 },
+            driver: Driver { loaded: true, hangs: false, version: "580.95.05".into(), cuda_version: 13_000 },
             gpus: (0..count).map(|position| Gpu::idle(node, position)).collect(),
             xids: Vec::new(),
             next_event: 0,

@@ -29,12 +29,12 @@ pub(crate) fn render(state: &State) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let driver = if state.driver.loaded {
-        format!("Driver {} (simulated)", state.driver.version)
-    } else {
-        format!("Driver {} (simulated, not loaded: NVML answers nothing)", state.driver.version)
+    let trouble = match (state.driver.loaded, state.driver.hangs) {
+        (false, _) => ", not loaded: NVML answers nothing",
+        (true, true) => ", hangs: NVML's calls don't return",
+        (true, false) => "",
     };
-    format!("{table}\n{driver}")
+    format!("{table}\nDriver {} (simulated{trouble})", state.driver.version)
 }
 
 fn row(state: &State, position: usize, gpu: &Gpu) -> [String; 9] {

@@ -54,6 +54,7 @@ fn programs_see_the_state_file_as_a_driver() {
     a_card_that_is_pulled_is_not_counted(&nvml, &path);
     xids_arrive_while_a_program_waits(&nvml, &path);
     a_corrupt_file_leaves_the_last_good_state(&nvml, &path);
+    a_driver_that_hangs_answers_when_it_is_mended(&nvml, &path);
     an_unloaded_driver_answers_nothing(nvml, &path);
 }
 
@@ -226,6 +227,17 @@ fn a_corrupt_file_leaves_the_last_good_state(nvml: &Nvml, path: &Path) {
     change(path, |state| state.gpus[3].temperature = 50);
     assert_eq!(device.temperature(TemperatureSensor::Gpu).unwrap(), 50);
     assert_eq!(load(path).unwrap().gpus[3].temperature, 50);
+}
+
+fn a_driver_that_hangs_answers_when_it_is_mended(nvml: &Nvml, path: &Path) {
+    change(path, |state| state.driver.hangs = true);
+    std::thread::scope(|scope| {
+        let (answered, answers) = std::sync::mpsc::channel();
+        scope.spawn(move || answered.send(nvml.device_count()).unwrap());
+        assert!(answers.recv_timeout(Duration::from_millis(200)).is_err(), "it answered");
+        change(path, |state| state.driver.hangs = false);
+        assert_eq!(answers.recv().unwrap().unwrap(), 8);
+    });
 }
 
 fn an_unloaded_driver_answers_nothing(nvml: Nvml, path: &Path) {

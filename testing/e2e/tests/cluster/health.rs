@@ -74,7 +74,7 @@ fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
         let before = identity(&running(&world, "runs").await?);
         let plugin = identity(&world.plugin_ready(None).await?);
 
-        gpus::driver(false)?;
+        gpus::driver("unload")?;
         world.wait_for_devices(&gpu_resource(0), 0).await?;
         world.wait_for_devices(&gpu_resource(1), 3).await?;
         let message = world
@@ -84,14 +84,14 @@ fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
             .await?;
         assert!(message.contains("not loaded"), "{message}");
         assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
-        gpus::driver(true)?;
+        gpus::driver("load")?;
         world.wait_for_devices(&gpu_resource(0), 8).await?;
         world.wait_until_calm().await?;
         assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
         assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
 
         // One that starts without a driver waits for it, and doesn't end.
-        gpus::driver(false)?;
+        gpus::driver("unload")?;
         let old = world.delete_plugin().await?;
         let waiting = world
             .eventually("a new plugin runs", || async {
@@ -105,13 +105,59 @@ fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
             .await?;
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(world.plugin_pod().await?.is_none(), "not ready");
-        gpus::driver(true)?;
+        gpus::driver("load")?;
         let ready = world.plugin_ready(Some(&old)).await?;
         assert_eq!(ready.uid(), waiting.uid());
         assert_eq!(identity(&ready).2, 0, "it was not restarted");
         world.wait_for_devices(&gpu_resource(0), 8).await?;
         assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
         Ok(())
+    })
+}
+
+#[test]
+fn a_driver_that_hangs_is_told_of_and_is_read_again_when_it_answers() -> Result<()> {
+    run("hangs", |world| async move {
+        world.apply::<Pod>(&third_party("runs", Some((1, 3)))).await?;
+        let before = identity(&running(&world, "runs").await?);
+        let plugin = identity(&world.plugin_ready(None).await?);
+        gpus::driver("hang")?;
+        world.wait_for_devices(&gpu_resource(0), 0).await?;
+        world.wait_for_devices(&gpu_resource(1), 3).await?;
+        world
+            .eventually("the GPUNode says so", || async {
+                let message = world.gpu_node().await?.status.and_then(|status| status.message);
+                Ok(message.is_some_and(|message| message.contains("one of its calls hangs")).then_some(()))
+            })
+            .await?;
+        assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
+        gpus::driver("load")?;
+        world.wait_for_devices(&gpu_resource(0), 8).await?;
+        world.wait_until_calm().await?;
+        assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
+        assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_card_that_fails_again_is_proven_for_longer() -> Result<()> {
+    run("flapping", |world| async move {
+        let work = async {
+            // How long each proof must take at least, in seconds: twice as long after each further failure.
+            for least in [3, 6] {
+                gpus::set(7, &["--lost"])?;
+                world.wait_for_devices(&gpu_resource(7), 0).await?;
+                gpus::set(7, &["--recover"])?;
+                let kept = Duration::from_secs(least - 1);
+                let is_kept =
+                    || async { Ok(!Kubelet::new()?.allocatable().await?.contains_key(&gpu_resource(7))) };
+                world.stays("GPU 7 is proven", kept, is_kept).await?;
+                world.wait_for_devices(&gpu_resource(7), 8).await?;
+            }
+            world.wait_for_withheld(7, false).await
+        };
+        world.with_fresh_plugin(|_| (), work).await
     })
 }
 

@@ -26,6 +26,18 @@ fn mig_devices_are_offered_shown_and_given_exactly() -> Result<()> {
         assert_eq!((part.parent, part.gpu_instance, shown.units, shown.memory.total), (3, 2, 4, 4096));
         assert!(shown.uuid.starts_with("MIG-") && shown.product.ends_with("MIG 2g.4gb"), "{}", shown.product);
 
+        // Memory of a process that belongs to no pod is missing on its own part only.
+        let outsider = format!("{}:2GiB", std::process::id());
+        gpus::set(3, &["--process", &outsider, "--gpu-instance", "2"])?;
+        world.wait_for_devices(&gpu_resource(large), 2).await?;
+        world.wait_for_withheld(large, true).await?;
+        let withheld = world.gpu(large).await?.withheld.map(|withheld| withheld.reason);
+        assert_eq!(withheld, Some(WithheldReason::ForeignProcess));
+        assert_eq!(world.gpu(small).await?.withheld, None);
+        gpus::set(3, &["--clear-processes"])?;
+        world.wait_for_devices(&gpu_resource(large), 4).await?;
+        world.wait_for_withheld(large, false).await?;
+
         world.apply::<Pod>(&third_party_asking("part", &[(&gpu_resource(small), 2)])).await?;
         let request = format!("{{devices: [{{uuid: {}, memory: 3Gi}}]}}", shown.uuid);
         world.apply::<Reranker>(&reranker("ranker", &request)).await?;

@@ -92,23 +92,14 @@ fn a_kubelet_that_forgot_who_holds_what_is_an_alarm() -> Result<()> {
 #[test]
 fn a_card_that_changes_under_a_running_container_is_an_alarm() -> Result<()> {
     run("exchanged", |world| async move {
-        let cards = std::fs::read(state_path())?;
-        // A memory of its own, which knows of no earlier failure: a card that fails again and again is proven longer.
-        let memory = format!("{KUBELET}/device-plugins/principium/e2e-exchanged");
-        world.configure_plugin(&[&format!("--state-dir={memory}")], true).await?;
-        world.apply::<Pod>(&third_party("holder", Some((4, 3)))).await?;
-        let before = identity(&running(&world, "holder").await?);
-        let outcome = exchange(&world).await;
-        std::fs::write(state_path(), cards)?;
-        world.configure_plugin(&[], true).await?;
-        std::fs::remove_dir_all(memory)?;
-        outcome?;
-        assert_eq!(identity(&world.api::<Pod>().get("holder").await?), before, "told, and nothing done");
+        world.with_fresh_plugin(|_| (), exchange(&world)).await?;
         world.wait_until_calm().await
     })
 }
 
 async fn exchange(world: &World) -> Result<()> {
+    world.apply::<Pod>(&third_party("holder", Some((4, 3)))).await?;
+    let before = identity(&running(world, "holder").await?);
     let given = world.gpu(4).await?.uuid;
     let other = "GPU-00000000-1111-2222-3333-444444444444";
     gpus::set(4, &["--remove"])?;
@@ -132,30 +123,20 @@ async fn exchange(world: &World) -> Result<()> {
     world.wait_for_event("GPUAllocationDisagreement", &["e2e-exchanged/holder", &message]).await?;
     let alarm = "principium_allocation_disagreements{kind=\"InjectionDiffers\"} 1";
     assert!(world.plugin_metrics().await?.contains(alarm));
+    assert_eq!(identity(&world.api::<Pod>().get("holder").await?), before, "told, and nothing done");
     Ok(())
 }
 
 #[test]
 fn a_node_without_gpus_is_shown_as_one() -> Result<()> {
     run("no-gpus", |world| async move {
-        let cards = std::fs::read(state_path())?;
-        let memory = format!("{KUBELET}/device-plugins/principium/e2e-no-gpus");
-        let outcome = without_gpus(&world, &memory).await;
-        std::fs::write(state_path(), cards)?;
-        world.configure_plugin(&[], true).await?;
-        std::fs::remove_dir_all(memory)?;
-        outcome?;
+        // The plugin that knows the eight cards would take them for lost.
+        world.with_fresh_plugin(|state| state.gpus.clear(), without_gpus(&world)).await?;
         world.wait_for_devices(&gpu_resource(0), 8).await
     })
 }
 
-async fn without_gpus(world: &World, memory: &str) -> Result<()> {
-    update(&state_path(), |state| {
-        state.gpus.clear();
-        Ok(())
-    })?;
-    // A memory of its own: otherwise these eight are known, and lost.
-    world.configure_plugin(&[&format!("--state-dir={memory}")], true).await?;
+async fn without_gpus(world: &World) -> Result<()> {
     let status = world
         .eventually("the GPUNode has no GPU", || async {
             Ok(world.gpu_node().await?.status.filter(|status| status.gpus.is_empty()))

@@ -12,6 +12,7 @@
 mod device;
 mod events;
 mod mig;
+mod sensors;
 mod session;
 mod system;
 

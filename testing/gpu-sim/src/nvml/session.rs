@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Bits of a handle that tell the GPU.
 const MIG_SHIFT: u32 = 16;
@@ -27,6 +28,9 @@ struct StateFile {
     state: Arc<State>,
 }
 
+/// How often a call that hangs looks whether it may return.
+const HANGING: Duration = Duration::from_millis(20);
+
 /// What changes when the file does: every write is a new file that is renamed over the old one.
 type Version = (u64, i64, i64, u64);
 
@@ -42,7 +46,7 @@ pub(super) fn init() -> Result<(), Code> {
         })?;
         session.file = Some(StateFile { path, version, state: Arc::new(state) });
     }
-    if !session.state()?.driver.loaded {
+    if !session.answer()?.driver.loaded {
         return Err(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
     }
     session.users += 1;
@@ -62,7 +66,7 @@ pub(super) fn state() -> Result<Arc<State>, Code> {
     if session.users == 0 {
         return Err(sys::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED);
     }
-    let state = session.state()?;
+    let state = session.answer()?;
     if !state.driver.loaded {
         return Err(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
     }
@@ -117,6 +121,17 @@ fn session() -> MutexGuard<'static, Session> {
 }
 
 impl Session {
+    /// The state, once the driver doesn't hang. The session is locked meanwhile: a driver that hangs answers nobody.
+    fn answer(&mut self) -> Result<Arc<State>, Code> {
+        loop {
+            let state = self.state()?;
+            if !state.driver.hangs {
+                return Ok(state);
+            }
+            std::thread::sleep(HANGING);
+        }
+    }
+
     fn state(&mut self) -> Result<Arc<State>, Code> {
         let file = self.file.as_mut().ok_or(sys::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED)?;
         let version = version(&file.path);
