@@ -26,3 +26,8 @@ pub mod serve;
 pub mod sinks;
 pub mod sources;
 pub mod tls;
+
+/// A layer's output takes megabytes for some milliseconds. The C library gives them back to the kernel each time, which then
+/// hands them out page by page; this allocator keeps them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -146,6 +146,7 @@ mod x86;
 mod portable {
     //! Plain Rust, which the compiler turns into the vectors of any processor: SSE2, NEON.
 
+    use super::super::math::fused;
     use super::{Operands, PANEL};
 
     const ZERO: [f32; PANEL] = [0.0; PANEL];
@@ -166,16 +167,10 @@ mod portable {
     }
 
     #[inline(always)]
-    fn fused(sum: f32, left: f32, right: f32) -> f32 {
-        // Where the instruction may be missing, `mul_add` is a slow function.
-        if cfg!(target_arch = "aarch64") { left.mul_add(right, sum) } else { left * right + sum }
-    }
-
-    #[inline(always)]
     fn add_f32(mut sums: [f32; PANEL], left: u32, right: [u32; PANEL]) -> [f32; PANEL] {
         let left = f32::from_bits(left);
         for (sum, right) in sums.iter_mut().zip(right) {
-            *sum = fused(*sum, left, f32::from_bits(right));
+            *sum = fused::<false>(left, f32::from_bits(right), *sum);
         }
         sums
     }
@@ -184,8 +179,8 @@ mod portable {
     fn add_bf16(mut sums: [f32; PANEL], left: u32, right: [u32; PANEL]) -> [f32; PANEL] {
         let (even, odd) = (f32::from_bits(left << 16), f32::from_bits(left & 0xffff_0000));
         for (sum, right) in sums.iter_mut().zip(right) {
-            *sum = fused(*sum, even, f32::from_bits(right << 16));
-            *sum = fused(*sum, odd, f32::from_bits(right & 0xffff_0000));
+            *sum = fused::<false>(even, f32::from_bits(right << 16), *sum);
+            *sum = fused::<false>(odd, f32::from_bits(right & 0xffff_0000), *sum);
         }
         sums
     }

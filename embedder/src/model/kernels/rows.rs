@@ -3,6 +3,7 @@
 //! The bodies are plain Rust that the compiler vectorizes; sums run in sixteen lanes, so that it may.
 
 use super::dot::PANEL;
+use super::math::{ROUND, exp, gelu, gelu_tanh, silu};
 
 /// Lanes of a sum: one AVX-512 register, two of AVX2.
 const LANES: usize = 16;
@@ -66,8 +67,17 @@ fn level() -> Level {
     }
 }
 
+/// Whether an instruction set has a fused multiply-add. The compiler never makes one of two operations by itself, because the
+/// result is another one.
+mod fma {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const THERE: bool = true;
+    pub(super) const MISSING: bool = false;
+}
+
+/// A function that runs its body in the best instruction set there is. `[fma]`: the body is told whether that has one.
 macro_rules! by_instruction_set {
-    ($(#[$doc:meta])* $name:ident = $body:ident($($argument:ident: $kind:ty),*) $(-> $result:ty)?) => {
+    ($(#[$doc:meta])* $name:ident = $body:ident $([$fma:ident])? ($($argument:ident: $kind:ty),*) $(-> $result:ty)?) => {
         $(#[$doc])*
         #[allow(unsafe_code, reason = "functions with a target feature, called after the feature was detected")]
         pub(in super::super) fn $name($($argument: $kind),*) $(-> $result)? {
@@ -75,11 +85,11 @@ macro_rules! by_instruction_set {
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 fn avx512($($argument: $kind),*) $(-> $result)? {
-                    $body($($argument),*)
+                    $body$(::<{ $fma::THERE }>)?($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($argument: $kind),*) $(-> $result)? {
-                    $body($($argument),*)
+                    $body$(::<{ $fma::THERE }>)?($($argument),*)
                 }
                 match level() {
                     // SAFETY: the processor has these features, as `level` found out.
@@ -89,22 +99,22 @@ macro_rules! by_instruction_set {
                     Level::Portable => {}
                 }
             }
-            $body($($argument),*)
+            $body$(::<{ $fma::MISSING }>)?($($argument),*)
         }
     };
 }
 
 by_instruction_set! {
     /// What a linear layer does with the sums of some rows of one panel, which are f32 as bits.
-    finish = finish_body(tile: &mut [u32], columns: &Columns, activation: Activation)
+    finish = finish_body[fma](tile: &mut [u32], columns: &Columns, activation: Activation)
 }
 by_instruction_set! {
     /// The same with sums of bytes; the result is f32 as bits. `ranges` has scale and smallest number of each row.
-    finish_int8 = finish_int8_body(tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation)
+    finish_int8 = finish_int8_body[fma](tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation)
 }
 by_instruction_set! {
     /// `out = activation(gate) * up`
-    gate_row = gate_row_body(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation)
+    gate_row = gate_row_body[fma](gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation)
 }
 by_instruction_set! {
     /// `row = layer_norm(row + residual)`; no residual is an empty one.
@@ -116,7 +126,7 @@ by_instruction_set! {
 }
 by_instruction_set! {
     /// `row = exp((row - max(row)) * scale)`, which is a softmax but for the division by the sum, which it gives.
-    softmax_exp = softmax_exp_body(row: &mut [f32], scale: f32) -> f32
+    softmax_exp = softmax_exp_body[fma](row: &mut [f32], scale: f32) -> f32
 }
 by_instruction_set! {
     /// `row[i] -= slope * |i + first - position|`: attention that fades with distance.
@@ -153,17 +163,22 @@ pub(super) fn quantize_symmetric(column: &[f32], bytes: &mut [i8]) -> f32 {
 }
 
 #[inline(always)]
-fn finish_body(tile: &mut [u32], columns: &Columns, activation: Activation) {
+fn finish_body<const FMA: bool>(tile: &mut [u32], columns: &Columns, activation: Activation) {
     for row in tile.chunks_exact_mut(PANEL) {
         for (value, bias) in row.iter_mut().zip(&columns.bias) {
             *value = (f32::from_bits(*value) + bias).to_bits();
         }
     }
-    activate(tile, activation);
+    activate::<FMA>(tile, activation);
 }
 
 #[inline(always)]
-fn finish_int8_body(tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation) {
+fn finish_int8_body<const FMA: bool>(
+    tile: &mut [u32],
+    ranges: &[(f32, f32)],
+    columns: &Columns,
+    activation: Activation,
+) {
     for (row, (scale, smallest)) in tile.chunks_exact_mut(PANEL).zip(ranges) {
         for (((value, factor), sum), bias) in
             row.iter_mut().zip(&columns.scale).zip(&columns.sum).zip(&columns.bias)
@@ -173,11 +188,11 @@ fn finish_int8_body(tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, 
             *value = product.to_bits();
         }
     }
-    activate(tile, activation);
+    activate::<FMA>(tile, activation);
 }
 
 #[inline(always)]
-fn activate(tile: &mut [u32], activation: Activation) {
+fn activate<const FMA: bool>(tile: &mut [u32], activation: Activation) {
     /// One loop for each activation: a choice inside of it could not be vectorized.
     #[inline(always)]
     fn each(tile: &mut [u32], function: impl Fn(f32) -> f32) {
@@ -187,15 +202,15 @@ fn activate(tile: &mut [u32], activation: Activation) {
     }
     match activation {
         Activation::Identity => {}
-        Activation::Gelu => each(tile, gelu),
-        Activation::GeluTanh => each(tile, gelu_tanh),
-        Activation::Silu => each(tile, silu),
+        Activation::Gelu => each(tile, gelu::<FMA>),
+        Activation::GeluTanh => each(tile, gelu_tanh::<FMA>),
+        Activation::Silu => each(tile, silu::<FMA>),
         Activation::Relu => each(tile, |x| x.max(0.0)),
     }
 }
 
 #[inline(always)]
-fn gate_row_body(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation) {
+fn gate_row_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activation) {
     #[inline(always)]
     fn each(gate: &[f32], up: &[f32], out: &mut [f32], function: impl Fn(f32) -> f32) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
@@ -204,28 +219,11 @@ fn gate_row_body(gate: &[f32], up: &[f32], out: &mut [f32], activation: Activati
     }
     match activation {
         Activation::Identity => each(gate, up, out, |x| x),
-        Activation::Gelu => each(gate, up, out, gelu),
-        Activation::GeluTanh => each(gate, up, out, gelu_tanh),
-        Activation::Silu => each(gate, up, out, silu),
+        Activation::Gelu => each(gate, up, out, gelu::<FMA>),
+        Activation::GeluTanh => each(gate, up, out, gelu_tanh::<FMA>),
+        Activation::Silu => each(gate, up, out, silu::<FMA>),
         Activation::Relu => each(gate, up, out, |x| x.max(0.0)),
     }
-}
-
-#[inline(always)]
-fn gelu(x: f32) -> f32 {
-    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
-}
-
-#[inline(always)]
-fn gelu_tanh(x: f32) -> f32 {
-    // 1 + tanh(y) = 2 · sigmoid(2y)
-    let y = 0.797_884_6 * (x + 0.044_715 * x * x * x);
-    x / (1.0 + exp(-2.0 * y))
-}
-
-#[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
 }
 
 #[inline(always)]
@@ -260,10 +258,10 @@ fn add_rms_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm) {
 }
 
 #[inline(always)]
-fn softmax_exp_body(row: &mut [f32], scale: f32) -> f32 {
+fn softmax_exp_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
     let highest = highest(row);
     for value in row.iter_mut() {
-        *value = exp((*value - highest) * scale);
+        *value = exp::<FMA>((*value - highest) * scale);
     }
     sum(row, |value| value)
 }
@@ -375,88 +373,10 @@ fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + chunks.remainder().iter().map(|value| term(*value)).sum::<f32>()
 }
 
-/// erf by a rational minimax approximation on [-4, 4], outside of which f32 can't tell it from ±1.
-/// The coefficients are the well-known ones of Eigen; at most some units in the last place off.
-#[inline(always)]
-#[expect(clippy::excessive_precision, reason = "the coefficients as published")]
-fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
-    let mut p = -2.726_142_258_013_06e-10;
-    for coefficient in [
-        2.770_681_424_959_02e-8,
-        -2.101_024_020_825_08e-6,
-        -5.692_506_394_623_46e-5,
-        -7.349_906_303_268_55e-4,
-        -2.954_599_808_540_25e-3,
-        -1.609_603_332_624_15e-2,
-    ] {
-        p = p * s + coefficient;
-    }
-    let mut q = -1.456_607_184_649_96e-5;
-    for coefficient in [
-        -2.133_740_552_789_05e-4,
-        -1.682_826_974_382_03e-3,
-        -7.373_329_167_204_68e-3,
-        -1.426_473_905_141_89e-2,
-    ] {
-        q = q * s + coefficient;
-    }
-    x * p / q
-}
-
-/// 1.5 · 2^23: what is added to a small float to round it to a whole number, which then stands in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
-/// exp between -87 and 88: 2^n · e^r with |r| ≤ ln 2 / 2, the polynomial of degree 6 in r.
-#[inline(always)]
-#[expect(clippy::excessive_precision, reason = "ln 2 in two parts, so that n times the first is exact")]
-fn exp(x: f32) -> f32 {
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * 0.693_359_375 - n * -2.121_944_40e-4;
-    let mut p = 1.0 / 720.0;
-    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + coefficient;
-    }
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127).wrapping_shl(23);
-    p * f32::from_bits(exponent)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::math::tests::reference_erf;
     use super::*;
-
-    /// erf by its series in f64, exact to more digits than f32 has for |x| < 4.
-    fn reference_erf(x: f64) -> f64 {
-        let (mut term, mut total) = (x, x);
-        for n in 1..200 {
-            let n = f64::from(n);
-            term *= -x * x / n;
-            total += term / (2.0 * n + 1.0);
-        }
-        total * 2.0 / std::f64::consts::PI.sqrt()
-    }
-
-    #[test]
-    fn erf_is_the_exact_one_and_not_the_tanh_form() {
-        for step in -390..390_i16 {
-            let x = f32::from(step) / 100.0;
-            assert!((f64::from(erf(x)) - reference_erf(f64::from(x))).abs() < 5e-7, "erf({x}) = {}", erf(x));
-        }
-        assert!((erf(9.0) - 1.0).abs() < 1e-6);
-        assert!((erf(-9.0) + 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn exp_has_the_precision_of_f32() {
-        for step in -8600..8700_i16 {
-            let x = f32::from(step) / 100.0;
-            let relative = f64::from(exp(x)) / f64::from(x).exp() - 1.0;
-            assert!(relative.abs() < 5e-7, "exp({x}) is off by {relative}");
-        }
-    }
 
     #[test]
     fn activations_are_those_of_their_formulas() {
