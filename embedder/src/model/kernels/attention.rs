@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::dot::{Format, Microkernel, Operands, PANEL};
+use super::dot::{Format, Microkernel, Operands, PANEL, ZEROS};
 use super::output::Output;
 use super::panels::Panels;
 use super::rows;
@@ -160,6 +160,7 @@ impl Text<'_> {
                 left_row: inner,
                 panel,
                 words,
+                start: ZEROS.as_ptr(),
                 output: scores.as_mut_ptr().wrapping_add(index * PANEL),
                 output_row: row_length,
             };
@@ -195,14 +196,15 @@ impl Text<'_> {
                 left_row: words,
                 panel: right,
                 words,
+                start: ZEROS.as_ptr(),
                 output: sums.as_mut_ptr(),
                 output_row: PANEL,
             };
             // SAFETY: `count` rows of `words` words are in `weights`; the panel holds all tokens of the text, of which
             // `words` hold those from `first` to `last`; `sums` has room for a panel.
             unsafe { self.microkernel.run(count, operands) };
-            rows::divide_rows(sums, &totals);
             let columns = (width - panel * PANEL).min(PANEL);
+            rows::divide_rows(sums, columns, &totals);
             for (row, sums) in rows.clone().zip(sums.chunks_exact(PANEL)) {
                 let token = (self.start + row) * self.heads.queries * width;
                 // SAFETY: no other task has this head of this token.

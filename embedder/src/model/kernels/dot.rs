@@ -41,9 +41,14 @@ pub(super) struct Operands {
     /// The panel: `words` times 32 words.
     pub(super) panel: *const u32,
     pub(super) words: usize,
+    /// What the sums of every row begin with: 32 of them, such as a bias.
+    pub(super) start: *const u32,
     pub(super) output: *mut u32,
     pub(super) output_row: usize,
 }
+
+/// Sums that begin with zero.
+pub(super) const ZEROS: &[u32; PANEL] = &[0; PANEL];
 
 type Function = unsafe fn(Operands);
 
@@ -75,11 +80,12 @@ impl Microkernel {
         self.by_rows.len()
     }
 
-    /// `output[r][c] = Σ left[r][w] · panel[w][c]` for `rows` rows and 32 columns, in words.
+    /// `output[r][c] = start[c] + Σ left[r][w] · panel[w][c]` for `rows` rows and 32 columns, in words.
     ///
     /// # Safety
     /// `rows` is at most `self.rows()`; the left side may be read and the output written at every row for `words` and 32
-    /// words, the panel may be read for `words * 32` words; the output overlaps neither and nobody else uses it.
+    /// words, the panel may be read for `words * 32` words and the start for 32; the output overlaps none of them and nobody else
+    /// uses it.
     #[allow(
         unsafe_code,
         reason = "pointers, because rows of an output are shared between threads by columns"
@@ -93,21 +99,23 @@ impl Microkernel {
     }
 }
 
-/// The loop of every microkernel: `$load`s the registers of a panel's row, `$splat`s a word of the left side and `$add`s
+/// The loop of every microkernel: `$begin`s the sums, `$load`s the registers of a panel's row, `$splat`s a word of the left side and `$add`s
 /// their products, for one group of registers after another: with few registers, more rows of half a panel are better than
 /// fewer of a whole one. No closures: they would not inherit the instruction set through functions of the standard library.
 macro_rules! microkernel {
     (
         $(#[target_feature(enable = $features:literal)])? $name:ident, $sum:ty, [$([$($offset:literal),+]),+],
-        $zero:expr, $load:ident, $splat:ident, $add:ident, $store:ident
+        $begin:ident, $load:ident, $splat:ident, $add:ident, $store:ident
     ) => {
         #[allow(unsafe_code, reason = "SIMD over pointers")]
         $(#[target_feature(enable = $features)])?
         unsafe fn $name<const ROWS: usize>(operands: Operands) {
-            let Operands { left, left_row, panel, words, output, output_row } = operands;
+            let Operands { left, left_row, panel, words, start, output, output_row } = operands;
             $({
                 const OFFSETS: &[usize] = &[$($offset),+];
-                let mut sums: [[$sum; OFFSETS.len()]; ROWS] = [[$zero; OFFSETS.len()]; ROWS];
+                // SAFETY: whoever calls `Microkernel::run` vouches for 32 words.
+                let first: [$sum; OFFSETS.len()] = unsafe { [$($begin(start.wrapping_add($offset))),+] };
+                let mut sums = [first; ROWS];
                 // Wrapping: a check for overflow has no place in the loop that everything waits for.
                 let (mut left, mut panel) = (left, panel);
                 for _ in 0..words {
@@ -149,8 +157,12 @@ mod portable {
     use super::super::math::fused;
     use super::{Operands, PANEL};
 
-    const ZERO: [f32; PANEL] = [0.0; PANEL];
-    const NOTHING: [i32; PANEL] = [0; PANEL];
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "reads through a pointer")]
+    unsafe fn begin<T: Copy>(start: *const u32) -> [T; PANEL] {
+        // SAFETY: the caller has 32 words there, and T is a word.
+        unsafe { start.cast::<[T; PANEL]>().read_unaligned() }
+    }
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "reads through a pointer")]
@@ -203,9 +215,9 @@ mod portable {
         unsafe { place.cast::<[T; PANEL]>().write_unaligned(sums) }
     }
 
-    microkernel!(f32_rows, [f32; PANEL], [[0]], ZERO, load, word, add_f32, store);
-    microkernel!(bf16_rows, [f32; PANEL], [[0]], ZERO, load, word, add_bf16, store);
-    microkernel!(int8_rows, [i32; PANEL], [[0]], NOTHING, load, word, add_int8, store);
+    microkernel!(f32_rows, [f32; PANEL], [[0]], begin, load, word, add_f32, store);
+    microkernel!(bf16_rows, [f32; PANEL], [[0]], begin, load, word, add_bf16, store);
+    microkernel!(int8_rows, [i32; PANEL], [[0]], begin, load, word, add_int8, store);
 
     pub(super) const F32: &[super::Function] = by_rows!(f32_rows, 1, 2);
     pub(super) const BF16: &[super::Function] = by_rows!(bf16_rows, 1, 2);

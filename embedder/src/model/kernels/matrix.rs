@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::dot::{Format, Microkernel, Operands, PANEL};
+use super::dot::{Format, Microkernel, Operands, PANEL, ZEROS};
 use super::output::Output;
 use super::panels::Panels;
 use super::rows::{self, Activation, Columns};
@@ -134,6 +134,10 @@ impl Matrix {
         for panel in panels {
             let columns = (self.columns - panel * PANEL).min(PANEL);
             let (right, words) = self.panels.panel(panel, 0);
+            let start = match self.microkernel.format {
+                Format::F32 | Format::Bf16 => self.after[panel].bias.as_ptr().cast(),
+                Format::Int8 => ZEROS.as_ptr(),
+            };
             for index in 0..tiles {
                 let (first, last) = (index * rows / tiles, (index + 1) * rows / tiles);
                 let operands = Operands {
@@ -141,15 +145,16 @@ impl Matrix {
                     left_row,
                     panel: right,
                     words,
+                    start,
                     output: tile.0.as_mut_ptr(),
                     output_row: PANEL,
                 };
                 // SAFETY: a tile has at most as many rows as the microkernel takes, and those of the left side follow one
-                // another for `words` words each; the panel has `words` words for each column; the tile has room.
+                // another for `words` words each; the panel has `words` words for each column; the start is as wide as a panel; the tile has room.
                 unsafe { self.microkernel.run(last - first, operands) };
                 let done = &mut tile.0[..(last - first) * PANEL];
                 match self.microkernel.format {
-                    Format::F32 | Format::Bf16 => rows::finish(done, &self.after[panel], activation),
+                    Format::F32 | Format::Bf16 => rows::activate(done, activation),
                     Format::Int8 => {
                         rows::finish_int8(
                             done,

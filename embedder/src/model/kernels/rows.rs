@@ -106,10 +106,10 @@ macro_rules! by_instruction_set {
 
 by_instruction_set! {
     /// What a linear layer does with the sums of some rows of one panel, which are f32 as bits.
-    finish = finish_body[fma](tile: &mut [u32], columns: &Columns, activation: Activation)
+    activate = activate_body[fma](tile: &mut [u32], activation: Activation)
 }
 by_instruction_set! {
-    /// The same with sums of bytes; the result is f32 as bits. `ranges` has scale and smallest number of each row.
+    /// The same with sums of bytes, to which the bias is not added yet; the result is f32 as bits. `ranges` has scale and smallest number of each row.
     finish_int8 = finish_int8_body[fma](tile: &mut [u32], ranges: &[(f32, f32)], columns: &Columns, activation: Activation)
 }
 by_instruction_set! {
@@ -133,12 +133,12 @@ by_instruction_set! {
     subtract_distance = subtract_distance_body(row: &mut [f32], first: usize, position: usize, slope: f32)
 }
 by_instruction_set! {
-    /// Divides the rows of one panel, f32 as bits, by a number each.
-    divide_rows = divide_rows_body(tile: &mut [u32], divisors: &[f32])
+    /// Divides the first `width` numbers of the rows of one panel, f32 as bits, by a number each row.
+    divide_rows = divide_rows_body(tile: &mut [u32], width: usize, divisors: &[f32])
 }
 by_instruction_set! {
-    /// Rounds to bf16, two to a word; what is left of the last word becomes zero.
-    to_bf16 = to_bf16_body(row: &[f32], words: &mut [u32])
+    /// What `to_bf16` does where the processor has no instruction for it.
+    to_bf16_by_steps = to_bf16_body(row: &[f32], words: &mut [u32])
 }
 by_instruction_set! {
     /// Rounds to bf16 the numbers of two rows, which share words.
@@ -147,6 +147,37 @@ by_instruction_set! {
 by_instruction_set! {
     /// Rounds a row to unsigned bytes, four to a word, and gives scale and smallest number: `x ≈ smallest + scale * byte`.
     quantize = quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32)
+}
+
+/// Rounds to bf16, two to a word; what is left of the last word becomes zero.
+#[allow(unsafe_code, reason = "a function with a target feature, called after the feature was detected")]
+pub(in super::super) fn to_bf16(row: &[f32], words: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the processor has these features.
+        return unsafe { to_bf16_avx512(row, words) };
+    }
+    to_bf16_by_steps(row, words);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[allow(unsafe_code, reason = "SIMD over pointers")]
+fn to_bf16_avx512(row: &[f32], words: &mut [u32]) {
+    use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
+    let whole = row.len() / LANES * LANES;
+    let (row, rest) = row.split_at(whole);
+    let (words, rest_words) = words.split_at_mut(whole / 2);
+    for (row, words) in row.chunks_exact(LANES).zip(words.chunks_exact_mut(LANES / 2)) {
+        // SAFETY: sixteen floats are read, and their halves fill eight words.
+        unsafe {
+            words
+                .as_mut_ptr()
+                .cast::<__m256bh>()
+                .write_unaligned(_mm512_cvtneps_pbh(_mm512_loadu_ps(row.as_ptr())));
+        }
+    }
+    to_bf16_body(rest, rest_words);
 }
 
 /// Rounds a column of weights to signed bytes and gives the scale: `x ≈ scale * byte`.
@@ -160,16 +191,6 @@ pub(super) fn quantize_symmetric(column: &[f32], bytes: &mut [i8]) -> f32 {
         *byte = rounded;
     }
     scale
-}
-
-#[inline(always)]
-fn finish_body<const FMA: bool>(tile: &mut [u32], columns: &Columns, activation: Activation) {
-    for row in tile.chunks_exact_mut(PANEL) {
-        for (value, bias) in row.iter_mut().zip(&columns.bias) {
-            *value = (f32::from_bits(*value) + bias).to_bits();
-        }
-    }
-    activate::<FMA>(tile, activation);
 }
 
 #[inline(always)]
@@ -188,11 +209,11 @@ fn finish_int8_body<const FMA: bool>(
             *value = product.to_bits();
         }
     }
-    activate::<FMA>(tile, activation);
+    activate_body::<FMA>(tile, activation);
 }
 
 #[inline(always)]
-fn activate<const FMA: bool>(tile: &mut [u32], activation: Activation) {
+fn activate_body<const FMA: bool>(tile: &mut [u32], activation: Activation) {
     /// One loop for each activation: a choice inside of it could not be vectorized.
     #[inline(always)]
     fn each(tile: &mut [u32], function: impl Fn(f32) -> f32) {
@@ -276,10 +297,11 @@ fn subtract_distance_body(row: &mut [f32], first: usize, position: usize, slope:
 }
 
 #[inline(always)]
-fn divide_rows_body(tile: &mut [u32], divisors: &[f32]) {
+fn divide_rows_body(tile: &mut [u32], width: usize, divisors: &[f32]) {
     for (row, divisor) in tile.chunks_exact_mut(PANEL).zip(divisors) {
         let factor = 1.0 / divisor;
-        for value in row {
+        // A length that the compiler doesn't know: it would go through the rows with gathers and scatters instead.
+        for value in &mut row[..width] {
             *value = (f32::from_bits(*value) * factor).to_bits();
         }
     }
@@ -431,6 +453,18 @@ mod tests {
             (mean - 0.5).abs() < 1e-5 && (variance - 1.0).abs() < 1e-4,
             "mean {mean}, variance {variance}"
         );
+    }
+
+    #[test]
+    fn rows_of_bf16_are_the_same_with_and_without_the_instruction() {
+        for length in [0, 1, 15, 16, 31, 32, 100_u16] {
+            let row: Vec<f32> =
+                (0..length).map(|number| (f32::from(number) * 12.9898).sin() * 43.7).collect();
+            let (mut one, mut other) = (vec![7; row.len().div_ceil(2)], vec![9; row.len().div_ceil(2)]);
+            to_bf16(&row, &mut one);
+            to_bf16_by_steps(&row, &mut other);
+            assert_eq!(one, other, "{length}");
+        }
     }
 
     #[test]
