@@ -66,8 +66,9 @@ fn measure(situation: &str, fleet: &Fleet) {
     );
 }
 
-/// For how long this thread has been on a core.
+/// For how long this thread has been on a core. The kernel counts by ticks of its clock, and exactly when a thread yields.
 fn on_core() -> Duration {
+    std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = text.split(' ').next().and_then(|first| first.parse().ok());
     Duration::from_nanos(nanoseconds.unwrap_or_default())

@@ -8,7 +8,7 @@ mod settle;
 mod write;
 
 use crate::desired::{Desired, Slot};
-use crate::inventory::{Cause, Inventory};
+use crate::inventory::{Cause, Inventory, NodeGpus};
 use crate::placement::{Need, Placement, Request, Round, SlotId, accepts};
 use crate::pods::PodView;
 use crate::resource::Role;
@@ -136,21 +136,18 @@ pub fn failures_in_a_row(pod: &PodView) -> u32 {
 /// What differs between a pod and what is wanted, in words.
 fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &Inventory<'_>) -> Vec<String> {
     let mut found = slot.template.differences(pod.template.as_deref());
-    let labels = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)).map(|node| &node.labels);
-    if let Some(labels) = labels {
-        let selector = desired.settings.node_selector.iter().flatten();
-        let selected = selector.clone().all(|(key, value)| labels.get(key) == Some(value));
-        // A new selector that this node matches too moves nothing.
-        found.retain(|difference| !(selected && difference.starts_with("nodeSelector")));
-    }
-    if let Some(node) = &pod.node
-        && !accepts(inventory, &slot.wish.need, node, &held(pod, inventory))
-    {
+    let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
+    // A new selector that this node matches too moves nothing.
+    let selected = |node: &NodeGpus<'_>| {
+        let mut selector = desired.settings.node_selector.iter().flatten();
+        selector.all(|(key, value)| node.labels.get(key) == Some(value))
+    };
+    found.retain(|difference| !(difference.starts_with("nodeSelector") && node.is_some_and(selected)));
+    if pod.node.is_some() && !accepts(node, &slot.wish.need, &held(pod, inventory)) {
         found.push(format!("spec.gpu asks for other GPUs than {}", in_words(&held(pod, inventory))));
     }
     for assigned in &pod.assigned {
-        let now = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)?.gpus.get(&assigned.index));
-        if let Some(gpu) = now
+        if let Some(gpu) = node.and_then(|node| node.gpu(assigned.index))
             && gpu.uuid != assigned.uuid
         {
             found.push(format!(
@@ -170,7 +167,7 @@ pub fn held<'a>(pod: &'a PodView, inventory: &Inventory<'_>) -> Cow<'a, [Assigne
     }
     let gpu = |(index, units): (&u32, &u32)| {
         let assigned = pod.assigned.iter().find(|gpu| gpu.index == *index).map(|gpu| gpu.uuid.clone());
-        let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpus.get(index)?.uuid.to_string());
+        let known = || Some(inventory.nodes.get(pod.node.as_ref()?)?.gpu(*index)?.uuid.to_string());
         AssignedGpu { index: *index, uuid: assigned.or_else(known).unwrap_or_default(), units: *units }
     };
     pod.units.iter().map(gpu).collect()
@@ -194,7 +191,7 @@ fn move_off(
     }
     let node = inventory.nodes.get(pod.node.as_ref()?)?;
     pod.units.keys().find_map(|index| {
-        let gpu = node.gpus.get(index)?;
+        let gpu = node.gpu(*index)?;
         let closed = gpu.closed.as_ref()?;
         let why = format!("GPU {index} on node {} {}", node.name, closed.message);
         if !pod.scheduled {

@@ -22,7 +22,7 @@ pub struct Observed {
     pub ollama_pools: Vec<Arc<OllamaPool>>,
     pub ingestions: Vec<Arc<Ingestion>>,
     pub gpu_nodes: Vec<Arc<GPUNode>>,
-    pub nodes: BTreeMap<String, Arc<NodeView>>,
+    pub nodes: HashMap<String, Arc<NodeView>>,
     /// The operator's pods, and all others that ask for GPUs.
     pub pods: Vec<Arc<PodView>>,
     /// The operator's Services.
@@ -30,7 +30,7 @@ pub struct Observed {
     /// The operator's budgets for drains.
     pub budgets: Vec<Arc<PodDisruptionBudget>>,
     /// Until when each node's device plugin is taken to be alive.
-    pub lease_expiry: BTreeMap<String, Timestamp>,
+    pub lease_expiry: HashMap<String, Timestamp>,
     pub priorities: Priorities,
     /// What pods answered, by their UID.
     pub answers: Arc<Answers>,

@@ -15,12 +15,15 @@ mod exact;
 mod survey;
 mod words;
 
-use crate::inventory::{Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, Who};
+use crate::inventory::{
+    Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, NodeGpus, Who,
+};
 use crate::resource::{Order, ResourceKey};
 use k8s_openapi::api::core::v1::Toleration;
 use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT, Strategy};
 use principium_api::pod::PodSettings;
 use principium_api::status::AssignedGpu;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use words::coming_back;
@@ -170,7 +173,7 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
         }
     }
     later.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
-    let mut classes = Classes::new(inventory);
+    let mut classes = Classes::default();
     for request in later {
         let outcome = match &request.wish.need {
             Need::Nothing => continue,
@@ -183,11 +186,11 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
         match &outcome {
             Outcome::Granted(placement) => {
                 enter(inventory, &request, placement);
-                classes.changed(&placement.node);
+                classes.changed.extend(inventory.nodes.number(&placement.node));
             }
             Outcome::Waiting { kept: Some(kept), .. } if request.round != Round::Beside => {
                 keep(inventory, &request, kept);
-                classes.changed(&kept.node);
+                classes.changed.extend(inventory.nodes.number(&kept.node));
             }
             Outcome::Waiting { .. } | Outcome::Impossible { .. } => {}
         }
@@ -197,11 +200,10 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
 }
 
 /// Requests that want the same are of one class.
+#[derive(Default)]
 struct Classes {
-    /// The nodes by number, in order.
-    nodes: Vec<String>,
     classes: Vec<Class>,
-    /// Nodes in whose ledger something was entered, one after another.
+    /// Numbers of the nodes in whose ledger something was entered, one after another.
     changed: Vec<usize>,
 }
 
@@ -212,16 +214,12 @@ struct Class {
 }
 
 impl Classes {
-    fn new(inventory: &Inventory<'_>) -> Self {
-        Self { nodes: inventory.nodes.keys().cloned().collect(), classes: Vec::new(), changed: Vec::new() }
-    }
-
     fn of(&mut self, wish: &Arc<Wish>) -> &mut Class {
         self.with_changes(wish).0
     }
 
-    /// The class of a wish, and the changes of which it may not know yet.
-    fn with_changes(&mut self, wish: &Arc<Wish>) -> (&mut Class, count::Changes<'_>) {
+    /// The class of a wish, and the changes, of which it may not know all yet.
+    fn with_changes(&mut self, wish: &Arc<Wish>) -> (&mut Class, &[usize]) {
         // Requests of one resource come one after another: usually it is the last class.
         let same = |class: &Class| Arc::ptr_eq(&class.wish, wish) || class.wish == *wish;
         let at = self.classes.iter().rposition(same).unwrap_or_else(|| {
@@ -232,21 +230,13 @@ impl Classes {
             });
             self.classes.len() - 1
         });
-        let changes = count::Changes { nodes: &self.nodes, log: &self.changed };
-        (&mut self.classes[at], changes)
-    }
-
-    fn changed(&mut self, node: &str) {
-        if let Ok(at) = self.nodes.binary_search_by(|name| name.as_str().cmp(node)) {
-            self.changed.push(at);
-        }
+        (&mut self.classes[at], &self.changed)
     }
 }
 
 /// Whether GPUs that a pod has are still what its resource wants. What is not known any more (the node, the GPU) is no
 /// reason against a running pod.
-pub fn accepts(inventory: &Inventory<'_>, need: &Need, node: &str, gpus: &[AssignedGpu]) -> bool {
-    let known = inventory.nodes.get(node);
+pub fn accepts(known: Option<&NodeGpus<'_>>, need: &Need, gpus: &[AssignedGpu]) -> bool {
     match need {
         Need::Nothing => gpus.is_empty(),
         Need::Exact(devices) => {
@@ -260,7 +250,7 @@ pub fn accepts(inventory: &Inventory<'_>, need: &Need, node: &str, gpus: &[Assig
         Need::Count(need) => {
             usize::try_from(need.count).is_ok_and(|count| gpus.len() == count)
                 && gpus.iter().all(|assigned| {
-                    let Some(gpu) = known.and_then(|node| node.gpus.get(&assigned.index)) else {
+                    let Some(gpu) = known.and_then(|node| node.gpu(assigned.index)) else {
                         return true;
                     };
                     need.wanted(gpu) == assigned.units && need.is_product(gpu)
@@ -287,13 +277,13 @@ pub fn fits_when_gone(
     gpus: &[AssignedGpu],
 ) -> bool {
     let Some(mut node) = inventory.nodes.get(node).cloned() else { return false };
-    let own = |holder: &Holder, units: u32| {
+    let own = |holder: &Holder<'_>, units: u32| {
         holder.units == units
             && holder.state == HolderState::Holds
-            && matches!(&holder.who, Who::Resource(key) if key == resource)
+            && matches!(&holder.who, Who::Resource(key) if **key == *resource)
     };
     for assigned in gpus {
-        let Some(gpu) = node.gpus.get_mut(&assigned.index) else { continue };
+        let Some(gpu) = node.gpu_mut(assigned.index) else { continue };
         if let Some(at) = gpu.holders.iter().position(|holder| own(holder, assigned.units)) {
             gpu.holders.remove(at);
             gpu.memory_free = gpu.memory_free.saturating_add(u64::from(assigned.units) * MIB_PER_UNIT);
@@ -329,12 +319,12 @@ fn returned(inventory: &Inventory<'_>, request: &Request, need: &CountNeed) -> O
     let previous = request.previous.as_ref()?;
     let node = inventory.nodes.get(&previous.node)?;
     node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
-    if !accepts(inventory, &request.wish.need, &previous.node, &previous.gpus) {
+    if !accepts(Some(node), &request.wish.need, &previous.gpus) {
         return None;
     }
     let mut gpus = Vec::new();
     for former in &previous.gpus {
-        let gpu = node.gpus.get(&former.index)?;
+        let gpu = node.gpu(former.index)?;
         if !need.is_cool(gpu) || blocked(gpu, former.units).is_some() {
             return None;
         }
@@ -375,7 +365,7 @@ fn assigned(gpu: &GpuState<'_>, units: u32) -> AssignedGpu {
 fn enter(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement) {
     for assigned in &placement.gpus {
         if let Some(gpu) = gpu_mut(inventory, &placement.node, assigned.index) {
-            let who = Who::Resource(request.slot.resource.clone());
+            let who = Who::Resource(Cow::Owned(request.slot.resource.clone()));
             gpu.holders.push(Holder { who, units: assigned.units, state: HolderState::Granted });
         }
     }
@@ -386,7 +376,7 @@ fn keep(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement)
         if let Some(gpu) = gpu_mut(inventory, &placement.node, assigned.index) {
             let units = assigned.units.min(gpu.free());
             if units > 0 {
-                let who = Who::Resource(request.slot.resource.clone());
+                let who = Who::Resource(Cow::Owned(request.slot.resource.clone()));
                 gpu.holders.push(Holder { who, units, state: HolderState::Reserved });
             }
         }
@@ -394,5 +384,5 @@ fn keep(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement)
 }
 
 fn gpu_mut<'i, 'o>(inventory: &'i mut Inventory<'o>, node: &str, index: u32) -> Option<&'i mut GpuState<'o>> {
-    inventory.nodes.get_mut(node)?.gpus.get_mut(&index)
+    inventory.nodes.get_mut(node)?.gpu_mut(index)
 }

@@ -69,6 +69,16 @@ impl Looked<'_, '_> {
             })
             .collect()
     }
+
+    /// What placement answered to each slot.
+    fn outcomes<'p>(&self, all: &'p BTreeMap<SlotId, Outcome>) -> Vec<Option<&'p Outcome>> {
+        let mut id = SlotId { resource: self.desired.id.key.clone(), ordinal: 0 };
+        let outcome = |slot: &Slot| {
+            id.ordinal = slot.ordinal;
+            if slot.role == Role::Worker { all.get(&id) } else { None }
+        };
+        self.slots.iter().map(|(slot, _)| *slot).map(outcome).collect()
+    }
 }
 
 /// The pods of each resource by their labels. Whose they are is told by their owner, later.
@@ -120,13 +130,10 @@ fn settle(
     let Looked { desired, family, slots, may_change } = looked;
     let pods = family.all.as_slice();
     remove_surplus(desired, pods, plan);
-    let outcome = |slot: &Slot| {
-        let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
-        (slot.role == Role::Worker).then(|| outcomes.get(&id)).flatten()
-    };
+    let outcomes = looked.outcomes(outcomes);
     let mut pulled: BTreeMap<String, Pulled<'_>> = BTreeMap::new();
     if let (AnyResource::OllamaPool(resource), None) = (desired.resource, &desired.problem) {
-        let nodes = nodes(desired, pods, slots, outcome);
+        let nodes = || nodes(desired, pods, &outcomes);
         let with = Pull { observed, desired, resource, pods, nodes: &nodes, now };
         pulled = ollama_pool::pull(&with, writers, plan);
     }
@@ -139,9 +146,11 @@ fn settle(
     let reports: Vec<Report<'_>> = if desired.problem.is_some() {
         Vec::new()
     } else {
-        let slots = slots.iter().zip(may_change);
+        let slots = slots.iter().zip(may_change).zip(&outcomes);
         slots
-            .map(|((slot, found), may)| lifecycle::settle(&with, slot, found, *may, outcome(slot), plan))
+            .map(|(((slot, found), may), outcome)| {
+                lifecycle::settle(&with, slot, found, *may, *outcome, plan)
+            })
             .collect()
     };
     let with = Reporting { observed, inventory, desired, pods, reports: &reports, now };
@@ -153,21 +162,16 @@ fn settle(
 }
 
 /// The nodes that have instances of a pool, or get one.
-fn nodes<'o>(
-    desired: &Desired<'_>,
-    pods: &[&PodView],
-    slots: &[(&Slot, Found<'_>)],
-    outcome: impl Fn(&Slot) -> Option<&'o Outcome>,
-) -> BTreeSet<String> {
+fn nodes(desired: &Desired<'_>, pods: &[&PodView], outcomes: &[Option<&Outcome>]) -> BTreeSet<String> {
     let living = pods
         .iter()
         .filter(|pod| {
             pod.owner.as_deref() == Some(&desired.id.uid) && pod.role == Role::Worker && !pod.ended()
         })
         .filter_map(|pod| pod.node.clone());
-    let coming = slots.iter().filter_map(|(slot, _)| match outcome(slot) {
-        Some(Outcome::Granted(placement)) => Some(placement.node.clone()),
-        _ => None,
+    let coming = outcomes.iter().flatten().filter_map(|outcome| match outcome {
+        Outcome::Granted(placement) => Some(placement.node.clone()),
+        Outcome::Waiting { .. } | Outcome::Impossible { .. } => None,
     });
     living.chain(coming).collect()
 }

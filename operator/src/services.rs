@@ -49,20 +49,17 @@ pub fn covers(observed: &Service, wanted: &Service) -> bool {
     let has = labels(observed);
     let labelled = labels(wanted).iter().all(|(name, value)| has.get(name) == Some(value));
     let (Some(is), Some(to_be)) = (&observed.spec, &wanted.spec) else { return false };
-    let ports = |spec: &ServiceSpec| {
+    fn ports(spec: &ServiceSpec) -> impl Iterator<Item = impl PartialEq> {
         let ports = spec.ports.iter().flatten();
-        let port = |port: &ServicePort| {
-            (port.name.clone(), port.port, port.target_port.clone(), port.protocol.clone())
-        };
-        ports.map(port).collect::<Vec<_>>()
-    };
+        ports.map(|port| (&port.name, port.port, &port.target_port, &port.protocol))
+    }
     labelled
         && is.selector == to_be.selector
         && (to_be.cluster_ip.is_none() || is.cluster_ip == to_be.cluster_ip)
         // The API server leaves out what is false.
         && is.publish_not_ready_addresses.unwrap_or_default()
             == to_be.publish_not_ready_addresses.unwrap_or_default()
-        && ports(is) == ports(to_be)
+        && ports(is).eq(ports(to_be))
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub fn assignments(
         }
     }
     // By number, so that the tenth instance does not stand between the first and the second.
-    found.sort_by_key(|assignment| (assignment.pod.len(), assignment.pod.clone()));
+    found.sort_by(|a, b| (a.pod.len(), &a.pod).cmp(&(b.pod.len(), &b.pod)));
     found
 }
 
@@ -271,7 +271,7 @@ pub fn withheld(pods: &[&PodView], inventory: &Inventory<'_>) -> Option<String> 
     for pod in pods.iter().filter(|pod| !pod.leaving && !pod.ended()) {
         let Some(node) = pod.node.as_ref().and_then(|node| inventory.nodes.get(node)) else { continue };
         for index in pod.units.keys() {
-            if let Some(closed) = node.gpus.get(index).and_then(|gpu| gpu.closed.as_ref()) {
+            if let Some(closed) = node.gpu(*index).and_then(|gpu| gpu.closed.as_ref()) {
                 parts.push(format!("GPU {index} of Pod {} {}", pod.name, closed.message));
             }
         }

@@ -30,14 +30,16 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a OllamaPool) -> Desired<'
     let surge = spec.host_ports.is_none() && !matches!(Store::of(resource), Store::Claim(_));
     // What is the same for all instances is made once.
     let alike = Arc::new(Wish::new(need(resource, 0), &spec.pod));
+    let own_devices = spec.gpu.as_ref().is_some_and(|gpu| gpu.devices.is_some());
     let template = Arc::new(instance_template(observed, resource, 0));
     let slots = (0..instances(resource))
         .map(|ordinal| Slot {
             role: Role::Worker,
             ordinal,
-            wish: match need(resource, ordinal) {
-                need if need == alike.need => Arc::clone(&alike),
-                need => Arc::new(Wish::new(need, &spec.pod)),
+            wish: if own_devices {
+                Arc::new(Wish::new(need(resource, ordinal), &spec.pod))
+            } else {
+                Arc::clone(&alike)
             },
             template: match spec.host_ports {
                 None => Arc::clone(&template),

@@ -45,7 +45,7 @@ pub struct Pull<'a, 's> {
     /// The pods of the resource.
     pub pods: &'s [&'a PodView],
     /// The nodes that have, or get, instances.
-    pub nodes: &'s BTreeSet<String>,
+    pub nodes: &'s dyn Fn() -> BTreeSet<String>,
     pub now: Timestamp,
 }
 
@@ -54,8 +54,9 @@ pub struct Pull<'a, 's> {
 pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> BTreeMap<String, Pulled<'a>> {
     let store = Store::of(with.resource);
     let namespace = &with.desired.id.key.namespace;
+    let nodes = if store == Store::Ephemeral { BTreeSet::new() } else { (with.nodes)() };
     let mut places: BTreeMap<String, &String> = BTreeMap::new();
-    for node in with.nodes {
+    for node in &nodes {
         if let Some(place) = store.place(namespace, node) {
             places.entry(place).or_insert(node);
         }
@@ -81,7 +82,7 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
             plan.actions.push(delete_action(with.desired, pod));
         }
     }
-    with.nodes
+    nodes
         .iter()
         .filter_map(|node| {
             let place = store.place(namespace, node)?;

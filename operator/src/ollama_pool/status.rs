@@ -23,15 +23,26 @@ use std::sync::Arc;
 
 /// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
 pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
-    pod.ready || (pod.containers_ready && verified(observed, resource, pod) && is_hot(inventory, pod))
+    pod.ready
+        || (pod.containers_ready && is_hot(inventory, pod) && Instance::of(observed, resource, pod).verified)
 }
 
-/// Whether every model of the pool answered on this instance.
-fn verified(observed: &Observed, resource: &OllamaPool, pod: &PodView) -> bool {
-    let answers = answers(observed, resource, pod);
-    resource.spec.models.iter().all(|model| {
-        answers.iter().any(|answer| answer.name == model.name && answer.step == ModelStep::Ready)
-    })
+/// An instance and what it answered.
+struct Instance<'a> {
+    pod: &'a PodView,
+    answers: Cow<'a, [ModelAnswer]>,
+    /// Whether every model of the pool answered on it.
+    verified: bool,
+}
+
+impl<'a> Instance<'a> {
+    fn of(observed: &'a Observed, resource: &OllamaPool, pod: &'a PodView) -> Self {
+        let answers = answers(observed, resource, pod);
+        let verified = resource.spec.models.iter().all(|model| {
+            answers.iter().any(|answer| answer.name == model.name && answer.step == ModelStep::Ready)
+        });
+        Self { pod, answers, verified }
+    }
 }
 
 /// What an instance answered. An operator that has just started has asked nobody: then what the status says of an
@@ -58,7 +69,7 @@ fn answers<'a>(observed: &'a Observed, resource: &OllamaPool, pod: &PodView) -> 
 fn is_hot(inventory: &Inventory<'_>, pod: &PodView) -> bool {
     let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
     pod.units.keys().any(|index| {
-        node.and_then(|node| node.gpus.get(index)?.closed.as_ref())
+        node.and_then(|node| node.gpu(*index)?.closed.as_ref())
             .is_some_and(|closed| closed.cause == Cause::Overheated)
     })
 }
@@ -82,14 +93,14 @@ pub fn report(
                 && !pod.ended()
         })
         .collect();
-    ask(observed, resource, &own, plan);
+    let told: Vec<Instance<'_>> = own.iter().map(|pod| Instance::of(observed, resource, pod)).collect();
+    ask(observed, resource, &told, plan);
     follow_pulls(resource, pods, &desired.id.uid, plan);
-    open_gates(with, resource, &own, plan);
+    open_gates(with, &told, plan);
     let assignments = summary::assignments(desired, pods, reports, inventory);
     let models = models(with, resource, pulled);
-    let serving: Vec<&PodView> =
-        own.iter().copied().filter(|pod| verified(observed, resource, pod)).collect();
-    let says: Vec<Option<bool>> = serving.iter().map(|pod| in_gpu_memory(observed, resource, pod)).collect();
+    let serving = told.iter().filter(|instance| instance.verified);
+    let says: Vec<Option<bool>> = serving.map(|instance| in_gpu_memory(resource, instance)).collect();
     let acceleration = summary::acceleration(
         (0..instances(resource)).any(|ordinal| need(resource, ordinal) != Need::Nothing),
         &says,
@@ -138,16 +149,16 @@ pub fn report(
 }
 
 /// Instances whose server runs are asked about their models.
-fn ask(observed: &Observed, resource: &OllamaPool, own: &[&PodView], plan: &mut Plan) {
+fn ask(observed: &Observed, resource: &OllamaPool, told: &[Instance<'_>], plan: &mut Plan) {
     if resource.spec.models.is_empty() {
         return;
     }
     let names: Arc<[String]> = resource.spec.models.iter().map(|model| model.name.clone()).collect();
-    for pod in own.iter().filter(|pod| pod.containers_ready) {
+    for Instance { pod, answers, .. } in told.iter().filter(|instance| instance.pod.containers_ready) {
         let Some(target) = target(pod, OLLAMA_PORT, Question::Models(Arc::clone(&names))) else { continue };
         let known = match observed.answers.instances.get(&pod.uid) {
             Some(_) => Vec::new(),
-            None => answers(observed, resource, pod).into_owned(),
+            None => answers.to_vec(),
         };
         plan.targets.push(Target { known, ..target });
     }
@@ -165,19 +176,19 @@ fn follow_pulls(resource: &OllamaPool, pods: &[&PodView], uid: &str, plan: &mut 
 }
 
 /// An instance takes requests when its models answer. One on a hot GPU rests, as long as another one takes them.
-fn open_gates(with: &Reporting<'_, '_>, resource: &OllamaPool, own: &[&PodView], plan: &mut Plan) {
-    let able = |pod: &&&PodView| pod.containers_ready && verified(with.observed, resource, pod);
-    let some_cool = own.iter().filter(able).any(|pod| !is_hot(with.inventory, pod));
-    for pod in own {
-        let verified = verified(with.observed, resource, pod);
-        let rests = some_cool && is_hot(with.inventory, pod);
-        let open = verified && !rests;
+fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) {
+    let hot: Vec<bool> = told.iter().map(|instance| is_hot(with.inventory, instance.pod)).collect();
+    let able = |instance: &Instance<'_>| instance.pod.containers_ready && instance.verified;
+    let some_cool = told.iter().zip(&hot).any(|(instance, hot)| able(instance) && !hot);
+    for (Instance { pod, verified, .. }, hot) in told.iter().zip(hot) {
+        let rests = some_cool && hot;
+        let open = *verified && !rests;
         if pod.gate.unwrap_or(false) == open {
             continue;
         }
         let message = if open {
             "the models answer"
-        } else if verified {
+        } else if *verified {
             "its GPU is overheated; other instances take the requests"
         } else {
             "the models don't answer yet"
@@ -195,12 +206,11 @@ fn open_gates(with: &Reporting<'_, '_>, resource: &OllamaPool, own: &[&PodView],
 }
 
 /// Whether all models of an instance were in GPU memory, and all of each, when they answered.
-fn in_gpu_memory(observed: &Observed, resource: &OllamaPool, pod: &PodView) -> Option<bool> {
+fn in_gpu_memory(resource: &OllamaPool, instance: &Instance<'_>) -> Option<bool> {
     if resource.spec.models.is_empty() {
         return None;
     }
-    let answers = answers(observed, resource, pod);
-    answers.iter().map(|answer| answer.on_gpu).try_fold(true, |all, one| Some(all && one?))
+    instance.answers.iter().map(|answer| answer.on_gpu).try_fold(true, |all, one| Some(all && one?))
 }
 
 /// Says what a start is about, by its models.

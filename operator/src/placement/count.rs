@@ -25,21 +25,13 @@ pub(super) struct Candidates {
     refused: Option<Outcome>,
 }
 
-/// What changed in the ledger since the pass began.
-#[derive(Clone, Copy)]
-pub(super) struct Changes<'a> {
-    pub(super) nodes: &'a [String],
-    /// Numbers of the nodes.
-    pub(super) log: &'a [usize],
-}
-
 impl Candidates {
     pub(super) fn choose(
         &mut self,
         inventory: &Inventory<'_>,
         request: &Request,
         need: &CountNeed,
-        changes: Changes<'_>,
+        changed: &[usize],
     ) -> Outcome {
         let Ok(wanted) = usize::try_from(need.count) else {
             let message = "gpu.count is too large".to_owned();
@@ -55,15 +47,13 @@ impl Candidates {
         if let Some(outcome) = &self.refused {
             return outcome.clone();
         }
-        self.catch_up(inventory, wish, need, wanted, &changes);
+        self.catch_up(inventory, wish, need, wanted, changed);
         let mut best: Option<(u32, &NodeGpus<'_>)> = None;
         for (_, at) in self.ranked.iter().flatten() {
-            let Some(node) = changes.nodes.get(*at).and_then(|name| inventory.nodes.get(name)) else {
-                continue;
-            };
+            let Some(node) = inventory.nodes.all().get(*at) else { continue };
             let own = match need.strategy {
                 Strategy::Pack => 0,
-                Strategy::Spread => node.gpus.values().map(|gpu| own(gpu, &request.slot.resource)).sum(),
+                Strategy::Spread => node.gpus.iter().map(|gpu| own(gpu, &request.slot.resource)).sum(),
             };
             if best.is_none_or(|(least, _)| own < least) {
                 best = Some((own, node));
@@ -86,22 +76,22 @@ impl Candidates {
         wish: &Wish,
         need: &CountNeed,
         wanted: usize,
-        changes: &Changes<'_>,
+        changed: &[usize],
     ) {
         match &mut self.ranked {
             None => {
-                let ranked = inventory.nodes.values().enumerate();
+                let ranked = inventory.nodes.all().iter().enumerate();
                 self.ranks =
                     ranked.filter_map(|(at, node)| Some((at, rank(node, wish, need, wanted)?))).collect();
                 self.ranked = Some(self.ranks.iter().map(|(at, rank)| (*rank, *at)).collect());
             }
             Some(ranked) => {
-                let news: BTreeSet<usize> = changes.log.iter().skip(self.seen).copied().collect();
+                let news: BTreeSet<usize> = changed.iter().skip(self.seen).copied().collect();
                 for at in news {
                     if let Some(before) = self.ranks.remove(&at) {
                         ranked.remove(&(before, at));
                     }
-                    let node = changes.nodes.get(at).and_then(|name| inventory.nodes.get(name));
+                    let node = inventory.nodes.all().get(at);
                     if let Some(now) = node.and_then(|node| rank(node, wish, need, wanted)) {
                         self.ranks.insert(at, now);
                         ranked.insert((now, at));
@@ -109,7 +99,7 @@ impl Candidates {
                 }
             }
         }
-        self.seen = changes.log.len();
+        self.seen = changed.len();
     }
 }
 
@@ -161,7 +151,7 @@ fn rank(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed, wanted: usize) -> Op
 
 /// GPUs of a node that can be granted now.
 fn able<'n, 'o>(node: &'n NodeGpus<'o>, need: &CountNeed) -> impl Iterator<Item = &'n GpuState<'o>> {
-    node.gpus.values().filter(|gpu| {
+    node.gpus.iter().filter(|gpu| {
         let units = need.wanted(gpu);
         units <= gpu.units && blocked(gpu, units).is_none() && need.is_cool(gpu) && need.is_product(gpu)
     })
@@ -174,7 +164,7 @@ fn band(gpu: &GpuState<'_>) -> u32 {
 /// How many shares of this resource are on the GPU.
 fn own(gpu: &GpuState<'_>, resource: &ResourceKey) -> u32 {
     let own =
-        gpu.holders.iter().filter(|holder| matches!(&holder.who, Who::Resource(key) if key == resource));
+        gpu.holders.iter().filter(|holder| matches!(&holder.who, Who::Resource(key) if **key == *resource));
     u32::try_from(own.count()).unwrap_or(u32::MAX)
 }
 
@@ -219,13 +209,13 @@ fn refusal(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed, wanted: usi
     let mut closest: Option<(usize, &NodeGpus<'_>)> = None;
     let mut closed: Option<String> = None;
     let mut unselected = 0;
-    for node in inventory.nodes.values() {
+    for node in inventory.nodes.all() {
         let admission = node.admits(&wish.node_selector, &wish.tolerations);
         if admission == Err(Admission::NotSelected) {
             unselected += 1;
             continue;
         }
-        let fitting = node.gpus.values().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
+        let fitting = node.gpus.iter().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
         if fitting.count() < wanted {
             continue;
         }
@@ -249,7 +239,7 @@ fn refusal(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed, wanted: usi
 
 /// What is against each GPU that would fit.
 fn against(node: &NodeGpus<'_>, need: &CountNeed) -> Vec<String> {
-    let fitting = node.gpus.values().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
+    let fitting = node.gpus.iter().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
     fitting
         .filter_map(|gpu| {
             if let Some(why) = blocked(gpu, need.wanted(gpu)) {
@@ -265,7 +255,7 @@ fn against(node: &NodeGpus<'_>, need: &CountNeed) -> Vec<String> {
 
 /// No node was even looked at: the cluster has none yet, or none is selected.
 pub(super) fn nowhere(inventory: &Inventory<'_>, unselected: usize) -> Outcome {
-    let message = if inventory.nodes.is_empty() {
+    let message = if inventory.nodes.all().is_empty() {
         "no node reports GPUs yet; does the device plugin run?".to_owned()
     } else {
         format!("spec.nodeSelector matches none of the {unselected} nodes with GPUs")

@@ -9,12 +9,11 @@ use principium_api::gpu::{GpuDevice, GpuMemory};
 /// What was found out about the nodes for requests that name the same devices.
 #[derive(Default)]
 pub(super) struct Candidates {
-    /// The nodes up to this one, exclusive, can't serve: what is free only gets less within a pass.
-    after: Option<String>,
-    ended: bool,
-    /// Nodes that have the devices and can't give them, and the first of them.
+    /// This many nodes, from the first on, can't serve: what is free only gets less within a pass.
+    passed: usize,
+    /// Nodes that have the devices and can't give them, and the number of the first of them.
     homes: usize,
-    first: Option<String>,
+    first: Option<usize>,
     impossible: Option<(&'static str, String)>,
     unselected: usize,
 }
@@ -31,26 +30,19 @@ impl Candidates {
         if let Some(Verdict::Granted(placement)) = former.map(|node| look(node, &request.wish, devices)) {
             return Outcome::Granted(placement);
         }
-        if !self.ended {
-            let from = self.after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Included);
-            let nodes = inventory.nodes.range::<String, _>((from, std::ops::Bound::Unbounded));
-            for (name, node) in nodes {
-                match look(node, &request.wish, devices) {
-                    Verdict::Granted(placement) => {
-                        self.after = Some(name.clone());
-                        return Outcome::Granted(placement);
-                    }
-                    Verdict::NotSelected => self.unselected += 1,
-                    Verdict::Missing(why) => {
-                        self.impossible.get_or_insert_with(|| unresolved(node, &why));
-                    }
-                    Verdict::Blocked => {
-                        self.homes += 1;
-                        self.first.get_or_insert_with(|| name.clone());
-                    }
+        for node in inventory.nodes.all().iter().skip(self.passed) {
+            match look(node, &request.wish, devices) {
+                Verdict::Granted(placement) => return Outcome::Granted(placement),
+                Verdict::NotSelected => self.unselected += 1,
+                Verdict::Missing(why) => {
+                    self.impossible.get_or_insert_with(|| unresolved(node, &why));
+                }
+                Verdict::Blocked => {
+                    self.homes += 1;
+                    self.first.get_or_insert(self.passed);
                 }
             }
-            self.ended = true;
+            self.passed += 1;
         }
         self.waiting(inventory, request, devices, former)
     }
@@ -64,7 +56,7 @@ impl Candidates {
     ) -> Outcome {
         let home = former
             .filter(|node| matches!(look(node, &request.wish, devices), Verdict::Blocked))
-            .or_else(|| inventory.nodes.get(self.first.as_ref()?));
+            .or_else(|| inventory.nodes.all().get(self.first?));
         if let Some(node) = home
             && let Ok(wanted) = resolve(node, devices)
         {
@@ -145,8 +137,8 @@ pub(super) fn resolve<'n, 'o, 'd>(
     let mut found: Vec<(&GpuState<'_>, u32)> = Vec::with_capacity(devices.len());
     for device in devices {
         let gpu = match (device.index, &device.uuid) {
-            (Some(index), _) => node.gpus.get(&index),
-            (None, Some(uuid)) => node.gpus.values().find(|gpu| gpu.uuid == *uuid),
+            (Some(index), _) => node.gpu(index),
+            (None, Some(uuid)) => node.gpus.iter().find(|gpu| gpu.uuid == *uuid),
             (None, None) => None,
         };
         let Some(gpu) = gpu else { return Err(Unresolved::NoSuch(device)) };

@@ -11,12 +11,12 @@ pub(super) fn impossible(inventory: &Inventory<'_>, wish: &Wish, need: &CountNee
     let mut products: BTreeSet<&str> = BTreeSet::new();
     let mut largest = None;
     let mut most: Option<(usize, &str)> = None;
-    for node in inventory.nodes.values() {
+    for node in inventory.nodes.all() {
         if node.admits(&wish.node_selector, &wish.tolerations) == Err(Admission::NotSelected) {
             continue;
         }
-        products.extend(node.gpus.values().map(|gpu| gpu.product.as_ref()));
-        let of_product = || node.gpus.values().filter(|gpu| need.is_product(gpu));
+        products.extend(node.gpus.iter().map(|gpu| gpu.product.as_ref()));
+        let of_product = || node.gpus.iter().filter(|gpu| need.is_product(gpu));
         largest = largest.max(of_product().map(|gpu| gpu.units).max());
         let fitting = of_product().filter(|gpu| need.wanted(gpu) <= gpu.units).count();
         if most.is_none_or(|(found, _)| fitting > found) {

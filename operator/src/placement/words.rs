@@ -29,7 +29,7 @@ pub(super) fn explain(node: &NodeGpus<'_>, gpu: &GpuState<'_>, units: u32, why: 
 
 /// Who has a GPU, for a sentence that begins with it.
 fn held(gpu: &GpuState<'_>) -> String {
-    let mut by_holder: BTreeMap<(&Who, &str), u32> = BTreeMap::new();
+    let mut by_holder: BTreeMap<(&Who<'_>, &str), u32> = BTreeMap::new();
     for holder in &gpu.holders {
         let state = match holder.state {
             HolderState::Holds | HolderState::Granted => "is held by",
@@ -54,7 +54,7 @@ pub(super) fn unresolved(node: &NodeGpus<'_>, why: &Unresolved<'_>) -> (&'static
     let name = &node.name;
     let message = match why {
         Unresolved::NoSuch(device) => {
-            let has = node.gpus.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let has = node.gpus.iter().map(|gpu| gpu.index.to_string()).collect::<Vec<_>>().join(", ");
             let has = if has.is_empty() { "no GPUs".to_owned() } else { format!("GPUs {has}") };
             format!("node {name} has no {}; it has {has}", named(device))
         }
@@ -75,7 +75,7 @@ pub(super) fn coming_back(inventory: &Inventory<'_>, request: &Request) -> Optio
         let why = node.closed.as_deref().unwrap_or("is not ready");
         return Some(format!("node {} {why}; its pod comes back to the GPUs that it had", node.name));
     }
-    let gpus = || previous.gpus.iter().filter_map(|former| node.gpus.get(&former.index));
+    let gpus = || previous.gpus.iter().filter_map(|former| node.gpu(former.index));
     let starting =
         gpus().count() == previous.gpus.len() && gpus().all(|gpu| gpu.closed.is_none() && gpu.offered == 0);
     starting.then(|| {

@@ -64,7 +64,7 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
                     });
                     let closed = (withheld && temperature > 80)
                         .then(|| Closed { cause: Cause::Overheated, message: "is withheld".to_owned() });
-                    let state = GpuState {
+                    GpuState {
                         index,
                         uuid: format!("GPU-{at}-{index}").into(),
                         product: PRODUCTS[product].into(),
@@ -74,18 +74,16 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
                         memory_free: free,
                         closed,
                         holders: holders.into_iter().collect(),
-                    };
-                    (index, state)
+                    }
                 });
             let labels = BTreeMap::from([("fast".to_owned(), fast.to_string())]);
-            let node = NodeGpus {
+            NodeGpus {
                 name: format!("n{at}"),
                 closed: closed.then(|| "is cordoned".to_owned()),
                 labels: Cow::Owned(labels),
                 gpus: gpus.collect(),
                 ..NodeGpus::default()
-            };
-            (node.name.clone(), node)
+            }
         });
         Inventory { nodes: nodes.collect() }
     })
@@ -156,8 +154,8 @@ proptest! {
     fn memory_is_never_granted_twice_and_exact_devices_are_exact(before in inventory(), requests in requests(ALL)) {
         let mut after = before.clone();
         let outcomes = allocate(&mut after, requests.clone());
-        for node in after.nodes.values() {
-            for gpu in node.gpus.values() {
+        for node in after.nodes.all() {
+            for gpu in &node.gpus {
                 let had: u32 = gpu.holders.iter().map(|holder| holder.units).sum();
                 prop_assert!(had <= gpu.units, "GPU {} on {}: {had} of {}", gpu.index, node.name, gpu.units);
                 let granted = || gpu.holders.iter().filter(|holder| holder.state == HolderState::Granted);
@@ -171,12 +169,12 @@ proptest! {
         }
         for request in &requests {
             let Some(Outcome::Granted(placement)) = outcomes.get(&request.slot) else { continue };
-            let node = &before.nodes[&placement.node];
+            let node = &before.nodes.get(&placement.node).unwrap();
             prop_assert!(selected(node, &request.wish), "on a node that is selected");
             let indices: BTreeSet<u32> = placement.gpus.iter().map(|gpu| gpu.index).collect();
             prop_assert_eq!(indices.len(), placement.gpus.len(), "each GPU once");
             for gpu in &placement.gpus {
-                prop_assert_eq!(&gpu.uuid, node.gpus[&gpu.index].uuid.as_ref());
+                prop_assert_eq!(&gpu.uuid, node.gpu(gpu.index).unwrap().uuid.as_ref());
             }
             match &request.wish.need {
                 Need::Exact(devices) => {
@@ -190,7 +188,8 @@ proptest! {
                 Need::Count(need) => {
                     prop_assert_eq!(u32::try_from(placement.gpus.len()).unwrap(), need.count);
                     for gpu in &placement.gpus {
-                        prop_assert!(could_have(&node.gpus[&gpu.index], need), "{:?}", node.gpus[&gpu.index]);
+                        let gpu = node.gpu(gpu.index).unwrap();
+                        prop_assert!(could_have(gpu, need), "{gpu:?}");
                     }
                 }
                 Need::Nothing => {}
@@ -237,8 +236,8 @@ proptest! {
         let Need::Count(need) = &request.wish.need else { return Ok(()) };
         let request = Request { previous: None, ..request.clone() };
         let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
-        let open = || before.nodes.values().filter(|node| node.closed.is_none() && selected(node, &request.wish));
-        let able = |node: &NodeGpus<'_>| node.gpus.values().filter(|gpu| could_have(gpu, need)).count();
+        let open = || before.nodes.all().iter().filter(|node| node.closed.is_none() && selected(node, &request.wish));
+        let able = |node: &NodeGpus<'_>| node.gpus.iter().filter(|gpu| could_have(gpu, need)).count();
         let count = usize::try_from(need.count).unwrap();
         let Outcome::Granted(placement) = outcome else {
             prop_assert!(open().all(|node| able(node) < count), "it waits though it could be had: {outcome:?}");
@@ -255,8 +254,8 @@ proptest! {
         let key = |gpu: &GpuState<'_>| {
             (!need.prefer.contains(&gpu.index), gpu.temperature.unwrap() / 10, fit(gpu))
         };
-        let chosen = &before.nodes[&placement.node].gpus[&placement.gpus[0].index];
-        let best = open().flat_map(|node| node.gpus.values()).filter(|gpu| could_have(gpu, need)).map(key).min();
+        let chosen = before.nodes.get(&placement.node).unwrap().gpu(placement.gpus[0].index).unwrap();
+        let best = open().flat_map(|node| node.gpus.iter()).filter(|gpu| could_have(gpu, need)).map(key).min();
         prop_assert_eq!(Some(key(chosen)), best);
         prop_assert!(placement.reason.contains(&format!("GPU {}", chosen.index)), "{}", placement.reason);
     }
@@ -270,11 +269,11 @@ proptest! {
         let (Need::Count(need), Some(previous)) = (&request.wish.need, request.previous.clone()) else { return Ok(()) };
         let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
         let Some(node) = before.nodes.get(&previous.node) else { return Ok(()) };
-        let gpu = &node.gpus[&previous.gpus[0].index];
+        let gpu = node.gpu(previous.gpus[0].index).unwrap();
         let units = need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
         let admits = node.closed.is_none() && selected(node, &request.wish);
         let same = admits && need.count == 1 && units == previous.gpus[0].units && could_have(gpu, need);
-        let able = node.gpus.values().filter(|gpu| could_have(gpu, need)).count();
+        let able = node.gpus.iter().filter(|gpu| could_have(gpu, need)).count();
         let Outcome::Granted(placement) = outcome else {
             prop_assert!(!same, "it waits though its GPUs are free");
             return Ok(());
