@@ -106,10 +106,12 @@ pub fn look<'a>(
             },
         };
     };
-    let why = differences(desired, slot, newest, inventory);
+    let node = newest.node.as_ref().and_then(|node| inventory.nodes.get(node));
+    let why = differences(desired, slot, newest, node, inventory);
     if why.is_empty() {
         let older = alive.into_iter().skip(1).collect();
-        Found::Current { pod: newest, older, off: move_off(desired, slot, newest, inventory, now) }
+        let off = node.and_then(|node| move_off(desired, slot, newest, node, now));
+        Found::Current { pod: newest, older, off }
     } else {
         Found::Outdated { pods: alive, why }
     }
@@ -134,9 +136,14 @@ pub fn failures_in_a_row(pod: &PodView) -> u32 {
 }
 
 /// What differs between a pod and what is wanted, in words.
-fn differences(desired: &Desired<'_>, slot: &Slot, pod: &PodView, inventory: &Inventory<'_>) -> Vec<String> {
+fn differences(
+    desired: &Desired<'_>,
+    slot: &Slot,
+    pod: &PodView,
+    node: Option<&NodeGpus<'_>>,
+    inventory: &Inventory<'_>,
+) -> Vec<String> {
     let mut found = slot.template.differences(pod.template.as_deref());
-    let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
     // A new selector that this node matches too moves nothing.
     let selected = |node: &NodeGpus<'_>| {
         let mut selector = desired.settings.node_selector.iter().flatten();
@@ -183,13 +190,12 @@ fn move_off(
     desired: &Desired<'_>,
     slot: &Slot,
     pod: &PodView,
-    inventory: &Inventory<'_>,
+    node: &NodeGpus<'_>,
     now: Timestamp,
 ) -> Option<MoveOff> {
     if !matches!(slot.wish.need, Need::Count(_)) {
         return None;
     }
-    let node = inventory.nodes.get(pod.node.as_ref()?)?;
     pod.units.keys().find_map(|index| {
         let gpu = node.gpu(*index)?;
         let closed = gpu.closed.as_ref()?;

@@ -218,7 +218,8 @@ fn enter<'a>(
 
 /// Why the GPU of a pod that the scheduler has not bound takes no pod any more.
 fn closed_under(pod: &PodView, inventory: &Inventory<'_>) -> Option<String> {
-    let node = inventory.nodes.get(pod.node.as_ref()?).filter(|_| !pod.scheduled)?;
+    let node = pod.node.as_ref().filter(|_| !pod.scheduled)?;
+    let node = inventory.nodes.get(node)?;
     let closed = |index| Some((index, node.gpu(index)?.closed.as_ref()?));
     let (index, closed) = pod.units.keys().copied().find_map(closed)?;
     Some(format!(
