@@ -11,7 +11,7 @@ mod operator;
 mod workers;
 mod workloads;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use audit::Audit;
 use clap::Parser;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -20,8 +20,10 @@ use operator::Operator;
 use principium_local_cluster::command::run;
 use principium_local_cluster::control_plane::ControlPlane;
 use principium_local_cluster::{Cache, repository};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long the operator is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
@@ -56,7 +58,17 @@ fn main() -> Result<()> {
     // A connection to every pod on both sides.
     allow_many_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(measure(&arguments))
+    // Whoever ends this early ends what it started, and its folder goes. Of a whole command line of cargo only the first program
+    // may be told to end: the end of the one that started this is as good as a signal.
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    runtime.block_on(async {
+        let mut ended = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = measure(&arguments) => outcome,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = ended.recv() => bail!("told to end"),
+        }
+    })
 }
 
 async fn measure(arguments: &Arguments) -> Result<()> {
