@@ -4,8 +4,10 @@
 mod chart;
 mod configuration;
 mod conflicts;
+mod deletion;
 mod faults;
 mod gitops;
+mod handover;
 mod health;
 mod heat;
 mod ingestion;
