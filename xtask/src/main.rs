@@ -27,8 +27,8 @@ enum Command {
     Demo(demo::Demo),
     /// Run every test: unit, API, and end-to-end on the real cluster.
     Test(test::Test),
-    /// Run the long forms of the fault tests on the real cluster; takes the better part of an hour.
-    Soak,
+    /// Run random churn for an hour on the real cluster, then the long forms of the fault tests.
+    Soak(test::Soak),
     /// Measure a part; takes minutes and wants a quiet machine.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
-        Command::Soak => test::soak(),
+        Command::Soak(soak) => soak.run(),
         Command::Bench(bench) => bench.run(),
         Command::Check { part } => check::run(part),
         Command::Cluster(command) => command.run(),

@@ -80,15 +80,41 @@ impl Test {
     }
 }
 
-/// The long forms of the fault tests.
-pub fn soak() -> Result<()> {
-    let access = crate::cluster::install("dev")?;
-    clear(&access)?;
-    let mut cargo = crate::cargo();
-    cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster", "--test", "cluster"]);
-    cargo.args(["--", "--test-threads=1", "faults::"]);
-    cargo.env("KUBECONFIG", &access.kubeconfig).env("PRINCIPIUM_SOAK", "1");
-    crate::run(&mut cargo)
+/// Options of `cargo xtask soak`.
+#[derive(clap::Args)]
+pub struct Soak {
+    /// For how long the churn goes on.
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    /// Repeats the choices of an earlier run; without it they are new ones.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The churn alone, without the long forms of the fault tests.
+    #[arg(long)]
+    churn: bool,
+}
+
+impl Soak {
+    /// Runs random churn, then the long forms of the fault tests.
+    pub fn run(&self) -> Result<()> {
+        let Self { minutes, seed, churn } = self;
+        let access = crate::cluster::install("dev")?;
+        clear(&access)?;
+        let mut cargo = crate::cargo();
+        cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster", "--test", "cluster"]);
+        // What the churn did is told at its end, also where all went well.
+        cargo.args(["--", "--test-threads=1", "--nocapture", "churn::"]);
+        if !churn {
+            cargo.arg("faults::");
+        }
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("the churn has the seed {seed}");
+        cargo.env("KUBECONFIG", &access.kubeconfig).env("PRINCIPIUM_SOAK", "1");
+        cargo
+            .env("PRINCIPIUM_SOAK_MINUTES", minutes.to_string())
+            .env("PRINCIPIUM_SOAK_SEED", seed.to_string());
+        crate::run(&mut cargo)
+    }
 }
 
 /// Frees the GPUs: the tests need all eight. What the demo or an interrupted test left goes; what somebody else made on

@@ -1,6 +1,6 @@
 //! What goes wrong around an operator: it dies after each write, sees late or nothing, is paused past its Lease, loses the
 //! API server. After each: no memory is granted twice, requests, podresources and devices agree, and the cluster gets
-//! there in bounded time. `cargo xtask soak` runs the long forms.
+//! there in bounded time. `cargo xtask soak` runs the long forms; faults of all kinds at random are in [`crate::churn`].
 
 use crate::pods::{phase, reranker};
 use anyhow::{Context, Result, bail};
@@ -31,7 +31,7 @@ fn requested(pod: &Pod) -> BTreeMap<u32, u32> {
 }
 
 /// Σ requests ≤ memory, and a whole GPU has one owner, whatever the operator has just done.
-async fn nothing_is_granted_twice(world: &World) -> Result<()> {
+pub async fn nothing_is_granted_twice(world: &World) -> Result<()> {
     let gpus = world.gpu_node().await?.status.unwrap_or_default().gpus;
     let pods = Api::<Pod>::all(world.client.clone()).list(&ListParams::default()).await?.items;
     for gpu in gpus {
@@ -47,7 +47,7 @@ async fn nothing_is_granted_twice(world: &World) -> Result<()> {
 }
 
 /// What running pods asked for, what the kubelet counts and what their containers see is the same.
-async fn requests_podresources_and_devices_agree(world: &World) -> Result<()> {
+pub async fn requests_podresources_and_devices_agree(world: &World) -> Result<()> {
     nothing_is_granted_twice(world).await?;
     let pods = world.api::<Pod>();
     world

@@ -2,6 +2,7 @@
 //! are simulated. One binary, run with `--test-threads=1`, because the tests heat and lose the same eight GPUs.
 
 mod chart;
+mod churn;
 mod configuration;
 mod conflicts;
 mod deletion;
