@@ -267,7 +267,7 @@ impl EmbedTexts for PipelineEmbedder {
             let tokenize = move || {
                 texts
                     .iter()
-                    .map(|text| tokenizer.text(&format!("{prompt}{text}"), Truncation::DropEnd))
+                    .map(|text| tokenizer.prompted(&prompt, text, Truncation::DropEnd))
                     .collect::<Result<Vec<_>, _>>()
             };
             let inputs = tokio::task::spawn_blocking(tokenize)
@@ -367,7 +367,8 @@ mod tests {
     }
 
     fn inputs(ids: impl IntoIterator<Item = u32>) -> Vec<Input> {
-        let input = |id| Input { ids: vec![id; 10], type_ids: vec![0; 10], wants: Wants::VECTOR };
+        let input =
+            |id| Input { ids: vec![id; 10], type_ids: vec![0; 10], unpooled: 0, wants: Wants::VECTOR };
         ids.into_iter().map(input).collect()
     }
 

@@ -24,7 +24,7 @@ pub async fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         let (head, tail) = (length.saturating_sub(1).min(values.len()), values.last().copied());
         values[..head].iter().copied().chain(tail).take(length).collect()
     };
-    let input = Input { ids: cut(&whole.ids), type_ids: cut(&whole.type_ids), wants: whole.wants };
+    let input = Input { ids: cut(&whole.ids), type_ids: cut(&whole.type_ids), ..whole };
     let texts = vec![input.clone(); args.texts];
     // The first batch pays for what is made once.
     served.engine.run(vec![input.clone(); args.texts.min(8)]).await.context("computing the first batch")?;

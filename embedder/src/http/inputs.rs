@@ -139,13 +139,10 @@ pub(super) async fn compute(
     let inputs = tokenize(list, move |input| {
         let Preparation { truncation, prompt, side, wants } = &preparation;
         let text = input.into_text(&tokenizer)?;
-        let text = match prompt {
-            Some(prompt) => format!("{prompt}{text}"),
-            None => text,
-        };
+        let prompt = prompt.as_deref().unwrap_or_default();
         let mut input = match side {
-            Some(side) => tokenizer.marked(&text, *side, *truncation)?,
-            None => tokenizer.text(&text, *truncation)?,
+            Some(side) => tokenizer.marked(&format!("{prompt}{text}"), *side, *truncation)?,
+            None => tokenizer.prompted(prompt, &text, *truncation)?,
         };
         input.wants = *wants;
         Ok(input)

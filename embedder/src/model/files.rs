@@ -64,6 +64,8 @@ pub struct DenseHead {
     pub pooling: Vec<Pooling>,
     /// Width of the vector.
     pub width: usize,
+    /// Whether the tokens of the prompt are left out.
+    pub(super) without_prompt: bool,
     pub(super) layers: Vec<Dense>,
 }
 
@@ -172,10 +174,10 @@ fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result
                 "a sparse pooling of what is no masked language model".to_owned(),
             ));
         }
-        (_, Some(Modules { pooling, dense, .. })) if !pooling.is_empty() => {
+        (_, Some(Modules { pooling, without_prompt, dense, .. })) if !pooling.is_empty() => {
             let pooled = width * pooling.len();
             let width = dense.last().map_or(pooled, |last| last.width);
-            heads.dense = Some(DenseHead { pooling, width, layers: dense });
+            heads.dense = Some(DenseHead { pooling, width, without_prompt, layers: dense });
         }
         (Top::Colbert, _) => {
             let markers = Some(sentence::markers(folder)?);
@@ -194,7 +196,8 @@ fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result
         }
         (_, None) => {
             tracing::warn!(folder = %folder.display(), "no modules.json: pooling by the mean, as sentence-transformers does");
-            heads.dense = Some(DenseHead { pooling: vec![Pooling::Mean], width, layers: Vec::new() });
+            let pooling = vec![Pooling::Mean];
+            heads.dense = Some(DenseHead { pooling, width, without_prompt: false, layers: Vec::new() });
         }
     }
     // BGE-M3 has all three in one model.

@@ -1,5 +1,6 @@
 //! What stands on top of an encoder: hidden states to vectors, logits, weights of words and vectors of tokens.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, IndexOp, Module, Result, Tensor};
@@ -276,34 +277,39 @@ fn pickled_layer(path: &Path, device: &Device) -> Result<Layer> {
 /// One row for each input: [inputs, width].
 fn pool(states: &Tensor, inputs: &[&Input], pooling: Pooling) -> Result<Tensor> {
     let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
+    let whole = inputs.iter().all(|input| input.unpooled == 0);
     #[expect(clippy::cast_precision_loss, reason = "texts are shorter than 2^24 tokens")]
     match pooling {
-        Pooling::Cls => first_of_texts(states, &lengths),
-        Pooling::Mean => means_of_texts(states, &lengths),
-        Pooling::LastToken => of_each_text(states, &lengths, |own, length| own.i(length - 1)),
-        Pooling::Max => of_each_text(states, &lengths, |own, _| own.max(0)),
+        Pooling::Cls if whole => first_of_texts(states, &lengths),
+        Pooling::Mean if whole => means_of_texts(states, &lengths),
+        Pooling::Cls => of_each_text(states, inputs, |own, _| own.i(0)),
+        Pooling::Mean => of_each_text(states, inputs, |own, _| own.mean(0)),
+        Pooling::LastToken => of_each_text(states, inputs, |own, places| own.i(places.len() - 1)),
+        Pooling::Max => of_each_text(states, inputs, |own, _| own.max(0)),
         Pooling::MeanSqrtLength => {
-            of_each_text(states, &lengths, |own, length| own.sum(0)? / (length as f64).sqrt())
+            of_each_text(states, inputs, |own, places| own.sum(0)? / (places.len() as f64).sqrt())
         }
-        Pooling::WeightedMean => of_each_text(states, &lengths, |own, length| {
-            let weights: Vec<f32> = (1..=length).map(|place| place as f32).collect();
+        Pooling::WeightedMean => of_each_text(states, inputs, |own, places| {
+            let weights: Vec<f32> = places.map(|place| (place + 1) as f32).collect();
             let total: f32 = weights.iter().sum();
-            let weights = Tensor::from_vec(weights, (length, 1), own.device())?.to_dtype(own.dtype())?;
+            let weights = Tensor::from_vec(weights, (own.dim(0)?, 1), own.device())?.to_dtype(own.dtype())?;
             own.broadcast_mul(&weights)?.sum(0)? / f64::from(total)
         }),
     }
 }
 
-/// What `row` makes of the states of each text and its length, one below another.
+/// What `row` makes of the states of each text that are pooled and their places in the text, one below another.
 fn of_each_text(
     states: &Tensor,
-    lengths: &[usize],
-    row: impl Fn(&Tensor, usize) -> Result<Tensor>,
+    inputs: &[&Input],
+    row: impl Fn(&Tensor, Range<usize>) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let starts = lengths.iter().scan(0, |next, length| Some(std::mem::replace(next, *next + length)));
-    let rows = starts
-        .zip(lengths)
-        .map(|(start, length)| row(&states.narrow(0, start, *length)?, *length))
-        .collect::<Result<Vec<_>>>()?;
+    let mut start = 0;
+    let mut rows = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let places = input.unpooled..input.len();
+        rows.push(row(&states.narrow(0, start + places.start, places.len())?, places)?);
+        start += input.len();
+    }
     Tensor::stack(&rows, 0)
 }

@@ -88,6 +88,8 @@ pub struct SparsePooling {
 pub(super) struct Modules {
     /// Several stand beside one another in the vector.
     pub(super) pooling: Vec<Pooling>,
+    /// Whether the pooling leaves out the tokens of the prompt.
+    pub(super) without_prompt: bool,
     pub(super) dense: Vec<Dense>,
     pub(super) sparse: Option<SparsePooling>,
 }
@@ -123,7 +125,11 @@ pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
             "Transformer" | "MLMTransformer" => {}
             // Vectors are normalized on request, which is the default of every API here.
             "Normalize" => normalized = true,
-            "Pooling" => modules.pooling = read_pooling(folder, &required(folder, &file)?)?,
+            "Pooling" => {
+                let file: Value = required(folder, &file)?;
+                modules.pooling = read_pooling(folder, &file)?;
+                modules.without_prompt = file.get("include_prompt").and_then(Value::as_bool) == Some(false);
+            }
             "Dense" => modules.dense.push(read_dense(folder, &module.path, &required(folder, &file)?)?),
             // Which tokens count is read with the markers.
             "MultiVectorMask" => {}
@@ -135,9 +141,6 @@ pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
 }
 
 fn read_pooling(folder: &Path, file: &Value) -> Result<Vec<Pooling>, ModelError> {
-    if file.get("include_prompt").and_then(Value::as_bool) == Some(false) {
-        return Err(unsupported(folder, "a pooling without the prompt's tokens".to_owned()));
-    }
     // Newer files name one mode, or several in a list; older ones switch each on or off.
     let named = match file.get("pooling_mode") {
         Some(Value::String(name)) => vec![name.as_str()],
@@ -302,7 +305,5 @@ mod tests {
         assert_eq!(read(two).unwrap(), [Pooling::Cls, Pooling::Mean]);
         assert!(read(json!({ "pooling_mode": "median" })).unwrap_err().contains("the pooling \"median\""));
         assert!(read(json!({ "pooling_mode_mean_tokens": false })).unwrap_err().contains("no known mode"));
-        let without = json!({ "pooling_mode_mean_tokens": true, "include_prompt": false });
-        assert!(read(without).unwrap_err().contains("without the prompt"));
     }
 }

@@ -17,6 +17,8 @@ pub struct Input {
     pub ids: Vec<u32>,
     /// 0 for the first text, 1 for the second of a pair.
     pub type_ids: Vec<u32>,
+    /// Tokens at the beginning that the pooling leaves out: the prompt, with the special ones before it.
+    pub unpooled: usize,
     /// What is to be computed of it.
     pub wants: Wants,
 }
@@ -79,8 +81,7 @@ pub enum TokenizeError {
 
 /// The part of `text` that its first `most` tokens cover.
 pub fn beginning<'a>(tokenizer: &Tokenizer, text: &'a str, most: usize) -> Result<&'a str, TokenizeError> {
-    let encoding =
-        tokenizer.encode(text, false).map_err(|error| TokenizeError::Tokenizer(error.to_string()))?;
+    let encoding = tokenizer.encode(text, false).map_err(wrong)?;
     // The first token that is left out begins where the part ends.
     let end = encoding.get_offsets().get(most).map_or(text.len(), |(start, _)| *start);
     Ok(text.get(..end).unwrap_or(text).trim_end())
@@ -93,6 +94,8 @@ pub struct TextTokenizer {
     drop_end: Arc<Tokenizer>,
     drop_start: Arc<Tokenizer>,
     maximum: usize,
+    /// Whether the pooling leaves out the tokens of the prompt.
+    without_prompt: bool,
     markers: Arc<Markers>,
     /// Ids of the tokens whose vectors are left out of documents.
     skipped: Arc<HashSet<u32>>,
@@ -125,7 +128,8 @@ impl TextTokenizer {
         let markers = files.heads.multi.as_ref().and_then(|head| head.markers.clone()).unwrap_or_default();
         let skipped = markers.skipped.iter().filter_map(|word| plain.token_to_id(word)).collect();
         let (markers, skipped) = (Arc::new(markers), Arc::new(skipped));
-        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum, markers, skipped })
+        let without_prompt = files.heads.dense.as_ref().is_some_and(|head| head.without_prompt);
+        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum, without_prompt, markers, skipped })
     }
 
     /// The tokenizer without truncation and padding.
@@ -142,6 +146,29 @@ impl TextTokenizer {
     pub fn text(&self, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
         let encoding = self.with(truncation).encode_fast(text, true);
         self.check(encoding)
+    }
+
+    /// Tokens of a text behind a prompt.
+    pub fn prompted(&self, prompt: &str, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
+        let whole = format!("{prompt}{text}");
+        let mut input = self.text(&whole, truncation)?;
+        if !self.without_prompt || prompt.is_empty() {
+            return Ok(input);
+        }
+        // As sentence-transformers counts it: alone, with the special tokens before it and without one behind it.
+        let special = |encoding: &Encoding| encoding.get_special_tokens_mask().last() == Some(&1);
+        let alone = self.with(truncation).encode(prompt, true).map_err(wrong)?;
+        let prompt = alone.len() - usize::from(special(&alone));
+        // What was cut off the beginning was of the prompt.
+        let cut = match truncation {
+            Truncation::DropStart if input.len() == self.maximum => {
+                self.plain.encode_fast(whole, true).map_err(wrong)?.len() - input.len()
+            }
+            _ => 0,
+        };
+        // One token stays, so that there is something to pool.
+        input.unpooled = prompt.saturating_sub(cut).min(input.len().saturating_sub(1));
+        Ok(input)
     }
 
     /// Tokens of one text with the marker of its side, for a model with one vector a token.
@@ -188,9 +215,7 @@ impl TextTokenizer {
                 last: self.plain.get_vocab_size(true).saturating_sub(1),
             });
         }
-        self.plain
-            .decode(ids, skip_special_tokens)
-            .map_err(|error| TokenizeError::Tokenizer(error.to_string()))
+        self.plain.decode(ids, skip_special_tokens).map_err(wrong)
     }
 
     fn with(&self, truncation: Truncation) -> &Tokenizer {
@@ -202,14 +227,20 @@ impl TextTokenizer {
     }
 
     fn check(&self, encoding: tokenizers::Result<Encoding>) -> Result<Input, TokenizeError> {
-        let encoding = encoding.map_err(|error| TokenizeError::Tokenizer(error.to_string()))?;
+        let encoding = encoding.map_err(wrong)?;
         if encoding.len() > self.maximum {
             return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
         }
         Ok(Input {
             ids: encoding.get_ids().to_vec(),
             type_ids: encoding.get_type_ids().to_vec(),
+            unpooled: 0,
             wants: Wants::VECTOR,
         })
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+fn wrong(error: tokenizers::Error) -> TokenizeError {
+    TokenizeError::Tokenizer(error.to_string())
 }
