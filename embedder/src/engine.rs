@@ -367,8 +367,13 @@ mod tests {
     }
 
     fn inputs(ids: impl IntoIterator<Item = u32>) -> Vec<Input> {
-        let input =
-            |id| Input { ids: vec![id; 10], type_ids: vec![0; 10], unpooled: 0, wants: Wants::VECTOR };
+        let input = |id| Input {
+            ids: vec![id; 10],
+            type_ids: vec![0; 10],
+            unpooled: 0,
+            unseen: 0,
+            wants: Wants::VECTOR,
+        };
         ids.into_iter().map(input).collect()
     }
 

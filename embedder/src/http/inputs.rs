@@ -141,7 +141,7 @@ pub(super) async fn compute(
         let text = input.into_text(&tokenizer)?;
         let prompt = prompt.as_deref().unwrap_or_default();
         let mut input = match side {
-            Some(side) => tokenizer.marked(&format!("{prompt}{text}"), *side, *truncation)?,
+            Some(side) => tokenizer.marked(prompt, &text, *side, *truncation)?,
             None => tokenizer.prompted(prompt, &text, *truncation)?,
         };
         input.wants = *wants;

@@ -8,9 +8,27 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
 pub(super) use super::kernels::Reach;
 use super::kernels::{self, Heads, Microkernel, Strided};
 use super::precision::Place;
+use super::tokens::Input;
 
 /// A group is padded by at most this part of its tokens: 1/8.
 const PADDING: usize = 8;
+
+/// Texts that lie one behind another.
+pub(super) struct Texts {
+    /// Tokens of each.
+    pub(super) lengths: Vec<usize>,
+    /// How many of these, from the first on, are attended to.
+    seen: Vec<usize>,
+}
+
+impl Texts {
+    pub(super) fn of(inputs: &[&Input]) -> Self {
+        Self {
+            lengths: inputs.iter().map(|input| input.len()).collect(),
+            seen: inputs.iter().map(|input| input.len() - input.unseen).collect(),
+        }
+    }
+}
 
 /// The attention of one layer.
 pub(super) struct Attention {
@@ -52,14 +70,14 @@ impl Attention {
         self
     }
 
-    /// Attention of `qkv` ([tokens, queries, keys and values side by side]) for texts of `lengths` tokens.
-    pub(super) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    /// Attention of `qkv`: [tokens, queries, keys and values side by side].
+    pub(super) fn forward(&self, qkv: &Tensor, texts: &Texts) -> Result<Tensor> {
         let (queries, keys) = (self.heads.queries * self.heads.width, self.heads.keys * self.heads.width);
         self.forward_parts(
             &qkv.narrow(1, 0, queries)?,
             &qkv.narrow(1, queries, keys)?,
             &qkv.narrow(1, queries + keys, keys)?,
-            lengths,
+            texts,
         )
     }
 
@@ -69,9 +87,9 @@ impl Attention {
         queries: &Tensor,
         keys: &Tensor,
         values: &Tensor,
-        lengths: &[usize],
+        texts: &Texts,
     ) -> Result<Tensor> {
-        let tokens: usize = lengths.iter().sum();
+        let tokens: usize = texts.lengths.iter().sum();
         for (tensor, heads) in
             [(queries, self.heads.queries), (keys, self.heads.keys), (values, self.heads.keys)]
         {
@@ -83,31 +101,26 @@ impl Attention {
                 );
             }
         }
-        if queries.device().is_cpu() {
-            queries.apply_op3_no_bwd(keys, values, &Attend { attention: self, lengths })
+        // The kernels know no token that is not attended to; the few short queries that have some can do without them.
+        if queries.device().is_cpu() && texts.seen == texts.lengths {
+            queries.apply_op3_no_bwd(keys, values, &Attend { attention: self, lengths: &texts.lengths })
         } else {
-            self.elsewhere(queries, keys, values, lengths)
+            self.elsewhere(queries, keys, values, texts)
         }
     }
 
     /// With candle's functions, on any device.
-    fn elsewhere(
-        &self,
-        queries: &Tensor,
-        keys: &Tensor,
-        values: &Tensor,
-        lengths: &[usize],
-    ) -> Result<Tensor> {
+    fn elsewhere(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, texts: &Texts) -> Result<Tensor> {
         let Heads { queries: query_heads, keys: key_heads, width, scale, .. } = self.heads;
         let device = queries.device();
-        let groups = groups(lengths);
+        let groups = groups(&texts.lengths, &texts.seen);
         let mut outputs = Vec::with_capacity(groups.len());
         // Where each token's row is, once the outputs of all groups are one behind another.
-        let mut places = vec![0_u32; lengths.iter().sum()];
+        let mut places = vec![0_u32; texts.lengths.iter().sum()];
         let mut next = 0;
         for Group { texts, longest } in groups {
             let mut rows = Vec::with_capacity(texts.len() * longest);
-            for (start, length) in &texts {
+            for Text { start, length, .. } in &texts {
                 // Padding repeats the text's last token; the mask leaves it out.
                 rows.extend((0..longest).map(|position| start + position.min(length - 1)));
                 for position in 0..*length {
@@ -148,14 +161,17 @@ impl Attention {
     }
 
     /// What is added to the scores of a group: [texts, 1 or heads, longest, longest].
-    fn mask(&self, texts: &[(usize, usize)], longest: usize, device: &Device) -> Result<Tensor> {
+    fn mask(&self, texts: &[Text], longest: usize, device: &Device) -> Result<Tensor> {
         let slopes: &[f32] = if self.heads.slopes.is_empty() { &[0.0] } else { &self.heads.slopes };
         let mut mask = Vec::with_capacity(texts.len() * slopes.len() * longest * longest);
-        for (_, length) in texts {
+        for Text { length, seen, .. } in texts {
             for slope in slopes {
                 for row in 0..longest {
                     // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
-                    let range = self.heads.reach.range(row.min(length - 1), *length);
+                    let reach = self.heads.reach.range(row.min(length - 1), *length);
+                    let range = reach.start..reach.end.min(*seen);
+                    // As transformers has it: who would see nothing sees all within reach.
+                    let range = if range.is_empty() { reach } else { range };
                     mask.extend((0..longest).map(|column| {
                         if range.contains(&column) {
                             -slope * row.abs_diff(column) as f32
@@ -184,29 +200,38 @@ pub(super) fn slopes(heads: usize) -> Vec<f32> {
     series(below).chain(series(2 * below).step_by(2).take(heads - below)).collect()
 }
 
-/// Texts that are computed together: where each starts and its length.
+/// Texts that are computed together.
 struct Group {
-    texts: Vec<(usize, usize)>,
+    texts: Vec<Text>,
     longest: usize,
 }
 
+struct Text {
+    /// Its first token among those of all texts.
+    start: usize,
+    length: usize,
+    /// Tokens, from the first on, that are attended to.
+    seen: usize,
+}
+
 /// Texts of like lengths, the longest first.
-fn groups(lengths: &[usize]) -> Vec<Group> {
-    let mut texts: Vec<(usize, usize)> = lengths
+fn groups(lengths: &[usize], seen: &[usize]) -> Vec<Group> {
+    let mut texts: Vec<Text> = lengths
         .iter()
-        .scan(0, |next, length| {
+        .zip(seen)
+        .scan(0, |next, (length, seen)| {
             let start = *next;
             *next += length;
-            Some((start, *length))
+            Some(Text { start, length: *length, seen: *seen })
         })
-        .filter(|(_, length)| *length > 0)
+        .filter(|text| text.length > 0)
         .collect();
-    texts.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
+    texts.sort_by_key(|text| std::cmp::Reverse(text.length));
     let mut groups: Vec<Group> = Vec::new();
     for text in texts {
-        match groups.last_mut().filter(|group| (group.longest - text.1) * PADDING <= group.longest) {
+        match groups.last_mut().filter(|group| (group.longest - text.length) * PADDING <= group.longest) {
             Some(group) => group.texts.push(text),
-            None => groups.push(Group { longest: text.1, texts: vec![text] }),
+            None => groups.push(Group { longest: text.length, texts: vec![text] }),
         }
     }
     groups
@@ -217,8 +242,8 @@ pub(super) fn padding(lengths: &[usize], device: &Device) -> usize {
     if device.is_cpu() {
         return 0;
     }
-    let padded = |group: &Group| group.texts.iter().map(|(_, length)| group.longest - length).sum::<usize>();
-    groups(lengths).iter().map(padded).sum()
+    let padded = |group: &Group| group.texts.iter().map(|text| group.longest - text.length).sum::<usize>();
+    groups(lengths, lengths).iter().map(padded).sum()
 }
 
 struct Attend<'a> {
@@ -294,9 +319,10 @@ mod tests {
                 .with_scale(0.3)
                 .with_reach(reach)
                 .with_slopes(slopes);
-            let own = attention.forward(&qkv, &lengths).unwrap();
+            let texts = Texts { lengths: lengths.to_vec(), seen: lengths.to_vec() };
+            let own = attention.forward(&qkv, &texts).unwrap();
             let general = attention
-                .elsewhere(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &lengths)
+                .elsewhere(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &texts)
                 .unwrap();
             let off = (own - general).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(off < 1e-5, "{reach:?}: off by {off}");
@@ -305,10 +331,9 @@ mod tests {
 
     #[test]
     fn texts_of_like_lengths_are_padded_together_and_no_others() {
-        let sizes: Vec<(usize, usize)> = groups(&[100, 8, 95, 0, 7, 88, 87])
-            .iter()
-            .map(|group| (group.longest, group.texts.len()))
-            .collect();
+        let lengths = [100, 8, 95, 0, 7, 88, 87];
+        let sizes: Vec<(usize, usize)> =
+            groups(&lengths, &lengths).iter().map(|group| (group.longest, group.texts.len())).collect();
         assert_eq!(sizes, [(100, 3), (87, 1), (8, 2)]);
     }
 }

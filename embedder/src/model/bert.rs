@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::attention::Attention;
+use super::attention::{Attention, Texts};
 use super::bert_config::BertConfig;
 use super::linear::Linear;
 use super::ops::{Activation, Normalization, Table};
@@ -64,8 +64,9 @@ impl Bert {
 
     /// Hidden states of all tokens of all inputs: [tokens, width].
     pub(super) fn encode(&self, inputs: &[&Input]) -> Result<Tensor> {
-        let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
-        let positions = lengths.iter().flat_map(|length| (self.first_position..).take(*length)).collect();
+        let texts = Texts::of(inputs);
+        let positions =
+            texts.lengths.iter().flat_map(|length| (self.first_position..).take(*length)).collect();
         let words = inputs.iter().flat_map(|input| input.ids.iter().copied()).collect();
         let mut embedded = self.positions.add_rows(self.words.rows(words)?, positions)?;
         if let Some(types) = &self.types {
@@ -73,7 +74,7 @@ impl Bert {
         }
         let mut states = self.embedding_norm.forward(&embedded)?;
         for layer in &self.layers {
-            states = layer.forward(&states, &lengths)?;
+            states = layer.forward(&states, &texts)?;
         }
         Ok(states)
     }
@@ -98,8 +99,8 @@ impl Layer {
         })
     }
 
-    fn forward(&self, states: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.qkv.forward(states)?, lengths)?;
+    fn forward(&self, states: &Tensor, texts: &Texts) -> Result<Tensor> {
+        let attended = self.attention.forward(&self.qkv.forward(states)?, texts)?;
         let states = self.output_norm.forward_residual(self.output.forward(&attended)?, states)?;
         let inner = self.up.forward_with(&states, Activation::Gelu)?;
         self.down_norm.forward_residual(self.down.forward(&inner)?, &states)

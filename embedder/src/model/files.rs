@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::architecture::{self, Backbone, Family, Top};
-use super::sentence::{self, Dense, Markers, Modules, Pooling, Prompts, SparsePooling};
+use super::markers::{Markers, markers};
+use super::sentence::{self, Dense, Modules, Pooling, Prompts, SparsePooling};
 use super::weights;
 
 /// Everything known about a model before its weights are loaded.
@@ -179,12 +180,12 @@ fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result
             let width = dense.last().map_or(pooled, |last| last.width);
             heads.dense = Some(DenseHead { pooling, width, without_prompt, layers: dense });
         }
-        (Top::Colbert, _) => {
-            let markers = Some(sentence::markers(folder)?);
+        (Top::Colbert, modules) => {
+            let markers = Some(markers(folder, modules.and_then(|modules| modules.mask).as_ref())?);
             heads.multi = Some(MultiHead { layers: Projection::Linear, markers });
         }
-        (_, Some(Modules { dense, .. })) if !dense.is_empty() => {
-            let markers = Some(sentence::markers(folder)?);
+        (_, Some(Modules { dense, mask, .. })) if !dense.is_empty() => {
+            let markers = Some(markers(folder, mask.as_ref())?);
             heads.multi = Some(MultiHead { layers: Projection::Dense(dense), markers });
         }
         (_, Some(_)) => {

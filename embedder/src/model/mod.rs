@@ -11,6 +11,7 @@ mod files;
 mod heads;
 mod kernels;
 mod linear;
+mod markers;
 mod ops;
 mod output;
 mod plan;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::files::{optional, required, unsupported};
+use super::markers::Mask;
 
 /// How the hidden states of a text become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,8 @@ pub(super) struct Modules {
     pub(super) without_prompt: bool,
     pub(super) dense: Vec<Dense>,
     pub(super) sparse: Option<SparsePooling>,
+    /// Which of the vectors of tokens count.
+    pub(super) mask: Option<Mask>,
 }
 
 #[derive(Deserialize)]
@@ -131,8 +134,7 @@ pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
                 modules.without_prompt = file.get("include_prompt").and_then(Value::as_bool) == Some(false);
             }
             "Dense" => modules.dense.push(read_dense(folder, &module.path, &required(folder, &file)?)?),
-            // Which tokens count is read with the markers.
-            "MultiVectorMask" => {}
+            "MultiVectorMask" => modules.mask = Some(required(folder, &file)?),
             "SpladePooling" => modules.sparse = Some(read_splade(folder, &required(folder, &file)?)?),
             other => return Err(unsupported(folder, format!("the sentence-transformers module {other}"))),
         }
@@ -221,49 +223,6 @@ impl Prompts {
 /// Reads the prompts of `config_sentence_transformers.json`.
 pub(super) fn prompts(folder: &Path) -> Result<Prompts, ModelError> {
     Ok(optional(folder, "config_sentence_transformers.json")?.unwrap_or_default())
-}
-
-/// What marks queries and documents for a model with one vector a token.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Markers {
-    /// A token, or a text where the vocabulary has no such token.
-    pub(super) query: String,
-    pub(super) document: String,
-    /// Words whose vectors are left out of documents: punctuation.
-    pub(super) skipped: Vec<String>,
-}
-
-/// Reads the markers that sentence-transformers, PyLate or ColBERT wrote down; those of ColBERT where nobody did.
-pub(super) fn markers(folder: &Path) -> Result<Markers, ModelError> {
-    #[derive(Deserialize, Default)]
-    struct PyLate {
-        query_prefix: Option<String>,
-        document_prefix: Option<String>,
-        skiplist_words: Option<Vec<String>>,
-        #[serde(default)]
-        prompts: BTreeMap<String, String>,
-    }
-    #[derive(Deserialize, Default)]
-    struct Colbert {
-        query_token_id: Option<String>,
-        doc_token_id: Option<String>,
-        mask_punctuation: Option<bool>,
-    }
-    let pylate: PyLate = optional(folder, "config_sentence_transformers.json")?.unwrap_or_default();
-    let colbert: Colbert = optional(folder, "artifact.metadata")?.unwrap_or_default();
-    let marker = |older: Option<String>, name: &str, colbert: Option<String>, default: &str| {
-        older.or_else(|| pylate.prompts.get(name).cloned()).or(colbert).unwrap_or_else(|| default.to_owned())
-    };
-    let punctuation = || ('!'..='~').filter(char::is_ascii_punctuation).map(String::from).collect();
-    Ok(Markers {
-        query: marker(pylate.query_prefix, "query", colbert.query_token_id, "[unused0]"),
-        document: marker(pylate.document_prefix, "document", colbert.doc_token_id, "[unused1]"),
-        skipped: match (pylate.skiplist_words, colbert.mask_punctuation) {
-            (Some(words), _) => words,
-            (None, Some(false)) => Vec::new(),
-            (None, _) => punctuation(),
-        },
-    })
 }
 
 /// The most tokens of an input, as far as the files say it.

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tokenizers::{Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    Encoding, PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
 
 use super::ModelError;
-use super::files::ModelFiles;
+use super::files::{ModelFiles, unsupported};
+use super::markers::{Markers, mask_token};
 use super::output::Wants;
-use super::sentence::Markers;
 
 /// One text or pair, ready for the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Input {
     pub type_ids: Vec<u32>,
     /// Tokens at the beginning that the pooling leaves out: the prompt, with the special ones before it.
     pub unpooled: usize,
+    /// Tokens at the end that no token attends to: the fill of a query.
+    pub unseen: usize,
     /// What is to be computed of it.
     pub wants: Wants,
 }
@@ -99,6 +103,8 @@ pub struct TextTokenizer {
     markers: Arc<Markers>,
     /// Ids of the tokens whose vectors are left out of documents.
     skipped: Arc<HashSet<u32>>,
+    /// The token that queries are filled with.
+    fill: Option<u32>,
 }
 
 impl TextTokenizer {
@@ -127,9 +133,20 @@ impl TextTokenizer {
         let drop_start = truncating(TruncationDirection::Left)?;
         let markers = files.heads.multi.as_ref().and_then(|head| head.markers.clone()).unwrap_or_default();
         let skipped = markers.skipped.iter().filter_map(|word| plain.token_to_id(word)).collect();
-        let (markers, skipped) = (Arc::new(markers), Arc::new(skipped));
-        let without_prompt = files.heads.dense.as_ref().is_some_and(|head| head.without_prompt);
-        Ok(Self { plain: Arc::new(plain), drop_end, drop_start, maximum, without_prompt, markers, skipped })
+        let fill = match &markers.fill {
+            Some(fill) => Some(fill_id(files, &plain, fill.token.clone())?),
+            None => None,
+        };
+        Ok(Self {
+            plain: Arc::new(plain),
+            drop_end,
+            drop_start,
+            maximum,
+            without_prompt: files.heads.dense.as_ref().is_some_and(|head| head.without_prompt),
+            markers: Arc::new(markers),
+            skipped: Arc::new(skipped),
+            fill,
+        })
     }
 
     /// The tokenizer without truncation and padding.
@@ -171,28 +188,62 @@ impl TextTokenizer {
         Ok(input)
     }
 
-    /// Tokens of one text with the marker of its side, for a model with one vector a token.
-    pub fn marked(&self, text: &str, side: Side, truncation: Truncation) -> Result<Input, TokenizeError> {
-        let marker = match side {
-            Side::Query => &self.markers.query,
-            Side::Document => &self.markers.document,
+    /// Tokens of a text behind a prompt with what a model with one vector a token adds on its side: the marker, and the fill
+    /// of a query.
+    pub fn marked(
+        &self,
+        prompt: &str,
+        text: &str,
+        side: Side,
+        truncation: Truncation,
+    ) -> Result<Input, TokenizeError> {
+        let Markers { query, document, query_length, fill, .. } = &*self.markers;
+        let (marker, most) = match side {
+            Side::Query => (query, query_length.unwrap_or(self.maximum).min(self.maximum)),
+            Side::Document => (document, self.maximum),
         };
-        if marker.is_empty() {
-            return self.text(text, truncation);
+        let id = self.plain.token_to_id(marker).or_else(|| self.plain.token_to_id(marker.trim()));
+        let mut input = match id.filter(|_| !marker.is_empty()) {
+            Some(id) => {
+                let mut input = self.within(&format!("{prompt}{text}"), most, 1, truncation)?;
+                // Behind the first token, which is special.
+                let place = input.len().min(1);
+                input.ids.insert(place, id);
+                input.type_ids.insert(place, 0);
+                input
+            }
+            None if most == self.maximum => self.prompted(&format!("{marker}{prompt}"), text, truncation)?,
+            None => self.within(&format!("{marker}{prompt}{text}"), most, 0, truncation)?,
+        };
+        if let (Side::Query, Some(fill), Some(id)) = (side, fill, self.fill) {
+            let missing = fill.length.min(self.maximum).saturating_sub(input.len());
+            input.ids.extend(std::iter::repeat_n(id, missing));
+            input.type_ids.extend(std::iter::repeat_n(0, missing));
+            input.unseen = if fill.attended { 0 } else { missing };
         }
-        let known = self.plain.token_to_id(marker).or_else(|| self.plain.token_to_id(marker.trim()));
-        let Some(id) = known else { return self.text(&format!("{marker}{text}"), truncation) };
-        let mut input = self.text(text, truncation)?;
-        // Behind the first token, which is special. What would be one token too many gives way before the last one.
-        if input.len() == self.maximum {
-            let last = input.len() - 2;
-            input.ids.remove(last);
-            input.type_ids.remove(last);
-        }
-        let place = input.len().min(1);
-        input.ids.insert(place, id);
-        input.type_ids.insert(place, 0);
         Ok(input)
+    }
+
+    /// Tokens of one text that leave room for `more` among at most `most`.
+    fn within(
+        &self,
+        text: &str,
+        most: usize,
+        more: usize,
+        truncation: Truncation,
+    ) -> Result<Input, TokenizeError> {
+        let mut encoding = self.plain.encode_fast(text, false).map_err(wrong)?;
+        let special = self.plain.get_post_processor().map_or(0, |it| it.added_tokens(false));
+        let tokens = encoding.len() + special + more;
+        if tokens > most {
+            let direction = match truncation {
+                Truncation::Refuse => return Err(TokenizeError::TooLong { tokens, maximum: most }),
+                Truncation::DropEnd => TruncationDirection::Right,
+                Truncation::DropStart => TruncationDirection::Left,
+            };
+            encoding.truncate(most.saturating_sub(special + more), 0, direction);
+        }
+        Ok(input(&self.plain.post_process(encoding, None, true).map_err(wrong)?))
     }
 
     /// Whether the vector of this token is left out of a document.
@@ -231,13 +282,30 @@ impl TextTokenizer {
         if encoding.len() > self.maximum {
             return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
         }
-        Ok(Input {
-            ids: encoding.get_ids().to_vec(),
-            type_ids: encoding.get_type_ids().to_vec(),
-            unpooled: 0,
-            wants: Wants::VECTOR,
-        })
+        Ok(input(&encoding))
     }
+}
+
+fn input(encoding: &Encoding) -> Input {
+    Input {
+        ids: encoding.get_ids().to_vec(),
+        type_ids: encoding.get_type_ids().to_vec(),
+        unpooled: 0,
+        unseen: 0,
+        wants: Wants::VECTOR,
+    }
+}
+
+/// The id of the token that queries are filled with.
+fn fill_id(files: &ModelFiles, tokenizer: &Tokenizer, named: Option<String>) -> Result<u32, ModelError> {
+    let token = match named {
+        Some(token) => Some(token),
+        None => mask_token(&files.folder)?,
+    };
+    token.as_deref().and_then(|token| tokenizer.token_to_id(token)).ok_or_else(|| {
+        let what = format!("queries filled with the token {token:?}, which its tokenizer does not have");
+        unsupported(&files.folder, what)
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::attention::{self, Attention, Reach};
+use super::attention::{self, Attention, Reach, Texts};
 use super::linear::Linear;
 use super::ops::{self, Activation, Normalization, Table};
 use super::plan::{self, BranchNorms, FeedForward, Plan, Rotation};
@@ -79,7 +79,7 @@ impl Transformer {
 
     /// Hidden states of all tokens of all inputs: [tokens, width].
     pub(super) fn encode(&self, inputs: &[&Input]) -> Result<Tensor> {
-        let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
+        let texts = Texts::of(inputs);
         let mut states =
             self.words.rows(inputs.iter().flat_map(|input| input.ids.iter().copied()).collect())?;
         if (self.embedding_scale - 1.0).abs() > f64::EPSILON {
@@ -92,7 +92,7 @@ impl Transformer {
             states = norm.forward(&states)?;
         }
         for layer in &self.layers {
-            states = layer.attention_norms.around(&states, |x| layer.attend(x, &lengths))?;
+            states = layer.attention_norms.around(&states, |x| layer.attend(x, &texts))?;
             states = layer.feed_forward_norms.around(&states, |x| layer.feed_forward(x))?;
         }
         match &self.final_norm {
@@ -176,7 +176,7 @@ impl Layer {
         })
     }
 
-    fn attend(&self, x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    fn attend(&self, x: &Tensor, texts: &Texts) -> Result<Tensor> {
         let mut qkv = self.attention_input.forward(x)?;
         if let Some([query_norm, key_norm]) = &self.head_norms {
             let (tokens, heads) = (x.dim(0)?, self.heads * self.head);
@@ -190,9 +190,9 @@ impl Layer {
             qkv = Tensor::cat(&[queries, keys, part(heads + shared, shared)?], 1)?;
         }
         if let Some(rotary) = &self.rotary {
-            qkv = rotary.forward(qkv, lengths, self.heads + self.kv_heads)?;
+            qkv = rotary.forward(qkv, &texts.lengths, self.heads + self.kv_heads)?;
         }
-        self.attention_output.forward(&self.attention.forward(&qkv, lengths)?)
+        self.attention_output.forward(&self.attention.forward(&qkv, texts)?)
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {

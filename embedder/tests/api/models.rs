@@ -166,22 +166,27 @@ fn vectors_of_tokens_are_those_of_the_reference() {
     for (output, row) in fixture.run(&fixture.inputs(Wants::MULTI)).iter().zip(&fixture.references) {
         fixture.close("vectors of tokens", &output.multi.concat(), &row["multi"]);
     }
-    let fixture = Fixture::load("colbert");
-    for (side, field) in [(Side::Query, "query"), (Side::Document, "document")] {
-        for row in &fixture.references {
-            let text = row["text"].as_str().unwrap();
-            let mut input = fixture.tokenizer.marked(text, side, Truncation::DropEnd).unwrap();
-            input.wants = Wants::MULTI;
-            let ids = input.ids.clone();
-            let vectors = fixture.run(&[input]).remove(0).multi;
-            let counts = |id: u32| side == Side::Query || !fixture.tokenizer.is_skipped(id);
-            let kept: Vec<Vec<f32>> = vectors
-                .into_iter()
-                .zip(ids)
-                .filter(|(_, id)| counts(*id))
-                .map(|(vector, _)| vector)
-                .collect();
-            fixture.close("vectors of tokens", &kept.concat(), &row[field]);
+    for name in ["colbert", "pylate", "pylate-unseen"] {
+        let fixture = Fixture::load(name);
+        for (side, field) in [(Side::Query, "query"), (Side::Document, "document")] {
+            // All in one batch: what one query is filled with is nothing to the others.
+            let marked = |row: &Value| {
+                let text = row["text"].as_str().unwrap();
+                let input = fixture.tokenizer.marked("", text, side, Truncation::DropEnd).unwrap();
+                Input { wants: Wants::MULTI, ..input }
+            };
+            let inputs: Vec<Input> = fixture.references.iter().map(marked).collect();
+            for ((output, input), row) in fixture.run(&inputs).iter().zip(&inputs).zip(&fixture.references) {
+                let counts = |id: u32| side == Side::Query || !fixture.tokenizer.is_skipped(id);
+                let kept: Vec<f32> = output
+                    .multi
+                    .iter()
+                    .zip(&input.ids)
+                    .filter(|(_, id)| counts(**id))
+                    .flat_map(|(vector, _)| vector.iter().copied())
+                    .collect();
+                fixture.close(field, &kept, &row[field]);
+            }
         }
     }
 }
@@ -205,14 +210,28 @@ fn one_pass_gives_all_that_is_wanted_and_to_each_what_it_wants() {
 }
 
 #[test]
-fn a_marked_text_is_no_longer_than_the_model_takes() {
+fn a_marked_text_is_as_long_as_its_side_says() {
     let fixture = Fixture::load("colbert");
-    let maximum = fixture.files.max_input_length;
+    let tokenizer = &fixture.tokenizer;
     let long = "hot ".repeat(300);
-    let marked = fixture.tokenizer.marked(&long, Side::Query, Truncation::DropEnd).unwrap();
-    let plain = fixture.tokenizer.text(&long, Truncation::DropEnd).unwrap();
-    assert_eq!((marked.len(), plain.len()), (maximum, maximum));
-    assert_eq!((marked.ids[1], marked.ids.last()), (5, plain.ids.last()), "marker and end are there");
+    for (side, text, length, unseen) in [
+        (Side::Document, long.as_str(), fixture.files.max_input_length, 0),
+        (Side::Query, &long, 16, 0),
+        (Side::Query, "hot", 16, 12),
+        (Side::Query, "", 16, 13),
+    ] {
+        let marked = tokenizer.marked("", text, side, Truncation::DropEnd).unwrap();
+        assert_eq!((marked.len(), marked.unseen), (length, unseen), "{side:?}");
+        assert_eq!(
+            (marked.ids[0], marked.ids[1]),
+            (2, if side == Side::Query { 5 } else { 6 }),
+            "the marker"
+        );
+        assert_eq!(marked.ids[length - unseen - 1], 3, "the end");
+        assert!(marked.ids[length - unseen..].iter().all(|id| *id == 4), "masks behind it");
+    }
+    let refused = tokenizer.marked("", &long, Side::Query, Truncation::Refuse).unwrap_err().to_string();
+    assert!(refused.contains("303 tokens, and the model takes 16"), "{refused}");
 }
 
 /// Copies a model, with some fields of one of its files changed.
