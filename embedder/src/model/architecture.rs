@@ -1,7 +1,7 @@
 //! Which classes of transformers are computed, and as what. The one table that the error about all others is made from.
 
 use super::plan::Plan;
-use super::{bert_config, decoders, encoders};
+use super::{bert_config, decoders, encoders, nomic};
 
 /// Models that differ in their weights' names and sizes only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Family {
             Self::Bert => bert_config::bert(config).map(Backbone::Bert),
             Self::Roberta => bert_config::roberta(config).map(Backbone::Bert),
             Self::DistilBert => bert_config::distilbert(config).map(Backbone::Bert),
-            Self::NomicBert => encoders::nomic_bert(config).map(Backbone::Transformer),
+            Self::NomicBert => nomic::nomic_bert(config).map(Backbone::Transformer),
             Self::ModernBert => encoders::modern_bert(config).map(Backbone::Transformer),
             Self::Gte => encoders::gte(config).map(Backbone::Transformer),
             Self::Jina => encoders::jina(config).map(Backbone::Transformer),

@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::encoders::{inverse_root, rotation};
 use super::files::parse;
-use super::plan::{BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation, parse_activation};
+use super::plan::{
+    BranchNorms, FeedForward, Layer, Names, Norm, Plan, QueryKeyNorms, Rotation, parse_activation,
+};
 
 const QWEN3: Names = Names {
     words: "embed_tokens",
@@ -15,7 +17,7 @@ const QWEN3: Names = Names {
     layers: "layers",
     attention_input: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     attention_output: "self_attn.o_proj",
-    head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+    query_key_norms: Some(QueryKeyNorms { names: ["self_attn.q_norm", "self_attn.k_norm"], each_head: true }),
     attention_norms: BranchNorms::pre("input_layernorm"),
     feed_forward: FeedForward::Apart { gate: "mlp.gate_proj", up: "mlp.up_proj" },
     down: "mlp.down_proj",
@@ -26,11 +28,13 @@ const GEMMA3: Names = Names {
     attention_norms: BranchNorms {
         before: Some("input_layernorm"),
         after: Some("post_attention_layernorm"),
+        inner_sum: None,
         sum: None,
     },
     feed_forward_norms: BranchNorms {
         before: Some("pre_feedforward_layernorm"),
         after: Some("post_feedforward_layernorm"),
+        inner_sum: None,
         sum: None,
     },
     ..QWEN3
@@ -80,7 +84,8 @@ pub(super) fn qwen3(config: &Value) -> Result<Plan, String> {
     if config.get("use_sliding_window").and_then(Value::as_bool) == Some(true) {
         return Err("a sliding window".to_owned());
     }
-    let layer = Layer { rotation: Some(rotation(config, "rope_theta", 1_000_000.0)?), window: None };
+    let layer =
+        Layer { rotation: Some(rotation(config, "rope_theta", 1_000_000.0)?), window: None, experts: None };
     parse::<Sizes>(config)?.plan("silu", layer, &QWEN3)
 }
 
@@ -124,9 +129,12 @@ pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
     } else {
         gemma.sliding_window.saturating_sub(1)
     };
-    let global = Layer { rotation: base("full_attention", gemma.rope_theta), window: None };
-    let local =
-        Layer { rotation: base("sliding_attention", gemma.rope_local_base_freq), window: Some(reach) };
+    let global = Layer { rotation: base("full_attention", gemma.rope_theta), window: None, experts: None };
+    let local = Layer {
+        rotation: base("sliding_attention", gemma.rope_local_base_freq),
+        window: Some(reach),
+        experts: None,
+    };
     let sizes: Sizes = parse(config)?;
     let mut plan = sizes.plan("gelu_pytorch_tanh", global, &GEMMA3)?;
     for (index, layer) in plan.layers.iter_mut().enumerate() {

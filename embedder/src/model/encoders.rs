@@ -1,25 +1,14 @@
 //! Encoders that are not BERT: from their `config.json` to a plan, with the names of their weights.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert_config::heads_fit;
 use super::files::parse;
-use super::plan::{BranchNorms, FeedForward, Layer, Names, Norm, Plan, Rotation, parse_activation};
-
-const NOMIC_BERT: Names = Names {
-    words: "embeddings.word_embeddings",
-    types: Some("embeddings.token_type_embeddings"),
-    embedding_norm: Some("emb_ln"),
-    final_norm: None,
-    layers: "encoder.layers",
-    attention_input: &["attn.Wqkv"],
-    attention_output: "attn.out_proj",
-    head_norms: None,
-    attention_norms: BranchNorms::post("norm1"),
-    feed_forward: FeedForward::Apart { gate: "mlp.fc12", up: "mlp.fc11" },
-    down: "mlp.fc2",
-    feed_forward_norms: BranchNorms::post("norm2"),
+use super::plan::{
+    BranchNorms, FeedForward, Layer, Names, Norm, Plan, QueryKeyNorms, Rotation, Stretch, parse_activation,
 };
 
 const MODERN_BERT: Names = Names {
@@ -30,7 +19,7 @@ const MODERN_BERT: Names = Names {
     layers: "layers",
     attention_input: &["attn.Wqkv"],
     attention_output: "attn.Wo",
-    head_norms: None,
+    query_key_norms: None,
     attention_norms: BranchNorms::pre("attn_norm"),
     feed_forward: FeedForward::GateUp("mlp.Wi"),
     down: "mlp.Wo",
@@ -45,7 +34,7 @@ const GTE: Names = Names {
     layers: "encoder.layer",
     attention_input: &["attention.qkv_proj"],
     attention_output: "attention.o_proj",
-    head_norms: None,
+    query_key_norms: None,
     attention_norms: BranchNorms::post("attn_ln"),
     feed_forward: FeedForward::UpGate("mlp.up_gate_proj"),
     down: "mlp.down_proj",
@@ -60,25 +49,39 @@ const JINA: Names = Names {
     layers: "encoder.layer",
     attention_input: &["attention.self.query", "attention.self.key", "attention.self.value"],
     attention_output: "attention.output.dense",
-    head_norms: None,
+    query_key_norms: None,
     attention_norms: BranchNorms::post("attention.output.LayerNorm"),
     feed_forward: FeedForward::GateUp("mlp.gated_layers"),
     down: "mlp.wo",
     feed_forward_norms: BranchNorms::post("mlp.layernorm"),
 };
 
-/// Sizes under the names of transformers and, for NomicBERT, of its authors.
+/// Jina's code model, whose authors call it `qk-post-norm`: norms of queries and keys, and the attention's input added twice.
+const JINA_CODE: Names = Names {
+    query_key_norms: Some(QueryKeyNorms {
+        names: ["attention.self.layer_norm_q", "attention.self.layer_norm_k"],
+        each_head: false,
+    }),
+    attention_norms: BranchNorms {
+        before: None,
+        after: None,
+        inner_sum: Some("attention.output.LayerNorm"),
+        sum: Some("layer_norm_1"),
+    },
+    feed_forward: FeedForward::UpGate("mlp.up_gated_layer"),
+    down: "mlp.down_layer",
+    feed_forward_norms: BranchNorms::post("layer_norm_2"),
+    ..JINA
+};
+
+/// Sizes under the names of transformers.
 #[derive(Deserialize)]
-struct Sizes {
-    #[serde(alias = "n_embd")]
+pub(super) struct Sizes {
     hidden_size: usize,
-    #[serde(alias = "n_layer")]
     num_hidden_layers: usize,
-    #[serde(alias = "n_head")]
     num_attention_heads: usize,
-    #[serde(alias = "layer_norm_epsilon", alias = "norm_eps", default = "bert_epsilon")]
+    #[serde(alias = "norm_eps", default = "bert_epsilon")]
     layer_norm_eps: f64,
-    #[serde(alias = "n_positions")]
     max_position_embeddings: usize,
 }
 
@@ -87,7 +90,7 @@ fn bert_epsilon() -> f64 {
 }
 
 impl Sizes {
-    fn plan(&self, activation: &str, layer: Layer, names: &'static Names) -> Result<Plan, String> {
+    pub(super) fn plan(&self, activation: &str, layer: Layer, names: &'static Names) -> Result<Plan, String> {
         heads_fit(self.hidden_size, self.num_attention_heads)?;
         let head = self.hidden_size / self.num_attention_heads;
         Ok(Plan {
@@ -125,50 +128,11 @@ pub(super) fn rotation(config: &Value, base: &str, default: f64) -> Result<Rotat
     let kind = scaling.and_then(|it| it.get("rope_type").or_else(|| it.get("type"))).and_then(Value::as_str);
     match kind {
         None | Some("default") => Ok(Rotation::plain(base)),
-        Some("ntk") => Ok(Rotation { base, stretch: number(scaling, "factor").unwrap_or(1.0) }),
+        Some("ntk") => {
+            Ok(Rotation { base, stretch: Stretch::Fixed(number(scaling, "factor").unwrap_or(1.0)) })
+        }
         Some(other) => Err(format!("the rotary scaling {other:?} (only \"default\" and \"ntk\" are)")),
     }
-}
-
-pub(super) fn nomic_bert(config: &Value) -> Result<Plan, String> {
-    #[derive(Deserialize)]
-    struct Nomic {
-        #[serde(alias = "activation_function", default = "swiglu")]
-        hidden_act: String,
-        #[serde(default)]
-        prenorm: bool,
-        #[serde(default)]
-        use_rms_norm: bool,
-        #[serde(default)]
-        num_experts: usize,
-        #[serde(default)]
-        rotary_emb_interleaved: bool,
-        #[serde(default = "whole")]
-        rotary_emb_fraction: f64,
-        max_trained_positions: Option<usize>,
-    }
-    fn swiglu() -> String {
-        "swiglu".to_owned()
-    }
-    fn whole() -> f64 {
-        1.0
-    }
-    let nomic: Nomic = parse(config)?;
-    let strange = [
-        (nomic.prenorm, "norms before the branches"),
-        (nomic.use_rms_norm, "RMS norms"),
-        (nomic.num_experts > 0, "experts"),
-        (nomic.rotary_emb_interleaved, "interleaved rotary positions"),
-        ((nomic.rotary_emb_fraction - 1.0).abs() > f64::EPSILON, "rotary positions for a part of each head"),
-    ];
-    if let Some((_, what)) = strange.iter().find(|(is, _)| *is) {
-        return Err((*what).to_owned());
-    }
-    let rotation = rotation(config, "rotary_emb_base", 1000.0)?;
-    let layer = Layer { rotation: Some(rotation), window: None };
-    let plan = parse::<Sizes>(config)?.plan(&nomic.hidden_act, layer, &NOMIC_BERT)?;
-    // Beyond these the authors stretch the angles text by text; nothing here does, so that longer texts are cut.
-    Ok(Plan { positions: plan.positions.min(nomic.max_trained_positions.unwrap_or(usize::MAX)), ..plan })
 }
 
 pub(super) fn modern_bert(config: &Value) -> Result<Plan, String> {
@@ -204,10 +168,15 @@ pub(super) fn modern_bert(config: &Value) -> Result<Plan, String> {
         let newer = modern.rope_parameters.as_ref().and_then(|it| it.get(kind)?.get("rope_theta")?.as_f64());
         Rotation::plain(newer.unwrap_or(older))
     };
-    let global = Layer { rotation: Some(base("full_attention", modern.global_rope_theta)), window: None };
+    let global = Layer {
+        rotation: Some(base("full_attention", modern.global_rope_theta)),
+        window: None,
+        experts: None,
+    };
     let local = Layer {
         rotation: Some(base("sliding_attention", modern.local_rope_theta)),
         window: Some(modern.local_attention / 2),
+        experts: None,
     };
     let mut plan = parse::<Sizes>(config)?.plan(&modern.hidden_activation, global, &MODERN_BERT)?;
     for (index, layer) in plan.layers.iter_mut().enumerate() {
@@ -239,7 +208,8 @@ pub(super) fn gte(config: &Value) -> Result<Plan, String> {
             return Err(format!("{found:?} (only {expected:?} is)"));
         }
     }
-    let layer = Layer { rotation: Some(rotation(config, "rope_theta", 160_000.0)?), window: None };
+    let layer =
+        Layer { rotation: Some(rotation(config, "rope_theta", 160_000.0)?), window: None, experts: None };
     parse::<Sizes>(config)?.plan(&gte.hidden_act, layer, &GTE)
 }
 
@@ -249,6 +219,20 @@ pub(super) fn jina(config: &Value) -> Result<Plan, String> {
         #[serde(default = "geglu")]
         feed_forward_type: String,
         position_embedding_type: Option<String>,
+        #[serde(default)]
+        auto_map: BTreeMap<String, String>,
+        #[serde(default, rename = "_name_or_path")]
+        name_or_path: String,
+    }
+    impl Jina {
+        /// All of Jina's models have the same class; they differ in the repository that their code is in.
+        fn code(&self) -> Option<&str> {
+            let mapped = self.auto_map.values().filter_map(|value| value.split("--").next());
+            mapped
+                .chain([&*self.name_or_path])
+                .find_map(|name| name.strip_prefix("jinaai/"))
+                .filter(|name| name.starts_with("jina-bert-"))
+        }
     }
     fn geglu() -> String {
         "geglu".to_owned()
@@ -257,8 +241,13 @@ pub(super) fn jina(config: &Value) -> Result<Plan, String> {
     if jina.position_embedding_type.as_deref() != Some("alibi") {
         return Err(format!("the position embedding {:?} (only \"alibi\" is)", jina.position_embedding_type));
     }
-    let layer = Layer { rotation: None, window: None };
-    let plan = parse::<Sizes>(config)?.plan(&jina.feed_forward_type, layer, &JINA)?;
+    let layer = Layer { rotation: None, window: None, experts: None };
+    let names = match jina.code() {
+        None | Some("jina-bert-implementation") => &JINA,
+        Some("jina-bert-v2-qk-post-norm") => &JINA_CODE,
+        Some(other) => return Err(format!("the code {other:?} of Jina's authors")),
+    };
+    let plan = parse::<Sizes>(config)?.plan(&jina.feed_forward_type, layer, names)?;
     Ok(Plan { alibi: true, ..plan })
 }
 

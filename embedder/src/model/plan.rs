@@ -1,5 +1,5 @@
 //! What a transformer of the newer kinds is made of, as data: `encoders` and `decoders` fill it in from a model's
-//! `config.json`, `transformer` computes it. All of them have a gated feed-forward part; no type here knows a tensor.
+//! `config.json`, `transformer` computes it. No type here knows a tensor.
 
 use super::kernels::Activation;
 
@@ -38,27 +38,60 @@ pub(super) struct Layer {
     pub(super) rotation: Option<Rotation>,
     /// The largest distance of two tokens that see each other.
     pub(super) window: Option<usize>,
+    /// Instead of one feed-forward part for all tokens.
+    pub(super) experts: Option<Experts>,
+}
+
+/// Feed-forward parts of which a router chooses some for each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Experts {
+    pub(super) count: usize,
+    /// How many of them a token goes through.
+    pub(super) chosen: usize,
 }
 
 /// Positions as angles by which queries and keys are turned.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rotation {
     pub(super) base: f64,
-    /// By how much the range of the trained positions is stretched, with fixed NTK scaling.
-    pub(super) stretch: f64,
+    pub(super) stretch: Stretch,
+}
+
+/// How a rotation reaches beyond the positions that the model was trained on, by NTK scaling.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Stretch {
+    None,
+    /// By so much, for texts of every length: GTE.
+    Fixed(f64),
+    /// By as much as a text is longer: NomicBERT.
+    WithLength {
+        factor: f64,
+        trained: usize,
+    },
 }
 
 impl Rotation {
     pub(super) fn plain(base: f64) -> Self {
-        Self { base, stretch: 1.0 }
+        Self { base, stretch: Stretch::None }
     }
 
-    /// Angles of one position, for each pair of numbers of a head.
-    pub(super) fn frequencies(self, head: usize) -> Vec<f64> {
-        let base = self.base * self.stretch;
-        #[expect(clippy::cast_precision_loss, reason = "the width of a head is a small number")]
+    /// Whether a text of so many tokens has angles of its own.
+    pub(super) fn is_stretched_at(self, length: usize) -> bool {
+        matches!(self.stretch, Stretch::WithLength { trained, .. } if length > trained)
+    }
+
+    /// Angles of one position in a text of `length` tokens, for each pair of numbers of a head.
+    #[expect(clippy::cast_precision_loss, reason = "lengths and the width of a head are small numbers")]
+    pub(super) fn frequencies(self, head: usize, length: usize) -> Vec<f64> {
         let head = head as f64;
-        let divisor = self.stretch.powf(2.0 / head);
+        let (base, divisor) = match self.stretch {
+            Stretch::Fixed(factor) => (self.base * factor, factor.powf(2.0 / head)),
+            Stretch::WithLength { factor, trained } if length > trained => {
+                let longer = factor * length as f64 / trained as f64 - (factor - 1.0);
+                (self.base * longer.powf(head / (head - 2.0)), 1.0)
+            }
+            Stretch::None | Stretch::WithLength { .. } => (self.base, 1.0),
+        };
         std::iter::successors(Some(0.0), |i| Some(i + 2.0))
             .take_while(|i| *i < head)
             .map(|i| base.powf(-i / head) / divisor)
@@ -99,12 +132,19 @@ pub(super) struct Names {
     /// Queries, keys and values: one name, or one each.
     pub(super) attention_input: &'static [&'static str],
     pub(super) attention_output: &'static str,
-    /// Norms of each head's queries and keys.
-    pub(super) head_norms: Option<[&'static str; 2]>,
+    pub(super) query_key_norms: Option<QueryKeyNorms>,
     pub(super) attention_norms: BranchNorms,
     pub(super) feed_forward: FeedForward,
     pub(super) down: &'static str,
     pub(super) feed_forward_norms: BranchNorms,
+}
+
+/// Norms of queries and of keys.
+#[derive(Debug)]
+pub(super) struct QueryKeyNorms {
+    pub(super) names: [&'static str; 2],
+    /// Whether each head is normalized by itself; else all of a token's together.
+    pub(super) each_head: bool,
 }
 
 /// Where the norms of one branch stand. A norm before it that is not among the weights is none: ModernBERT's first.
@@ -114,23 +154,27 @@ pub(super) struct BranchNorms {
     pub(super) before: Option<&'static str>,
     /// Of what comes out, before it is added.
     pub(super) after: Option<&'static str>,
+    /// Of what comes out with what goes in, which is then added once more: Jina's code model.
+    pub(super) inner_sum: Option<&'static str>,
     /// Of the sum.
     pub(super) sum: Option<&'static str>,
 }
 
 impl BranchNorms {
     pub(super) const fn pre(name: &'static str) -> Self {
-        Self { before: Some(name), after: None, sum: None }
+        Self { before: Some(name), after: None, inner_sum: None, sum: None }
     }
 
     pub(super) const fn post(name: &'static str) -> Self {
-        Self { before: None, after: None, sum: Some(name) }
+        Self { before: None, after: None, inner_sum: None, sum: Some(name) }
     }
 }
 
 /// How the gate and the values beside it are stored.
 #[derive(Debug)]
 pub(super) enum FeedForward {
+    /// Without a gate.
+    Plain(&'static str),
     Apart {
         gate: &'static str,
         up: &'static str,
@@ -147,15 +191,24 @@ mod tests {
 
     #[test]
     fn a_stretched_rotation_turns_slower() {
-        let plain = Rotation::plain(10_000.0).frequencies(8);
+        let plain = Rotation::plain(10_000.0).frequencies(8, 100);
         assert_eq!(plain.len(), 4);
         for (found, expected) in plain.iter().zip([1.0, 0.1, 0.01, 0.001]) {
             assert!((found - expected).abs() < 1e-12, "{found}");
         }
         // base · 2 and 2^(2/8) less, as the authors of the models publish it.
-        let stretched = Rotation { base: 10_000.0, stretch: 2.0 }.frequencies(8);
+        let fixed = Rotation { base: 10_000.0, stretch: Stretch::Fixed(2.0) };
+        let stretched = fixed.frequencies(8, 100);
         for (index, found) in (0_u8..).zip(&stretched) {
             let expected = 20_000_f64.powf(-f64::from(index) / 4.0) / 2_f64.powf(0.25);
+            assert!((found - expected).abs() < 1e-12, "{found}");
+        }
+        // Three times the length with a factor of 2: base · (2 · 3 − 1)^(8/6), and none of it up to the trained length.
+        let growing = Rotation { base: 10_000.0, stretch: Stretch::WithLength { factor: 2.0, trained: 50 } };
+        assert_eq!(growing.frequencies(8, 50), plain);
+        assert!(!growing.is_stretched_at(50) && growing.is_stretched_at(51));
+        for (index, found) in (0_u8..).zip(growing.frequencies(8, 150)) {
+            let expected = (10_000.0 * 5_f64.powf(8.0 / 6.0)).powf(-f64::from(index) / 4.0);
             assert!((found - expected).abs() < 1e-12, "{found}");
         }
     }

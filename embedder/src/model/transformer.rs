@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::attention::{self, Attention, Reach, Texts};
+use super::experts::Experts;
 use super::linear::Linear;
 use super::ops::{self, Activation, Normalization, Table};
 use super::plan::{self, BranchNorms, FeedForward, Plan, Rotation};
@@ -31,21 +32,37 @@ struct Layer {
     attention_input: Linear,
     attention: Attention,
     attention_output: Linear,
-    head_norms: Option<[Normalization; 2]>,
+    query_key_norms: Option<[Normalization; 2]>,
+    /// Width of what these normalize.
+    normalized: usize,
     rotary: Option<Arc<Rotary>>,
     attention_norms: Norms,
-    /// Gate and up side by side.
-    gate_up: Linear,
-    gate_first: bool,
-    activation: Activation,
-    down: Linear,
+    feed_forward: Inner,
     feed_forward_norms: Norms,
+}
+
+/// What stands between the norms of the second branch.
+enum Inner {
+    Plain {
+        up: Linear,
+        activation: Activation,
+        down: Linear,
+    },
+    Gated {
+        /// Gate and up side by side.
+        gate_up: Linear,
+        gate_first: bool,
+        activation: Activation,
+        down: Linear,
+    },
+    Experts(Experts),
 }
 
 /// The norms of one branch, as `BranchNorms` names them.
 struct Norms {
     before: Option<Normalization>,
     after: Option<Normalization>,
+    inner_sum: Option<Normalization>,
     sum: Option<Normalization>,
 }
 
@@ -93,7 +110,7 @@ impl Transformer {
         }
         for layer in &self.layers {
             states = layer.attention_norms.around(&states, |x| layer.attend(x, &texts))?;
-            states = layer.feed_forward_norms.around(&states, |x| layer.feed_forward(x))?;
+            states = layer.feed_forward_norms.around(&states, |x| layer.feed_forward.forward(x))?;
         }
         match &self.final_norm {
             Some(norm) => norm.forward(&states),
@@ -112,7 +129,7 @@ fn rotary(
     if let Some((_, rotary)) = known.iter().find(|(other, _)| *other == rotation) {
         return Ok(Arc::clone(rotary));
     }
-    let rotary = Arc::new(Rotary::new(&rotation.frequencies(plan.head), plan.positions, place)?);
+    let rotary = Arc::new(Rotary::new(rotation, plan.head, plan.positions, place)?);
     known.push((rotation, Arc::clone(&rotary)));
     Ok(rotary)
 }
@@ -135,15 +152,14 @@ impl Layer {
         place: &Place,
     ) -> Result<Self> {
         let names = plan.names;
-        let (gate_up, gate_first) = match names.feed_forward {
-            FeedForward::Apart { gate, up } => (vec![vb.pp(gate), vb.pp(up)], true),
-            FeedForward::GateUp(name) => (vec![vb.pp(name)], true),
-            FeedForward::UpGate(name) => (vec![vb.pp(name)], false),
-        };
         let inputs: Vec<_> = names.attention_input.iter().map(|name| vb.pp(name)).collect();
-        let head_norms = match names.head_norms {
+        let normalized = match &names.query_key_norms {
+            Some(norms) if !norms.each_head => plan.heads * plan.head,
+            _ => plan.head,
+        };
+        let query_key_norms = match names.query_key_norms.as_ref().map(|norms| norms.names) {
             Some([queries, keys]) => {
-                Some([norm(plan, &vb.pp(queries), plan.head)?, norm(plan, &vb.pp(keys), plan.head)?])
+                Some([norm(plan, &vb.pp(queries), normalized)?, norm(plan, &vb.pp(keys), normalized)?])
             }
             None => None,
         };
@@ -165,24 +181,22 @@ impl Layer {
                 .with_reach(reach)
                 .with_slopes(slopes),
             attention_output: Linear::load(&[vb.pp(names.attention_output)], place)?,
-            head_norms,
+            query_key_norms,
+            normalized,
             rotary,
             attention_norms: Norms::load(plan, &names.attention_norms, vb)?,
-            gate_up: Linear::load(&gate_up, place)?,
-            gate_first,
-            activation: plan.activation,
-            down: Linear::load(&[vb.pp(names.down)], place)?,
+            feed_forward: Inner::load(plan, layer.experts, vb, place)?,
             feed_forward_norms: Norms::load(plan, &names.feed_forward_norms, vb)?,
         })
     }
 
     fn attend(&self, x: &Tensor, texts: &Texts) -> Result<Tensor> {
         let mut qkv = self.attention_input.forward(x)?;
-        if let Some([query_norm, key_norm]) = &self.head_norms {
+        if let Some([query_norm, key_norm]) = &self.query_key_norms {
             let (tokens, heads) = (x.dim(0)?, self.heads * self.head);
             let part = |start: usize, width: usize| qkv.narrow(1, start, width)?.contiguous();
             let normalized = |norm: &Normalization, part: Tensor, heads: usize| {
-                norm.forward(&part.reshape(((), self.head))?)?.reshape((tokens, heads * self.head))
+                norm.forward(&part.reshape(((), self.normalized))?)?.reshape((tokens, heads * self.head))
             };
             let shared = self.kv_heads * self.head;
             let queries = normalized(query_norm, part(0, heads)?, self.heads)?;
@@ -194,9 +208,39 @@ impl Layer {
         }
         self.attention_output.forward(&self.attention.forward(&qkv, texts)?)
     }
+}
 
-    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&ops::gate(&self.gate_up.forward(x)?, self.activation, self.gate_first)?)
+impl Inner {
+    fn load(plan: &Plan, experts: Option<plan::Experts>, vb: &VarBuilder<'_>, place: &Place) -> Result<Self> {
+        let activation = plan.activation;
+        if let Some(experts) = experts {
+            return Ok(Self::Experts(Experts::load(experts, activation, &vb.pp("mlp"), place)?));
+        }
+        let (gate_up, gate_first) = match plan.names.feed_forward {
+            FeedForward::Plain(name) => {
+                let down = Linear::load(&[vb.pp(plan.names.down)], place)?;
+                return Ok(Self::Plain { up: Linear::load(&[vb.pp(name)], place)?, activation, down });
+            }
+            FeedForward::Apart { gate, up } => (vec![vb.pp(gate), vb.pp(up)], true),
+            FeedForward::GateUp(name) => (vec![vb.pp(name)], true),
+            FeedForward::UpGate(name) => (vec![vb.pp(name)], false),
+        };
+        Ok(Self::Gated {
+            gate_up: Linear::load(&gate_up, place)?,
+            gate_first,
+            activation,
+            down: Linear::load(&[vb.pp(plan.names.down)], place)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Plain { up, activation, down } => down.forward(&up.forward_with(x, *activation)?),
+            Self::Gated { gate_up, gate_first, activation, down } => {
+                down.forward(&ops::gate(&gate_up.forward(x)?, *activation, *gate_first)?)
+            }
+            Self::Experts(experts) => experts.forward(x),
+        }
     }
 }
 
@@ -207,6 +251,7 @@ impl Norms {
         Ok(Self {
             before: names.before.filter(present).map(load).transpose()?,
             after: names.after.map(load).transpose()?,
+            inner_sum: names.inner_sum.map(load).transpose()?,
             sum: names.sum.map(load).transpose()?,
         })
     }
@@ -219,6 +264,9 @@ impl Norms {
         };
         if let Some(norm) = &self.after {
             output = norm.forward(&output)?;
+        }
+        if let Some(norm) = &self.inner_sum {
+            output = norm.forward_residual(output, x)?;
         }
         match &self.sum {
             Some(norm) => norm.forward_residual(output, x),

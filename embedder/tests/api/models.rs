@@ -14,16 +14,19 @@ use std::path::{Path, PathBuf};
 const TOLERANCE: f64 = 1e-4;
 
 /// One model of each way to compute hidden states.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 14] = [
     "bert",
     "bert-unprompted",
     "roberta",
     "bge-m3",
     "distilbert",
     "nomic-bert",
+    "nomic-bert-long",
+    "nomic-experts",
     "modernbert",
     "gte",
     "jina-v2",
+    "jina-v2-code",
     "qwen3",
     "gemma3",
 ];
@@ -295,7 +298,15 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
             |it| it["position_embedding_type"] = json!("relative_key"),
             "\"relative_key\"",
         ),
-        ("nomic-bert", "config.json", |it| it["num_experts"] = json!(8), "experts"),
+        ("nomic-bert", "config.json", |it| it["prenorm"] = json!(true), "norms before the branches"),
+        (
+            "jina-v2",
+            "config.json",
+            |it| {
+                it["auto_map"]["AutoModel"] = json!("jinaai/jina-bert-v2-other--modeling_bert.JinaBertModel");
+            },
+            "the code \"jina-bert-v2-other\"",
+        ),
         (
             "gte",
             "config.json",
