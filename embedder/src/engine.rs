@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -94,7 +94,16 @@ impl Queue {
 struct Job {
     input: Input,
     arrived: Instant,
-    answer: oneshot::Sender<Result<Output, EngineError>>,
+    answer: oneshot::Sender<Result<(Output, Waited), EngineError>>,
+}
+
+/// How long an input waited, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    /// Until its batch began.
+    pub queue: Duration,
+    /// For its batch.
+    pub inference: Duration,
 }
 
 impl Engine {
@@ -120,6 +129,11 @@ impl Engine {
     /// Computes `inputs` in batches with those of other requests; one result for each, in order.
     /// Dropping the future takes back what has not begun.
     pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Output>, EngineError> {
+        Ok(self.run_timed(inputs).await?.0)
+    }
+
+    /// The same, with how long each input waited.
+    pub async fn run_timed(&self, inputs: Vec<Input>) -> Result<(Vec<Output>, Vec<Waited>), EngineError> {
         let kind = Kind::of(inputs.len());
         let arrived = Instant::now();
         let mut answers = Vec::with_capacity(inputs.len());
@@ -141,11 +155,14 @@ impl Engine {
             self.shared.show_length(&queue);
         }
         self.shared.filled.notify_all();
-        let mut results = Vec::with_capacity(answers.len());
+        let (mut results, mut waited) =
+            (Vec::with_capacity(answers.len()), Vec::with_capacity(answers.len()));
         for answer in answers {
-            results.push(answer.await.map_err(|_| EngineError::Stopped)??);
+            let (output, time) = answer.await.map_err(|_| EngineError::Stopped)??;
+            results.push(output);
+            waited.push(time);
         }
-        Ok(results)
+        Ok((results, waited))
     }
 
     /// Takes no more inputs; the workers end once the queue is empty.
@@ -206,7 +223,8 @@ fn work<R: Replica>(shared: &Shared, replica: &R, budget: Budget, number: u32) {
         }
         let inputs: Vec<&Input> = jobs.iter().map(|job| &job.input).collect();
         let results = compute(replica, &inputs, &mut budget);
-        metrics.batch_duration.observe(started.elapsed().as_secs_f64());
+        let inference = started.elapsed();
+        metrics.batch_duration.observe(inference.as_secs_f64());
         metrics.batch_inputs.observe(jobs.len() as f64);
         metrics.batch_tokens.observe(tokens as f64);
         let labels = WorkerLabels { worker: number };
@@ -216,8 +234,9 @@ fn work<R: Replica>(shared: &Shared, replica: &R, budget: Budget, number: u32) {
             tracing::error!(worker = number, inputs = jobs.len(), tokens, %error, "a batch failed");
         }
         for (job, result) in jobs.into_iter().zip(results) {
+            let waited = Waited { queue: started - job.arrived, inference };
             // Nobody is there to hear it where the request was cancelled meanwhile.
-            drop(job.answer.send(result));
+            drop(job.answer.send(result.map(|output| (output, waited))));
         }
     }
 }
@@ -289,7 +308,7 @@ impl EmbedTexts for PipelineEmbedder {
                     }
                     // A document is a long job: it waits where an interactive client is told to come back.
                     Err(EngineError::Overloaded { .. }) => {
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                     Err(error) => return Err(error.to_string()),
                 }
@@ -303,7 +322,6 @@ mod tests {
     use super::*;
     use crate::model::Wants;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     /// Answers with the first id; fails above so many tokens; reports its batches and waits to be let go on.
     struct Scripted {

@@ -3,7 +3,8 @@
 //! `model/` alone knows candle, `engine` owns the threads that own the models, `batch` decides what is computed
 //! together, `http/` speaks to clients, `ollama` to language models, `format/` reads files, `pipeline/` and `analyze/` serve
 //! whole documents. `jobs/` keeps corpora on disk; its documents come from `sources/` and its chunks go to `sinks/`,
-//! `search/` tries them out, and `page/` is for people. `gpus` asks the driver about the cards. `cli/` does the same on local
+//! `search/` tries them out, and `page/` is for people. `gpus` asks the driver about the cards, `trace` tells
+//! others which request they are asked for. `cli/` does the same on local
 //! files. `args` alone reads flags and environment variables.
 
 pub mod analyze;
@@ -26,6 +27,7 @@ pub mod serve;
 pub mod sinks;
 pub mod sources;
 pub mod tls;
+pub mod trace;
 
 /// A layer's output takes megabytes for some milliseconds. The C library gives them back to the kernel each time, which then
 /// hands them out page by page; this allocator keeps them.

@@ -1,6 +1,7 @@
 //! Ollama's HTTP API as far as it is used here: which instances a pool has, and one question to one of them.
 //! Whom to ask, and what to do after a failure, is decided by the callers.
 
+use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -104,6 +105,8 @@ pub struct Client {
     plain: reqwest::Client,
     /// What a client for TLS is built with.
     timing: Timing,
+    /// Told to every instance.
+    trace: HeaderMap,
     trusted: Vec<reqwest::Certificate>,
     /// Instances behind TLS, by their addresses.
     secure: Mutex<HashMap<SocketAddr, Secure>>,
@@ -176,7 +179,7 @@ pub enum Failure {
 }
 
 impl Client {
-    /// A client for a pool.
+    /// A client for a pool, for the request that the task works for.
     ///
     /// # Errors
     /// When the HTTP client can't be made.
@@ -193,7 +196,8 @@ impl Client {
             }
         };
         let timing = config.timing;
-        let plain = builder(timing)
+        let trace = crate::trace::headers();
+        let plain = builder(timing, &trace)
             .build()
             .map_err(|error| format!("making an HTTP client: {}", root_cause(&error)))?;
         let (hosts, model) = (config.hosts.clone(), config.model.clone());
@@ -203,6 +207,7 @@ impl Client {
             window: config.context_window,
             plain,
             timing,
+            trace,
             trusted,
             secure: Mutex::default(),
         })
@@ -235,7 +240,7 @@ impl Client {
     fn secure(&self, host: &Host, address: SocketAddr) -> Result<(), String> {
         let mut secure = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Vacant(place) = secure.entry(address) {
-            let http = builder(self.timing)
+            let http = builder(self.timing, &self.trace)
                 .resolve(&host.name, address)
                 .tls_certs_merge(self.trusted.clone())
                 .build();
@@ -343,8 +348,12 @@ pub fn hosts(urls: &str) -> Result<Vec<Host>, String> {
     urls.split(',').map(|url| host(url).ok_or_else(|| wrong(url))).collect()
 }
 
-fn builder(timing: Timing) -> reqwest::ClientBuilder {
-    reqwest::Client::builder().connect_timeout(CONNECT).timeout(timing.answer).no_proxy()
+fn builder(timing: Timing, trace: &HeaderMap) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT)
+        .timeout(timing.answer)
+        .no_proxy()
+        .default_headers(trace.clone())
 }
 
 fn root_cause(error: &reqwest::Error) -> String {

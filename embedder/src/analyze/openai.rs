@@ -65,7 +65,7 @@ pub async fn ask(
     });
     let failed = |error: reqwest::Error| format!("asking {url}: {error}");
     let http = reqwest::Client::builder().connect_timeout(CONNECT).build().map_err(failed)?;
-    let mut request = http.post(&url).json(&body);
+    let mut request = http.post(&url).headers(crate::trace::headers()).json(&body);
     if let Some(key) = &config.key {
         request = request.bearer_auth(key);
     }

@@ -1,4 +1,4 @@
-//! Who may ask, and how a request is told from others: API keys, request ids, the caller's trace.
+//! Who may ask, and how a request is told from others: API keys and request ids.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +14,6 @@ use super::error::{ApiError, Dialect};
 
 /// The header that names a request, in both directions.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The header with the caller's trace, by the W3C's Trace Context.
-const TRACE_PARENT: &str = "traceparent";
 /// Longest name that is taken over from a client.
 const LONGEST_ID: usize = 128;
 
@@ -69,21 +67,6 @@ pub(super) fn id_of(headers: &HeaderMap) -> String {
     given.filter(usable).map_or_else(request_id, str::to_owned)
 }
 
-/// The id of the trace that the request belongs to, if the caller has one.
-pub(super) fn trace_of(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(TRACE_PARENT)?.to_str().ok()?;
-    let mut parts = value.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |part: &str, length: usize| {
-        part.len() == length
-            && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    };
-    let zeros = |part: &str| part.bytes().all(|byte| byte == b'0');
-    // Later versions may append parts; version ff is forbidden.
-    let well_formed = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16) && hex(flags, 2);
-    (well_formed && !zeros(trace) && !zeros(span)).then_some(trace)
-}
-
 /// Tells two answers of this process apart, and most likely those of two processes.
 pub(super) fn request_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -127,21 +110,5 @@ mod tests {
             assert_ne!(id_of(&headers("x-request-id", unfit)), unfit);
         }
         assert_ne!(id_of(&HeaderMap::new()), id_of(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn traces_are_read_by_the_rules_of_trace_context() {
-        let trace = "0af7651916cd43dd8448eb211c80319c";
-        for (value, read) in [
-            (format!("00-{trace}-b7ad6b7169203331-01"), true),
-            (format!("cc-{trace}-b7ad6b7169203331-01-what-the-future-brings"), true),
-            (format!("ff-{trace}-b7ad6b7169203331-01"), false),
-            (format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), false),
-            (format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()), false),
-            (format!("00-{trace}-b7ad-01"), false),
-            ("00".to_owned(), false),
-        ] {
-            assert_eq!(trace_of(&headers("traceparent", &value)), read.then_some(trace), "{value}");
-        }
     }
 }

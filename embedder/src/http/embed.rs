@@ -88,15 +88,18 @@ pub(super) async fn embed(State(app): State<App>, body: Body) -> Response {
 }
 
 async fn respond(app: &App, body: Body) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
-    let request: EmbedRequest = parse(body)?;
+    Ok(Json(vectors(app, parse(body)?).await?))
+}
+
+/// What `/embed` answers.
+pub(super) async fn vectors(app: &App, request: EmbedRequest) -> Result<Vec<Vec<f32>>, ApiError> {
     let options = VectorOptions {
         truncation: inputs::truncation(request.truncate, request.truncation_direction),
         prompt: inputs::prompt(&app.model, request.prompt_name.as_deref())?,
         normalize: request.normalize,
         dimensions: request.dimensions,
     };
-    let vectors = inputs::embed(&app.model, request.inputs.into_list("inputs")?, options).await?;
-    Ok(Json(vectors.vectors))
+    Ok(inputs::embed(&app.model, request.inputs.into_list("inputs")?, options).await?.vectors)
 }
 
 pub(super) async fn embed_all(State(app): State<App>, body: Body) -> Response {
@@ -115,7 +118,11 @@ pub(super) async fn embed_sparse(State(app): State<App>, body: Body) -> Response
 }
 
 async fn respond_sparse(app: &App, body: Body) -> Result<Json<Vec<Vec<SparseValue>>>, ApiError> {
-    let request: TextsRequest = parse(body)?;
+    Ok(Json(words(app, parse(body)?).await?))
+}
+
+/// What `/embed_sparse` answers.
+pub(super) async fn words(app: &App, request: TextsRequest) -> Result<Vec<Vec<SparseValue>>, ApiError> {
     if app.model.files.heads.sparse.is_none() {
         return Err(ApiError::backend("the model gives no weights of words: it is no sparse model"));
     }
@@ -124,7 +131,7 @@ async fn respond_sparse(app: &App, body: Body) -> Result<Json<Vec<Vec<SparseValu
     let values = |sparse: Vec<(u32, f32)>| {
         sparse.into_iter().map(|(index, value)| SparseValue { index, value }).collect()
     };
-    Ok(Json(computed.outputs.into_iter().map(|output| values(output.sparse)).collect()))
+    Ok(computed.outputs.into_iter().map(|output| values(output.sparse)).collect())
 }
 
 pub(super) async fn similarity(State(app): State<App>, body: Body) -> Response {

@@ -1,13 +1,14 @@
 //! Inputs of requests: texts or token ids, one or many; how they become tokens and then numbers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::Served;
 use super::error::ApiError;
+use super::{Served, cost};
 use crate::model::{self, Input, Output, Side, TextTokenizer, Truncation, Wants, normalize};
 
 /// `"text"`, `["text", …]`, `[1, 2]` (the ids of one text) or `[[1, 2], …]`.
@@ -73,6 +74,14 @@ impl Inputs {
 }
 
 impl OneInput {
+    /// Characters of a text; those of ids nobody sent.
+    fn characters(&self) -> usize {
+        match self {
+            Self::Text(text) => text.chars().count(),
+            Self::Ids(_) => 0,
+        }
+    }
+
     pub(super) fn into_text(self, tokenizer: &TextTokenizer) -> Result<String, ApiError> {
         match self {
             Self::Text(text) => Ok(text),
@@ -101,7 +110,7 @@ pub(super) fn prompt(model: &Served, name: Option<&str>) -> Result<Option<String
 }
 
 /// Tokenizes beside the threads that serve, on all cores where there is much to do.
-pub(super) async fn tokenize<T, F>(items: Vec<T>, tokenize: F) -> Result<Vec<Input>, ApiError>
+async fn tokenize<T, F>(items: Vec<T>, tokenize: F) -> Result<Vec<Input>, ApiError>
 where
     T: Send + 'static,
     F: Fn(T) -> Result<Input, ApiError> + Send + Sync + 'static,
@@ -109,6 +118,34 @@ where
     tokio::task::spawn_blocking(move || items.into_par_iter().map(tokenize).collect())
         .await
         .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
+}
+
+/// What went into the engine and what came out.
+pub(super) struct Run {
+    pub(super) inputs: Vec<Input>,
+    pub(super) outputs: Vec<Output>,
+    /// Tokens of all inputs.
+    pub(super) tokens: usize,
+}
+
+/// Makes inputs of `items`, which have so many `characters`, and computes them; the request is told what it cost.
+pub(super) async fn run<T, F>(
+    model: &Served,
+    items: Vec<T>,
+    characters: usize,
+    prepare: F,
+) -> Result<Run, ApiError>
+where
+    T: Send + 'static,
+    F: Fn(T) -> Result<Input, ApiError> + Send + Sync + 'static,
+{
+    let started = Instant::now();
+    let inputs = tokenize(items, prepare).await?;
+    let tokenization = started.elapsed();
+    let tokens = inputs.iter().map(Input::len).sum();
+    let (outputs, waited) = model.engine.run_timed(inputs.clone()).await?;
+    cost::add(characters, tokens, tokenization, &waited);
+    Ok(Run { inputs, outputs, tokens })
 }
 
 /// What was computed of a request's inputs, in their order.
@@ -136,7 +173,7 @@ pub(super) async fn compute(
     preparation: Preparation,
 ) -> Result<Computed, ApiError> {
     let tokenizer = model.tokenizer.clone();
-    let inputs = tokenize(list, move |input| {
+    let prepare = move |input: OneInput| {
         let Preparation { truncation, prompt, side, wants } = &preparation;
         let text = input.into_text(&tokenizer)?;
         let prompt = prompt.as_deref().unwrap_or_default();
@@ -146,12 +183,10 @@ pub(super) async fn compute(
         };
         input.wants = *wants;
         Ok(input)
-    })
-    .await?;
-    let tokens = inputs.iter().map(Input::len).sum();
-    let ids = inputs.iter().map(|input| input.ids.clone()).collect();
-    let outputs = model.engine.run(inputs).await?;
-    Ok(Computed { outputs, ids, tokens })
+    };
+    let characters = list.iter().map(OneInput::characters).sum();
+    let Run { inputs, outputs, tokens } = run(model, list, characters, prepare).await?;
+    Ok(Computed { outputs, ids: inputs.into_iter().map(|input| input.ids).collect(), tokens })
 }
 
 /// The part of each text that its first `most` tokens cover.

@@ -1,19 +1,22 @@
-//! The HTTP API: routes by role, what they share, and the numbers about them. Each dialect has a file of its own. The tables
-//! of operations below are what the router, the metrics and `/openapi.json` are made from.
+//! The HTTP API: routes by role, what they share, and the numbers about them. Each dialect has a file of its own. What the
+//! routes of a role are, `operations` says.
 
 mod access;
 mod body;
 mod cohere;
+mod cost;
 mod embed;
 mod encode;
 mod error;
 mod inputs;
 mod openai;
 mod openapi;
+mod operations;
 mod predict;
 mod rerank;
 mod status;
 mod tokenize;
+mod vertex;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +26,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{Html, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use tracing::Instrument as _;
 
@@ -35,11 +38,11 @@ pub use rerank::score_texts;
 pub use status::{GpuInfo, Info, ModelInfo};
 
 use crate::engine::Engine;
-use crate::jobs;
 use crate::metrics::{Metrics, RequestLabels, RouteLabels};
 use crate::model::{ModelFiles, TextTokenizer};
-use crate::search;
-use openapi::{Operation, of};
+use crate::trace;
+use openapi::Operation;
+use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PROCESS};
 
 /// A model that is served.
 pub struct Served {
@@ -86,298 +89,6 @@ pub struct Routes {
     open: Router,
 }
 
-const EMBEDDING: &[Operation] = &[
-    Operation {
-        method: "post",
-        path: "/embed",
-        summary: "Texts to vectors",
-        request: Some(of::<embed::EmbedRequest>),
-        response: Some(of::<Vec<Vec<f32>>>),
-        handler: Some(|| post(embed::embed)),
-    },
-    Operation {
-        method: "post",
-        path: "/",
-        summary: "The same as /embed",
-        request: Some(of::<embed::EmbedRequest>),
-        response: Some(of::<Vec<Vec<f32>>>),
-        handler: Some(|| post(embed::embed)),
-    },
-    Operation {
-        method: "post",
-        path: "/embed_all",
-        summary: "Texts to the hidden states of all their tokens",
-        request: Some(of::<embed::TextsRequest>),
-        response: Some(of::<Vec<Vec<Vec<f32>>>>),
-        handler: Some(|| post(embed::embed_all)),
-    },
-    Operation {
-        method: "post",
-        path: "/embed_sparse",
-        summary: "Texts to weights of words",
-        request: Some(of::<embed::TextsRequest>),
-        response: Some(of::<Vec<Vec<embed::SparseValue>>>),
-        handler: Some(|| post(embed::embed_sparse)),
-    },
-    Operation {
-        method: "post",
-        path: "/similarity",
-        summary: "A sentence compared with others",
-        request: Some(of::<embed::SimilarityRequest>),
-        response: Some(of::<Vec<f32>>),
-        handler: Some(|| post(embed::similarity)),
-    },
-    Operation {
-        method: "post",
-        path: "/v1/encode",
-        summary: "Texts to dense, sparse and multi-vector form in one pass",
-        request: Some(of::<encode::EncodeRequest>),
-        response: Some(of::<encode::EncodeResponse>),
-        handler: Some(|| post(encode::encode)),
-    },
-    Operation {
-        method: "post",
-        path: "/v1/embeddings",
-        summary: "OpenAI: texts to vectors",
-        request: Some(of::<openai::EmbeddingsRequest>),
-        response: Some(of::<openai::EmbeddingsResponse>),
-        handler: Some(|| post(openai::embeddings)),
-    },
-    Operation {
-        method: "post",
-        path: "/embeddings",
-        summary: "The same as /v1/embeddings",
-        request: Some(of::<openai::EmbeddingsRequest>),
-        response: Some(of::<openai::EmbeddingsResponse>),
-        handler: Some(|| post(openai::embeddings)),
-    },
-    Operation {
-        method: "post",
-        path: "/v2/embed",
-        summary: "Cohere: texts to vectors as floats, bytes or bits",
-        request: Some(of::<cohere::EmbedRequest>),
-        response: Some(of::<cohere::EmbedResponse>),
-        handler: Some(|| post(cohere::embed)),
-    },
-];
-
-const RERANKING: &[Operation] = &[
-    Operation {
-        method: "post",
-        path: "/rerank",
-        summary: "Texts in the order of their scores by a query",
-        request: Some(of::<rerank::TeiRequest>),
-        response: Some(of::<Vec<rerank::TeiRank>>),
-        handler: Some(|| post(rerank::tei)),
-    },
-    Operation {
-        method: "post",
-        path: "/predict",
-        summary: "Labels of texts or pairs with their scores",
-        request: Some(of::<predict::PredictRequest>),
-        response: Some(of::<predict::Predictions>),
-        handler: Some(|| post(predict::predict)),
-    },
-    Operation {
-        method: "post",
-        path: "/v1/rerank",
-        summary: "Jina: documents in the order of their scores by a query",
-        request: Some(of::<rerank::JinaRequest>),
-        response: Some(of::<rerank::JinaResponse>),
-        handler: Some(|| post(rerank::jina)),
-    },
-    Operation {
-        method: "post",
-        path: "/v2/rerank",
-        summary: "Cohere: documents in the order of their scores by a query",
-        request: Some(of::<rerank::CohereRequest>),
-        response: Some(of::<rerank::CohereResponse>),
-        handler: Some(|| post(rerank::cohere)),
-    },
-];
-
-/// `POST /` of a model with one label, and of one with several.
-const RERANK_ROOT: Operation = Operation {
-    method: "post",
-    path: "/",
-    summary: "The same as /rerank",
-    request: Some(of::<rerank::TeiRequest>),
-    response: Some(of::<Vec<rerank::TeiRank>>),
-    handler: Some(|| post(rerank::tei)),
-};
-const PREDICT_ROOT: Operation = Operation {
-    method: "post",
-    path: "/",
-    summary: "The same as /predict",
-    request: Some(of::<predict::PredictRequest>),
-    response: Some(of::<predict::Predictions>),
-    handler: Some(|| post(predict::predict)),
-};
-
-const ANY_MODEL: &[Operation] = &[
-    Operation {
-        method: "post",
-        path: "/tokenize",
-        summary: "Texts to tokens with their places",
-        request: Some(of::<tokenize::TokenizeRequest>),
-        response: Some(of::<Vec<Vec<tokenize::Token>>>),
-        handler: Some(|| post(tokenize::tokenize)),
-    },
-    Operation {
-        method: "post",
-        path: "/decode",
-        summary: "Token ids to texts",
-        request: Some(of::<tokenize::DecodeRequest>),
-        response: Some(of::<Vec<String>>),
-        handler: Some(|| post(tokenize::decode)),
-    },
-    Operation {
-        method: "get",
-        path: "/v1/models",
-        summary: "OpenAI: the model",
-        request: None,
-        response: Some(of::<openai::Models>),
-        handler: Some(|| get(openai::models)),
-    },
-    Operation {
-        method: "get",
-        path: "/v1/models/{*model}",
-        summary: "OpenAI: the model by its name",
-        request: None,
-        response: Some(of::<openai::Model>),
-        handler: Some(|| get(openai::model)),
-    },
-];
-
-const PROCESS: Operation = Operation {
-    method: "post",
-    path: "/v1/process",
-    summary: "Documents to chunks in context with vectors, as a stream of JSON lines",
-    request: Some(openapi::object),
-    response: None,
-    handler: None,
-};
-/// An open stream of events says nothing of how fast requests are answered.
-const JOB_EVENTS: &str = "/v1/jobs/{id}/events";
-
-const JOBS: &[Operation] = &[
-    Operation {
-        method: "post",
-        path: "/v1/jobs",
-        summary: "Takes a job: documents through the pipeline into a corpus and its sink",
-        request: Some(of::<jobs::JobRequest>),
-        response: Some(of::<jobs::JobRecord>),
-        handler: None,
-    },
-    reading("/v1/jobs", "The jobs, the newest first", Some(of::<jobs::JobList>)),
-    reading("/v1/jobs/{id}", "One job", Some(of::<jobs::JobRecord>)),
-    Operation {
-        method: "delete",
-        path: "/v1/jobs/{id}",
-        summary: "Ends a job that goes on, forgets one that has ended",
-        request: None,
-        response: Some(of::<jobs::JobRecord>),
-        handler: None,
-    },
-    Operation {
-        method: "post",
-        path: "/v1/jobs/{id}/cancel",
-        summary: "Ends a job",
-        request: None,
-        response: Some(of::<jobs::JobRecord>),
-        handler: None,
-    },
-    reading(JOB_EVENTS, "A job as it changes, as server-sent events", None),
-    reading("/v1/corpora", "What jobs have made", Some(of::<jobs::CorpusList>)),
-    reading("/v1/corpora/{corpus}", "One corpus", Some(of::<jobs::CorpusRecord>)),
-    reading("/v1/corpora/{corpus}/documents", "Its documents, by id", Some(of::<jobs::DocumentList>)),
-    reading("/v1/corpora/{corpus}/chunks", "Its chunks, as JSON lines", None),
-    Operation {
-        method: "post",
-        path: "/v1/search",
-        summary: "The chunks of a corpus that fit a query best",
-        request: Some(of::<search::SearchRequest>),
-        response: Some(of::<search::SearchResponse>),
-        handler: None,
-    },
-];
-const ANALYZE: Operation = Operation {
-    method: "post",
-    path: "/v1/analyze",
-    summary: "A document's type, language, structure and the chunking that suits it",
-    request: Some(openapi::object),
-    response: Some(openapi::object),
-    handler: None,
-};
-
-const COMMON: &[Operation] = &[
-    Operation {
-        method: "get",
-        path: "/info",
-        summary: "What is served, and on what",
-        request: None,
-        response: Some(of::<Info>),
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/health",
-        summary: "Whether the process lives",
-        request: None,
-        response: None,
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/ping",
-        summary: "The same as /health",
-        request: None,
-        response: None,
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/ready",
-        summary: "Whether the process may be used",
-        request: None,
-        response: Some(openapi::object),
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/metrics",
-        summary: "Numbers for Prometheus",
-        request: None,
-        response: None,
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/openapi.json",
-        summary: "This description",
-        request: None,
-        response: Some(openapi::object),
-        handler: None,
-    },
-    Operation {
-        method: "get",
-        path: "/docs",
-        summary: "This description as a page",
-        request: None,
-        response: None,
-        handler: None,
-    },
-];
-
-/// A route that only reads, which another module brings along.
-const fn reading(
-    path: &'static str,
-    summary: &'static str,
-    response: Option<openapi::SchemaOf>,
-) -> Operation {
-    Operation { method: "get", path, summary, request: None, response, handler: None }
-}
-
 impl Routes {
     fn new(model: Arc<Served>, operations: Vec<&'static Operation>) -> Self {
         let router = operations
@@ -389,14 +100,19 @@ impl Routes {
 
     /// Routes that embed, for the role data-factory.
     pub fn embedding(model: Arc<Served>) -> Self {
-        Self::new(model, EMBEDDING.iter().chain(ANY_MODEL).collect())
+        let roots = if model.files.heads.dense.is_none() && model.files.heads.sparse.is_some() {
+            operations::SPARSE_ROOTS
+        } else {
+            operations::DENSE_ROOTS
+        };
+        Self::new(model, operations::EMBEDDING.iter().chain(operations::ANY_MODEL).chain(roots).collect())
     }
 
     /// Routes that score pairs or classify, for the role reranker.
     pub fn scoring(model: Arc<Served>) -> Self {
         let reranks = model.files.heads.labels.as_ref().is_some_and(|labels| labels.len() == 1);
-        let root = if reranks { &RERANK_ROOT } else { &PREDICT_ROOT };
-        Self::new(model, RERANKING.iter().chain(ANY_MODEL).chain([root]).collect())
+        let roots = if reranks { operations::RERANK_ROOTS } else { operations::PREDICT_ROOTS };
+        Self::new(model, operations::RERANKING.iter().chain(operations::ANY_MODEL).chain(roots).collect())
     }
 
     /// Routes that analyze documents, for the role doc-analyzer.
@@ -447,13 +163,12 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
 async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let mut known =
-        [EMBEDDING, RERANKING, ANY_MODEL, &[PROCESS, ANALYZE], JOBS, COMMON].into_iter().flatten();
-    let route = known.find(|it| Some(it.path) == matched).map_or("other", |it| it.path);
+    let route = operations::known(matched).unwrap_or("other");
     let id = access::id_of(request.headers());
-    let trace = access::trace_of(request.headers()).map(str::to_owned);
-    let span = tracing::info_span!("request", id, route, trace);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let headers = request.headers().clone();
+    let span = tracing::info_span!("request", id, route, trace = trace::id_of(&headers));
+    let answer = cost::told(shared.info.compute_type(), next.run(request));
+    let mut response = trace::within(&headers, answer).instrument(span.clone()).await;
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
     span.in_scope(|| {

@@ -13,6 +13,7 @@ use super::error::Dialect;
 pub(super) const PAGE: &str = include_str!("docs.html");
 
 /// One route: how it is served and what it takes and gives.
+#[derive(Clone, Copy)]
 pub(super) struct Operation {
     pub(super) method: &'static str,
     pub(super) path: &'static str,

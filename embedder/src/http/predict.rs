@@ -62,7 +62,11 @@ pub(super) async fn predict(State(app): State<App>, body: Result<Bytes, BytesRej
 }
 
 async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Predictions>, ApiError> {
-    let request: PredictRequest = parse(body)?;
+    Ok(Json(predictions(app, parse(body)?).await?))
+}
+
+/// What `/predict` answers.
+pub(super) async fn predictions(app: &App, request: PredictRequest) -> Result<Predictions, ApiError> {
     let truncation = inputs::truncation(request.truncate, request.truncation_direction);
     let (sequences, single) = match request.inputs {
         Sequences::Text(text) => (vec![vec![text]], true),
@@ -75,14 +79,14 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     }
     let sequences = sequences.into_iter().map(Sequence::of).collect::<Result<Vec<_>, _>>()?;
     let tokenizer = app.model.tokenizer.clone();
-    let inputs = inputs::tokenize(sequences, move |Sequence(text, other)| {
+    let characters = sequences.iter().map(Sequence::characters).sum();
+    let prepare = move |Sequence(text, other): Sequence| {
         Ok(match other {
             Some(other) => tokenizer.pair(&text, &other, truncation)?,
             None => tokenizer.text(&text, truncation)?,
         })
-    })
-    .await?;
-    let outputs = app.model.engine.run(inputs).await?;
+    };
+    let outputs = inputs::run(&app.model, sequences, characters, prepare).await?.outputs;
     let labels = app.model.files.heads.labels.as_deref().unwrap_or_default();
     let mut predictions: Vec<Vec<Prediction>> = outputs
         .into_iter()
@@ -90,13 +94,17 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
             rank(labels, if request.raw_scores { output.vector } else { probabilities(&output.vector) })
         })
         .collect();
-    Ok(Json(match (single, predictions.pop()) {
+    Ok(match (single, predictions.pop()) {
         (true, Some(only)) => Predictions::One(only),
         (_, last) => Predictions::Many(predictions.into_iter().chain(last).collect()),
-    }))
+    })
 }
 
 impl Sequence {
+    fn characters(&self) -> usize {
+        self.0.chars().count() + self.1.as_ref().map_or(0, |other| other.chars().count())
+    }
+
     fn of(texts: Vec<String>) -> Result<Self, ApiError> {
         let count = texts.len();
         let mut texts = texts.into_iter();

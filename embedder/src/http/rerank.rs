@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::access::request_id;
 use super::cohere::Meta;
 use super::error::{ApiError, Dialect, answer};
-use super::inputs::{self, Direction};
+use super::inputs::{self, Direction, Run};
 use super::openai::Usage;
 use super::{App, Served, parse};
-use crate::model::{self, Input, Truncation};
+use crate::model::{self, Truncation};
 
 /// A query and the texts that are scored by it.
 #[derive(Deserialize, JsonSchema)]
@@ -114,7 +114,11 @@ pub(super) async fn tei(State(app): State<App>, body: Result<Bytes, BytesRejecti
 }
 
 async fn respond_tei(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Vec<TeiRank>>, ApiError> {
-    let request: TeiRequest = parse(body)?;
+    Ok(Json(ranks(app, parse(body)?).await?))
+}
+
+/// What `/rerank` answers.
+pub(super) async fn ranks(app: &App, request: TeiRequest) -> Result<Vec<TeiRank>, ApiError> {
     let truncation = inputs::truncation(request.truncate, request.truncation_direction);
     let texts = if request.return_text { request.texts.clone() } else { Vec::new() };
     some("texts", &request.texts)?;
@@ -124,7 +128,7 @@ async fn respond_tei(app: &App, body: Result<Bytes, BytesRejection>) -> Result<J
         text: texts.get(index).cloned(),
         score: if request.raw_scores { logit } else { sigmoid(logit) },
     });
-    Ok(Json(ranks.collect()))
+    Ok(ranks.collect())
 }
 
 pub(super) async fn jina(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
@@ -225,16 +229,15 @@ async fn logits(
         return Err(ApiError::backend("the model has several labels: it classifies, and does not rerank"));
     }
     let tokenizer = model.tokenizer.clone();
-    let inputs = inputs::tokenize(documents, move |document| {
+    let characters = query.chars().count() + documents.iter().map(|it| it.chars().count()).sum::<usize>();
+    let prepare = move |document: String| {
         let document = match document_tokens {
             Some(maximum) => model::beginning(&tokenizer.plain(), &document, maximum)?,
             None => &document,
         };
         Ok(tokenizer.pair(&query, document, truncation)?)
-    })
-    .await?;
-    let tokens = inputs.iter().map(Input::len).sum();
-    let outputs = model.engine.run(inputs).await?;
+    };
+    let Run { outputs, tokens, .. } = inputs::run(model, documents, characters, prepare).await?;
     Ok((outputs.into_iter().flat_map(|output| output.vector).collect(), tokens))
 }
 

@@ -38,6 +38,13 @@ pub struct Info {
     pub analyzer_url: Option<String>,
 }
 
+impl Info {
+    /// What computes, as text-embeddings-inference calls it in `x-compute-type`.
+    pub(super) fn compute_type(&self) -> &'static str {
+        if self.device == "cpu" { "cpu+optimized" } else { "gpu+optimized" }
+    }
+}
+
 /// The model's part of `/info`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ModelInfo {

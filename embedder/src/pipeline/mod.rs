@@ -30,6 +30,7 @@ use crate::format::Reader;
 use crate::http::{ApiError, Dialect, answer};
 use crate::metrics::Metrics;
 use crate::ollama::OllamaConfig;
+use crate::trace;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -120,7 +121,7 @@ async fn respond(service: Service, request: Request) -> Result<impl IntoResponse
     let request = upload::read(request).await?;
     let job = Job::from(request.validate(&service.config)?);
     let (lines, receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
-    tokio::spawn(job::run(job, service.config, service.embedder, lines));
+    tokio::spawn(trace::carried(job::run(job, service.config, service.embedder, lines)));
     let stream = ReceiverStream::new(receiver).map(|line| Ok::<_, Infallible>(line.to_bytes()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)))
 }

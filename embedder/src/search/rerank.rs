@@ -34,7 +34,14 @@ impl Reranker {
         }
         let body = json!({ "query": query, "texts": texts, "truncate": true });
         let failed = |error: reqwest::Error| format!("the reranker at {}: {error}", self.url);
-        let response = self.client.post(&self.url).json(&body).send().await.map_err(failed)?;
+        let response = self
+            .client
+            .post(&self.url)
+            .headers(crate::trace::headers())
+            .json(&body)
+            .send()
+            .await
+            .map_err(failed)?;
         let ranks: Vec<Rank> = response.error_for_status().map_err(failed)?.json().await.map_err(failed)?;
         Ok(ranks.into_iter().map(|rank| (rank.index, rank.score)).collect())
     }

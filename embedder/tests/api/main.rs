@@ -59,4 +59,6 @@ mod server;
 #[cfg(test)]
 mod status;
 #[cfg(test)]
+mod tei;
+#[cfg(test)]
 mod tokenize;
