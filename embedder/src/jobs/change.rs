@@ -6,7 +6,7 @@
 
 use super::corpus::{CHUNKS, CORPORA, CorpusRecord, DOCUMENTS, DocumentRecord, FILES, FileRecord, Place};
 use super::kept::KeptChunk;
-use super::outbox::OUTBOX;
+use super::outbox::{FORMER, OUTBOX, key_of};
 use super::record::JobRecord;
 use super::store::{Store, StoreError, decode, encode, put_job};
 use crate::sinks::SinkSpec;
@@ -53,6 +53,8 @@ impl Store {
                 chunks: transaction.open_table(CHUNKS)?,
                 documents: transaction.open_table(DOCUMENTS)?,
                 outbox: transaction.open_table(OUTBOX)?,
+                former: transaction.open_table(FORMER)?,
+                former_sinks: record.former.iter().map(key_of).collect::<Result<_, _>>()?,
             };
             for (document, id, kept) in &changes.made {
                 let bytes = kept.encode()?;
@@ -145,6 +147,9 @@ struct Tables<'a, 't> {
     chunks: redb::Table<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
     documents: redb::Table<'t, (&'static str, &'static str), &'static [u8]>,
     outbox: redb::Table<'t, (&'static str, &'static str, &'static str), bool>,
+    former: redb::Table<'t, (&'static str, &'static str, &'static str, &'static str), ()>,
+    /// Those that took chunk by chunk before.
+    former_sinks: Vec<String>,
 }
 
 impl Tables<'_, '_> {
@@ -182,13 +187,18 @@ impl Tables<'_, '_> {
         for chunk in &surplus {
             self.chunks.remove((corpus, id, chunk.as_str()))?;
         }
-        if !self.delivers {
-            return Ok(());
-        }
         if let Some(old) = &old {
             for place in old.chunks.iter().filter(|place| !wanted.contains(place.id.as_str())) {
-                self.outbox.insert((corpus, id, place.id.as_str()), false)?;
+                if self.delivers {
+                    self.outbox.insert((corpus, id, place.id.as_str()), false)?;
+                }
+                for sink in &self.former_sinks {
+                    self.former.insert((corpus, sink.as_str(), id, place.id.as_str()), ())?;
+                }
             }
+        }
+        if !self.delivers {
+            return Ok(());
         }
         if let Some(new) = new {
             for id_of_changed in changed(old.as_ref(), new) {

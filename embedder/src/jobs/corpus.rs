@@ -18,12 +18,18 @@ pub(super) const DOCUMENTS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefi
 /// What was made of chunks, by corpus, document and chunk.
 pub(super) const CHUNKS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("chunks");
 
+/// Chunks that are swept out in one transaction.
+const SWEPT_AT_ONCE: usize = 4096;
+
 /// A corpus.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 pub struct CorpusRecord {
     /// Where its chunks go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sink: Option<SinkSpec>,
+    /// Where they went before, chunk by chunk: what goes from the corpus meanwhile is kept for when one of these is the sink again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<SinkSpec>,
     /// Documents.
     pub documents: u64,
     /// Their chunks.
@@ -183,6 +189,53 @@ impl Store {
         })?;
         Ok(kept.filter(|kept| kept.context_error.is_none()).map(|kept| kept.made))
     }
+}
+
+impl Store {
+    /// Removes what was made for documents that are not there: those of a job that was interrupted, whose file did not come
+    /// again. Gives their number.
+    pub fn sweep(&self, corpus: &str) -> Result<usize, StoreError> {
+        let orphans = self.read(|transaction| {
+            let (documents, chunks) = (transaction.open_table(DOCUMENTS)?, transaction.open_table(CHUNKS)?);
+            orphans(&documents, &chunks, corpus)
+        })?;
+        for page in orphans.chunks(SWEPT_AT_ONCE) {
+            self.write(|transaction| {
+                let mut chunks = transaction.open_table(CHUNKS)?;
+                for (document, id) in page {
+                    chunks.remove((corpus, document.as_str(), id.as_str()))?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(orphans.len())
+    }
+}
+
+/// Chunks whose document is not there, with its id. Goes from document to document: the chunks of those that are there are not read.
+fn orphans(
+    documents: &impl ReadableTable<(&'static str, &'static str), &'static [u8]>,
+    chunks: &impl ReadableTable<(&'static str, &'static str, &'static str), &'static [u8]>,
+    corpus: &str,
+) -> Result<Vec<(String, String)>, redb::Error> {
+    let mut found = Vec::new();
+    let mut from = (String::new(), String::new());
+    loop {
+        let Some(entry) = chunks.range((corpus, from.0.as_str(), from.1.as_str())..)?.next() else { break };
+        let (key, _) = entry?;
+        let (in_corpus, document, id) = key.value();
+        if in_corpus != corpus {
+            break;
+        }
+        from = if documents.get((corpus, document))?.is_some() {
+            // Behind the last id that any chunk of the document can have.
+            (document.to_owned(), "\u{10FFFF}".to_owned())
+        } else {
+            found.push((document.to_owned(), id.to_owned()));
+            (document.to_owned(), format!("{id}\0"))
+        };
+    }
+    Ok(found)
 }
 
 /// Up to `limit` entries of a corpus after the id `after`, by id.

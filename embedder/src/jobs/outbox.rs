@@ -13,6 +13,10 @@ use std::collections::HashMap;
 /// Chunks that the sink has yet to take (`true`) or to remove, by corpus, document and chunk.
 pub(super) const OUTBOX: TableDefinition<'_, (&str, &str, &str), bool> = TableDefinition::new("outbox");
 
+/// Chunks that a former sink has and is to remove should it become the sink again: by corpus, sink, document and chunk.
+pub(super) const FORMER: TableDefinition<'_, (&str, &str, &str, &str), ()> =
+    TableDefinition::new("former-sinks");
+
 /// What the sink has yet to do.
 #[derive(Debug, Default)]
 pub struct Delivery {
@@ -32,7 +36,8 @@ impl Delivery {
 }
 
 impl Store {
-    /// Names the sink of a corpus. One that takes chunk by chunk and was another before is to hear of all chunks.
+    /// Names the sink of a corpus. One that takes chunk by chunk and was another before is to hear of all chunks; one that was
+    /// the sink earlier, also of those that went meanwhile.
     pub fn set_sink(&self, corpus: &str, sink: Option<&SinkSpec>) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut corpora = transaction.open_table(CORPORA)?;
@@ -40,16 +45,20 @@ impl Store {
             if record.sink.as_ref() == sink {
                 return Ok(());
             }
-            record.sink = sink.cloned();
+            let left = std::mem::replace(&mut record.sink, sink.cloned()).filter(SinkSpec::takes_chunks);
+            record.former.retain(|former| Some(former) != sink && Some(former) != left.as_ref());
+            record.former.extend(left.clone());
             corpora.insert(corpus, encode(&record)?.as_slice())?;
             let mut outbox = transaction.open_table(OUTBOX)?;
-            let old: Vec<(String, String)> = keys(&outbox, corpus)?;
-            for (document, id) in old {
+            let mut former = transaction.open_table(FORMER)?;
+            let left = left.as_ref().map(key_of).transpose()?;
+            for (document, id, upsert) in entries(&outbox, corpus)? {
                 outbox.remove((corpus, document.as_str(), id.as_str()))?;
+                if let (Some(left), false) = (&left, upsert) {
+                    former.insert((corpus, left.as_str(), document.as_str(), id.as_str()), ())?;
+                }
             }
-            if !sink.is_some_and(SinkSpec::takes_chunks) {
-                return Ok(());
-            }
+            let Some(sink) = sink.filter(|sink| sink.takes_chunks()) else { return Ok(()) };
             for entry in transaction.open_table(DOCUMENTS)?.range((corpus, "")..)? {
                 let (key, value) = entry?;
                 let (in_corpus, document) = key.value();
@@ -59,6 +68,15 @@ impl Store {
                 let found: DocumentRecord = decode(value.value())?;
                 for place in &found.chunks {
                     outbox.insert((corpus, document, place.id.as_str()), true)?;
+                }
+            }
+            let own = key_of(sink)?;
+            for (document, id) in gone(&former, corpus, &own)? {
+                former.remove((corpus, own.as_str(), document.as_str(), id.as_str()))?;
+                let key = (corpus, document.as_str(), id.as_str());
+                // What came back meanwhile is among those to take.
+                if outbox.get(key)?.is_none() {
+                    outbox.insert(key, false)?;
                 }
             }
             Ok(())
@@ -117,18 +135,41 @@ impl Store {
     }
 }
 
-fn keys(
+/// A sink as a part of a key.
+pub(super) fn key_of(sink: &SinkSpec) -> Result<String, redb::Error> {
+    serde_json::to_string(sink).map_err(|error| redb::Error::Corrupted(format!("a sink: {error}")))
+}
+
+fn entries(
     table: &impl ReadableTable<(&'static str, &'static str, &'static str), bool>,
     corpus: &str,
-) -> Result<Vec<(String, String)>, redb::Error> {
-    let mut keys = Vec::new();
+) -> Result<Vec<(String, String, bool)>, redb::Error> {
+    let mut found = Vec::new();
     for entry in table.range((corpus, "", "")..)? {
-        let (key, _) = entry?;
+        let (key, value) = entry?;
         let (in_corpus, document, id) = key.value();
         if in_corpus != corpus {
             break;
         }
-        keys.push((document.to_owned(), id.to_owned()));
+        found.push((document.to_owned(), id.to_owned(), value.value()));
     }
-    Ok(keys)
+    Ok(found)
+}
+
+/// What a former sink has to remove.
+fn gone(
+    table: &impl ReadableTable<(&'static str, &'static str, &'static str, &'static str), ()>,
+    corpus: &str,
+    sink: &str,
+) -> Result<Vec<(String, String)>, redb::Error> {
+    let mut found = Vec::new();
+    for entry in table.range((corpus, sink, "", "")..)? {
+        let (key, _) = entry?;
+        let (in_corpus, of, document, id) = key.value();
+        if (in_corpus, of) != (corpus, sink) {
+            break;
+        }
+        found.push((document.to_owned(), id.to_owned()));
+    }
+    Ok(found)
 }

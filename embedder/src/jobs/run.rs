@@ -212,7 +212,10 @@ async fn work(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stop> {
             tokio::join!(feeder.feed(documents), Keeper::new(shared.clone(), settings).keep(made), pipeline);
         let found = found?;
         kept?;
-        found.remove_what_is_gone(&shared).await
+        found.remove_what_is_gone(&shared).await?;
+        let corpus = spec.corpus.clone();
+        tools.store.blocking(move |store| store.sweep(&corpus)).await?;
+        Ok(())
     };
     deliverer.deliver_while(processing).await
 }

@@ -116,6 +116,7 @@ impl Store {
                 transaction.open_table(UPLOADS)?;
                 super::corpus::make_tables(&transaction)?;
                 transaction.open_table(super::outbox::OUTBOX)?;
+                transaction.open_table(super::outbox::FORMER)?;
             }
             transaction.commit()?;
             Ok(None)

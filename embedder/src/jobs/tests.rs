@@ -4,7 +4,7 @@ use super::*;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::pipeline::tests::{Lengths, config};
-use crate::sinks::SinkServers;
+use crate::sinks::{SinkServers, SinkSpec};
 use crate::sources::Reach;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -170,6 +170,81 @@ async fn uploads_are_added_replaced_and_deleted_and_a_source_leaves_them_alone()
     assert_eq!(ids, ["a.txt", "x"]);
     let chunks = jobs.store().chunks("default", "x", &documents[1].1).unwrap();
     assert_eq!((chunks[0].text.as_str(), chunks[0].vector.as_slice()), ("new", [3.0].as_slice()));
+}
+
+#[tokio::test]
+async fn what_an_interrupted_job_left_goes_unless_it_came_to_a_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = jobs(folder.path());
+    let document = json!([{ "id": "b", "text": text(&["one", "two"]) }]);
+    let body = json!({ "corpus": "c", "documents": document, "options": { "chunk_max_tokens": 20 } });
+    let job = run(&jobs, body.clone()).await;
+    let store = jobs.store();
+    let chunks = |id: &str| store.document("c", id).unwrap().map(|it| it.chunks).unwrap_or_default();
+    let own: Vec<String> = chunks("b").into_iter().map(|place| place.id).collect();
+    assert_eq!(own.len(), 2);
+    let made = store.made("c", "b", &own[0]).unwrap().unwrap();
+    let kept = || kept::KeptChunk { text: "t".to_owned(), context_error: None, made: made.clone() };
+    // Before and behind the document, in order and not, and of another corpus.
+    let left = ["a", "a/b", "bb"].map(|id| [("0".to_owned(), id), ("f".to_owned(), id)]).concat();
+    let made = left.iter().map(|(chunk, id)| ((*id).to_owned(), chunk.clone(), kept())).collect();
+    let changes = change::Changes { made, ..change::Changes::default() };
+    store.commit(&job, &changes).unwrap();
+    store.commit(&JobRecord { corpus: "d".to_owned(), ..job.clone() }, &changes).unwrap();
+    run(&jobs, body).await;
+    for (chunk, id) in &left {
+        assert_eq!(store.made("c", id, chunk).unwrap(), None, "{id}");
+        assert!(store.made("d", id, chunk).unwrap().is_some(), "another corpus is left alone");
+    }
+    assert!(own.iter().all(|id| store.made("c", "b", id).unwrap().is_some()));
+    assert_eq!(store.sweep("d").unwrap(), 6);
+}
+
+#[tokio::test]
+async fn a_sink_that_comes_back_hears_of_what_went_while_it_was_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = jobs(folder.path());
+    let documents: Vec<Value> =
+        ["a", "b", "c", "d"].iter().map(|id| json!({ "id": id, "text": text(&[*id]) })).collect();
+    let job = run(&jobs, json!({ "corpus": "c", "documents": documents })).await;
+    let store = jobs.store();
+    let sink = |name: &str| SinkSpec::Qdrant { collection: name.to_owned() };
+    let become_sink = |name: &str| store.set_sink("c", Some(&sink(name))).unwrap();
+    let removed = |ids: &[&str]| {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        store.commit(&job, &store.without("c", &ids).unwrap()).unwrap();
+    };
+    let told = || {
+        let delivery = store.undelivered("c", 100).unwrap();
+        let takes: Vec<String> = delivery.upserts.iter().map(|chunk| chunk.document_id.clone()).collect();
+        let gives: Vec<String> = delivery.deletes.iter().map(|(document, _)| document.clone()).collect();
+        store.delivered(&job, &delivery).unwrap();
+        (takes.concat(), gives.concat())
+    };
+    let both = |takes: &str, gives: &str| (takes.to_owned(), gives.to_owned());
+    let third = store.document("c", "c").unwrap().unwrap();
+    let id = third.chunks[0].id.clone();
+    let made = store.made("c", "c", &id).unwrap().unwrap();
+    become_sink("first");
+    assert_eq!(told(), both("abcd", ""));
+    // One removal that it has not heard of, and more while another is the sink.
+    removed(&["a"]);
+    become_sink("second");
+    removed(&["b", "c"]);
+    assert_eq!(told(), both("d", "bc"), "to remove what it never had is nothing to it");
+    // The third comes back as it was.
+    let kept = kept::KeptChunk { text: "c".to_owned(), context_error: None, made };
+    let changes = change::Changes {
+        made: vec![("c".to_owned(), id, kept)],
+        documents: vec![("c".to_owned(), third)],
+        ..change::Changes::default()
+    };
+    store.commit(&job, &changes).unwrap();
+    become_sink("first");
+    assert_eq!(told(), both("cd", "ab"));
+    assert_eq!(told(), both("", ""));
+    let corpus = store.corpus("c").unwrap().unwrap();
+    assert_eq!((corpus.sink, corpus.former), (Some(sink("first")), vec![sink("second")]));
 }
 
 #[tokio::test]
