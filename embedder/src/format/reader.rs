@@ -118,10 +118,13 @@ fn ended(status: ExitStatus) -> String {
 /// # Errors
 /// When the pipes are broken.
 pub fn serve_one(format: Format) -> std::io::Result<()> {
-    for (resource, most) in [(Resource::As, MEMORY), (Resource::Cpu, PROCESSOR), (Resource::Core, 0)] {
+    // The signal at the limit of processor time tells why; the one a second later, at the limit of that limit, does not.
+    for (resource, most, more) in
+        [(Resource::As, MEMORY, 0), (Resource::Cpu, PROCESSOR, 1), (Resource::Core, 0, 0)]
+    {
         // The limits that the process was given may be lower already.
-        let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+        let maximum = getrlimit(resource).maximum.map_or(most + more, |maximum| maximum.min(most + more));
+        setrlimit(resource, Rlimit { current: Some(maximum.saturating_sub(more)), maximum: Some(maximum) })?;
     }
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;

@@ -7,6 +7,8 @@ mod access;
 #[cfg(test)]
 mod analyze;
 #[cfg(test)]
+mod bombs;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod clients;
