@@ -4,6 +4,7 @@ use super::program::Program;
 use super::server::cached;
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,20 +12,31 @@ use std::time::{Duration, Instant};
 struct Storage {
     child: Child,
     url: String,
+    http: reqwest::Client,
 }
 
 impl Storage {
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Behind TLS with a certificate and its key, in a folder, where there is one.
+    async fn start_with(certificate: Option<&Path>) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(cached("venvs/storage/bin/moto_server"))
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let storage = Self { child, url: format!("http://127.0.0.1:{port}") };
+        let mut command = Command::new(cached("venvs/storage/bin/moto_server"));
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let (mut scheme, mut http) = ("http", reqwest::Client::builder());
+        if let Some(folder) = certificate {
+            let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.join(name));
+            command.arg("-c").arg(&certificate).arg("-k").arg(key);
+            let trusted = reqwest::Certificate::from_pem(&std::fs::read(certificate).unwrap()).unwrap();
+            (scheme, http) = ("https", http.tls_certs_merge([trusted]));
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let url = format!("{scheme}://127.0.0.1:{port}");
+        let storage = Self { child, url, http: http.build().unwrap() };
         let give_up = Instant::now() + Duration::from_secs(60);
-        while reqwest::get(&storage.url).await.is_err() {
+        while storage.http.get(&storage.url).send().await.is_err() {
             assert!(Instant::now() < give_up, "the storage server does not answer");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -33,10 +45,14 @@ impl Storage {
 
     /// What the server answers to a request; it does not check signatures.
     async fn ask(&self, method: Method, path: &str, content: &'static str) -> Vec<u8> {
+        self.answer(method, path, content).await.bytes().await.unwrap().to_vec()
+    }
+
+    async fn answer(&self, method: Method, path: &str, content: &'static str) -> reqwest::Response {
         let signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
-        let request = reqwest::Client::new().request(method, format!("{}/{path}", self.url));
+        let request = self.http.request(method, format!("{}/{path}", self.url));
         let response = request.header("authorization", signed).body(content).send().await.unwrap();
-        response.error_for_status().unwrap().bytes().await.unwrap().to_vec()
+        response.error_for_status().unwrap()
     }
 
     /// Makes a bucket, or an object in one.
@@ -129,4 +145,45 @@ async fn a_bucket_is_followed_and_the_corpus_is_written_to_another() {
     let failed = program.run_job(&nowhere).await;
     let error = failed["error"].as_str().unwrap_or_default();
     assert!(failed["state"] == "failed" && error.contains("S3 bucket no-such-bucket"), "{failed}");
+}
+
+#[tokio::test]
+async fn a_large_corpus_goes_in_parts_to_a_storage_behind_tls_that_is_trusted() {
+    principium_embedder::tls::install();
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let certificate = folder.path().join("cert.pem");
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    let storage = Storage::start_with(Some(folder.path())).await;
+    storage.put("out", "").await;
+    // What comes with a document stands in each of its chunks.
+    let words = ["Fans are checked on Mondays, and cards on Tuesdays."; 120].join("\n\n");
+    let document = json!({ "id": "a", "text": words, "metadata": { "note": "n".repeat(150 << 10) } });
+    let body = json!({
+        "documents": [document],
+        "options": { "chunk_max_tokens": 20 },
+        "sink": { "type": "jsonl", "path": "s3://out/large.jsonl" },
+    });
+    let data = folder.path().join("trusting");
+    let program =
+        Program::start_with(&data, |command| storage.tell(command).env("SSL_CERT_FILE", &certificate));
+    let job = program.run_job(&body).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    let answer = storage.answer(Method::GET, "out/large.jsonl", "").await;
+    // The ETag of what came in parts says how many.
+    let tag = answer.headers()["etag"].to_str().unwrap().to_owned();
+    let text = answer.text().await.unwrap();
+    let parts = text.len().div_ceil(8 << 20);
+    assert!(parts > 1 && tag.ends_with(&format!("-{parts}\"")), "{} bytes, {tag}", text.len());
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["index"].clone());
+    let places: Vec<Value> = lines.collect();
+    assert_eq!(json!(places), json!((0..places.len()).collect::<Vec<_>>()), "whole and in order");
+
+    let data = folder.path().join("wary");
+    let program = Program::start_with(&data, |command| storage.tell(command));
+    let source = json!({ "source": { "type": "s3", "url": "s3://out" } });
+    let job = program.run_job(&source).await;
+    let error = job["error"].as_str().unwrap_or_default();
+    assert!(job["state"] == "failed" && error.contains("S3 bucket out"), "{job}");
 }
