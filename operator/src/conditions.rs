@@ -42,10 +42,15 @@ pub mod reason {
     pub const POOL_READY: &str = "PoolReady";
     pub const POOL_MISSING: &str = "PoolMissing";
     pub const POOL_NOT_READY: &str = "PoolNotReady";
+    pub const SAME_SINK: &str = "SameSink";
+    pub const OTHER_SINK: &str = "OtherSink";
 }
 
 /// Condition of a DataFactory with enrichment: whether its pool can put chunks in context.
 pub const ENRICHMENT_READY: &str = "EnrichmentReady";
+
+/// Condition of an Ingestion whose corpus another one fills too: whether both name the same sink.
+pub const SINK_AGREED: &str = "SinkAgreed";
 
 /// The longest message that is written, in characters; Kubernetes allows 32768 bytes.
 const LONGEST_MESSAGE: usize = 1024;

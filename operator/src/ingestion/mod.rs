@@ -4,6 +4,7 @@
 //! The status comes first. A run that stands there is asked for until it has ended, under an id that follows from the decision;
 //! so nothing that is killed in between makes a run twice, or forgets one.
 
+mod corpora;
 mod factories;
 mod job;
 mod report;
@@ -14,6 +15,7 @@ pub use job::{Job, JobAnswer, JobQuestion, JobSaid, JobWish};
 use crate::actions::{Plan, Question, Status, StatusUpdate, Target, target};
 use crate::observed::{Identity, Observed};
 use crate::resource::Kind;
+use corpora::Corpora;
 use factories::{Factories, Factory, Worker};
 use jiff::{SignedDuration, Timestamp};
 use job::{build_request, spec_hash};
@@ -34,8 +36,9 @@ pub fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         return;
     }
     let factories = Factories::read(observed);
+    let corpora = Corpora::read(observed);
     for resource in &observed.ingestions {
-        settle(observed, &factories, resource, now, plan);
+        settle(observed, &factories, &corpora, resource, now, plan);
     }
     end_orphans(observed, &factories, plan);
 }
@@ -43,6 +46,7 @@ pub fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
 fn settle(
     observed: &Observed,
     factories: &Factories<'_>,
+    corpora: &Corpora<'_>,
     resource: &Ingestion,
     now: Timestamp,
     plan: &mut Plan,
@@ -113,6 +117,7 @@ fn settle(
         corpus,
         factory: &factory,
         due: &due,
+        sink: corpora.sink(resource),
         silent: silent.as_deref(),
         invalid: schedule.as_ref().err().map(String::as_str),
     };

@@ -3,7 +3,7 @@
 use super::factories::Factory;
 use super::runs::{Due, retry_at, whole};
 use crate::actions::{Plan, Severity};
-use crate::conditions::{self, Progress, reason};
+use crate::conditions::{self, Progress, SINK_AGREED, Verdict, reason};
 use crate::observed::Identity;
 use jiff::Timestamp;
 use principium_api::ingestion::{CorpusSize, IngestionRun, IngestionSpec, IngestionStatus, RunState};
@@ -19,6 +19,8 @@ pub struct Telling<'a> {
     pub corpus: Option<CorpusSize>,
     pub factory: &'a Factory<'a>,
     pub due: &'a Due,
+    /// Whether the others that fill its corpus name its sink.
+    pub sink: Option<Verdict>,
     /// Why nothing is heard of the run that is under way.
     pub silent: Option<&'a str>,
     /// What is wrong with the schedule.
@@ -132,11 +134,19 @@ pub fn report(
             plan.note(told.id, severity, reason, message.to_owned());
         }
     }
+    let disagreed =
+        |conditions| conditions::before(conditions, SINK_AGREED).is_some_and(|it| it.status == "False");
+    if let Some(sink) = told.sink.as_ref().filter(|sink| sink.status == Some(false))
+        && !disagreed(&before.conditions)
+    {
+        plan.note(told.id, Severity::Warning, sink.reason, sink.message.clone());
+    }
+    let verdicts = [progress.verdicts(), told.sink.iter().cloned().collect()].concat();
     let succeeded = told.runs.iter().find(|run| run.state == RunState::Succeeded);
     let succeeded = succeeded.and_then(|run| run.completion_time.clone());
     IngestionStatus {
         observed_generation: told.id.generation,
-        conditions: conditions::updated(&before.conditions, &progress.verdicts(), told.id.generation, now),
+        conditions: conditions::updated(&before.conditions, &verdicts, told.id.generation, now),
         progress: told.runs.first().map(documents).unwrap_or_default(),
         corpus: told.corpus,
         next_run_time: next.map(whole),

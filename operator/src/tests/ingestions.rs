@@ -317,6 +317,40 @@ fn a_changed_spec_ends_the_run_and_begins_another() {
 }
 
 #[test]
+fn ingestions_of_one_corpus_that_name_different_sinks_say_so() {
+    let mut cluster = cluster();
+    let fills = |corpus: &str, sink: Value| spec(&json!({"corpus": corpus, "sink": sink}));
+    let table = |name: &str| json!({"postgres": {"table": name}});
+    let agreed = |cluster: &Cluster, name: &str| {
+        let status = cluster.ingestion(name).status.clone().unwrap();
+        let found = status.conditions.iter().find(|condition| condition.type_ == "SinkAgreed").cloned();
+        found.map(|found| (found.status, found.reason, found.message))
+    };
+    cluster.apply("Ingestion", "x", fills("shared", table("a")));
+    cluster.apply("Ingestion", "y", fills("shared", json!(null)));
+    cluster.apply("Ingestion", "z", fills("other", table("b")));
+    work(&mut cluster);
+    assert!(["x", "y", "z"].iter().all(|name| agreed(&cluster, name).is_none()), "nobody else names one");
+    cluster.apply("Ingestion", "y", fills("shared", table("b")));
+    work(&mut cluster);
+    for (name, other) in [("x", "y"), ("y", "x")] {
+        let (status, reason, message) = agreed(&cluster, name).unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "OtherSink"), "{name}");
+        assert!(message.contains(&format!("Ingestion {other} fills the corpus \"shared\" too")), "{message}");
+    }
+    assert_eq!(cluster.noted("OtherSink").len(), 2, "one Event each");
+    work(&mut cluster);
+    assert_eq!(cluster.noted("OtherSink").len(), 2, "and no more of them");
+    assert_eq!(agreed(&cluster, "z"), None);
+    cluster.apply("Ingestion", "x", fills("shared", table("b")));
+    work(&mut cluster);
+    assert_eq!(agreed(&cluster, "y").unwrap().1, "SameSink");
+    cluster.delete("x");
+    work(&mut cluster);
+    assert_eq!(agreed(&cluster, "y"), None);
+}
+
+#[test]
 fn the_job_of_an_ingestion_that_is_deleted_is_ended() {
     let mut cluster = cluster();
     cluster.apply("Ingestion", "x", spec(&json!({})));
