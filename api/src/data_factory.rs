@@ -1,7 +1,7 @@
 //! `DataFactory`: documents in; chunks in context and their vectors out.
 
 use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
-use crate::model::{ModelSource, RunningModel};
+use crate::model::{Dtype, ModelSource, RunningModel};
 use crate::pod::{PodSettings, SecretKeyRef};
 use crate::status::{Assignment, Condition, Endpoint};
 use crate::storage::{DataVolume, Search, Storage};
@@ -46,6 +46,17 @@ use serde::{Deserialize, Serialize};
 pub struct DataFactorySpec {
     /// The embedding model.
     pub model: ModelSource,
+
+    /// Number format of the computation: `f32`, `bf16`, `int8` (without a GPU only), `f16` (on a GPU only) or `auto`, the default: `f32`
+    /// on the CPU and 16 bits on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+
+    /// Name of a prompt of the model's files that is put before texts of requests that name none. Default: the one that the files
+    /// call the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub default_prompt_name: Option<String>,
 
     /// GPUs of the pod, one worker each. Default: one whole GPU.
     #[serde(skip_serializing_if = "Option::is_none")]

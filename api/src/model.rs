@@ -92,6 +92,35 @@ pub struct HostPathModel {
     pub path: String,
 }
 
+/// Number format in which a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// `f32` on the CPU, 16 bits on a GPU.
+    Auto,
+    /// 32 bits: the numbers of the reference implementations.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+    /// 16 bits, for older cards. On GPUs only.
+    F16,
+    /// 8 bits. On the CPU only.
+    Int8,
+}
+
+impl Dtype {
+    /// Its name, as the embedder takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 /// The model that a worker says it runs, read from the worker itself.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

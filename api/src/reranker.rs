@@ -1,7 +1,7 @@
 //! `Reranker`: a cross-encoder that scores (query, passage) pairs.
 
 use crate::gpu::{DEVICES_ONCE, DEVICES_ONCE_MESSAGE, GpuRequest};
-use crate::model::{ModelSource, RunningModel};
+use crate::model::{Dtype, ModelSource, RunningModel};
 use crate::pod::{PodSettings, SecretKeyRef};
 use crate::status::{Assignment, Condition, Endpoint};
 use kube::{CustomResource, KubeSchema};
@@ -56,6 +56,11 @@ use serde::{Deserialize, Serialize};
 pub struct RerankerSpec {
     /// The cross-encoder.
     pub model: ModelSource,
+
+    /// Number format of the computation: `f32`, `bf16`, `int8` (without a GPU only), `f16` (on a GPU only) or `auto`, the default: `f32`
+    /// on the CPU and 16 bits on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
 
     /// GPUs of each replica, one worker each. Default: one whole GPU.
     #[serde(skip_serializing_if = "Option::is_none")]

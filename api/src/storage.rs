@@ -2,6 +2,7 @@
 
 use crate::model::HostPathModel;
 use crate::ollama_pool::{ClaimStore, HostPathStore};
+use crate::pod::SecretKeyRef;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,7 @@ pub struct Search {
     pub reranker_ref: Option<RerankerRef>,
 }
 
-/// Names a Reranker of the same namespace. One that wants an API key can't be used.
+/// Names a Reranker of the same namespace.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RerankerRef {
@@ -89,4 +90,8 @@ pub struct RerankerRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u32>,
+    /// The key that it is shown, where it wants one: usually its own `apiKeySecretRef`. A key that changes counts from the next
+    /// start of a pod on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_secret_ref: Option<SecretKeyRef>,
 }

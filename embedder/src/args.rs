@@ -181,6 +181,12 @@ pub struct ServeArgs {
     /// Base URL of the server that reranks search results.
     #[arg(long, env = "PRINCIPIUM_RERANKER_URL")]
     pub reranker_url: Option<String>,
+    /// The API key for it.
+    #[arg(long, env = "PRINCIPIUM_RERANKER_API_KEY", hide_env_values = true)]
+    pub reranker_api_key: Option<Secret>,
+    /// A file with the API key for it, such as a mounted Secret, where the flag is not given.
+    #[arg(long, env = "PRINCIPIUM_RERANKER_API_KEY_FILE")]
+    pub reranker_api_key_file: Option<PathBuf>,
     /// Hosts that jobs may read documents from over HTTP, divided by commas: names, `*.example.com`, or `*` for any.
     #[arg(long, env = "PRINCIPIUM_HTTP_SOURCES", default_value = "")]
     pub http_sources: Hosts,

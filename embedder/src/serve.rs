@@ -421,7 +421,8 @@ fn model_routes(
     let jobs = jobs(args, &config, &embedder, metrics)?;
     let mut kept = jobs::routes(jobs.as_ref());
     if let Some(jobs) = &jobs {
-        let reranker = given(args.reranker_url.as_ref()).map(|url| Reranker::new(&url)).transpose();
+        let key = reranker_key(args)?;
+        let reranker = given(args.reranker_url.as_ref()).map(|url| Reranker::new(&url, key)).transpose();
         kept = kept.merge(search::router(jobs.clone(), reranker.context("PRINCIPIUM_RERANKER_URL")?));
     }
     let routes = routes.with_pipeline(pipeline::router(config, embedder)).with_jobs(
@@ -430,6 +431,19 @@ fn model_routes(
         jobs.is_some(),
     );
     Ok((routes, jobs))
+}
+
+/// The key for the reranker of searches; of a file with several, the first.
+fn reranker_key(args: &ServeArgs) -> anyhow::Result<Option<String>> {
+    if let Some(key) = given(args.reranker_api_key.as_ref().map(|key| &key.0)) {
+        return Ok(Some(key));
+    }
+    let Some(file) = args.reranker_api_key_file.as_ref().filter(|file| !file.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("reading the reranker's API key from {}", file.display()))?;
+    Ok(text.split([',', '\n']).map(str::trim).find(|key| !key.is_empty()).map(str::to_owned))
 }
 
 /// The jobs of the data folder.

@@ -7,7 +7,7 @@ use crate::pod_parts::{
 };
 use crate::template::Template;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, Pod, Volume};
-use principium_api::model::ModelSource;
+use principium_api::model::{Dtype, ModelSource};
 use principium_api::pod::{PodSettings, SecretKeyRef};
 
 /// Whether the pods of a model use a claim. It may be open to one pod only, and then a successor beside its predecessor
@@ -18,8 +18,8 @@ pub fn uses_claim(model: &ModelSource) -> bool {
         || cache.is_some_and(|cache| cache.persistent_volume_claim.is_some())
 }
 
-/// Where the key that clients must show is mounted.
-const API_KEY: &str = "/var/run/secrets/principium.ai/api-key";
+/// Where keys are mounted, each in a folder of its own.
+const KEYS: &str = "/var/run/secrets/principium.ai";
 /// Where a model that is not downloaded is mounted.
 const MODELS: &str = "/models";
 
@@ -31,11 +31,14 @@ pub struct EmbedderPod<'a> {
     pub role: &'a str,
     pub port: u16,
     pub model: Option<&'a ModelSource>,
+    pub dtype: Option<Dtype>,
     /// Variables of the role.
     pub env: Vec<EnvVar>,
     pub require_acceleration: bool,
     /// The key that clients must show.
     pub api_key: Option<&'a SecretKeyRef>,
+    /// The key that the reranker of searches is shown.
+    pub reranker_key: Option<&'a SecretKeyRef>,
 }
 
 /// Builds the pod, without its name and GPUs.
@@ -57,11 +60,19 @@ pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
             mounts.push(read_only(mount("model", MODELS)));
         }
     }
+    all.extend(
+        parts.dtype.into_iter().flat_map(|dtype| env([("PRINCIPIUM_DTYPE", dtype.name().to_owned())])),
+    );
     all.extend(parts.env);
-    if let Some(key) = parts.api_key {
-        all.extend(env([("PRINCIPIUM_API_KEYS_FILE", format!("{API_KEY}/key"))]));
-        volumes.push(secret_volume("api-key", &key.name, key.key.as_deref().unwrap_or("api-key"), "key"));
-        mounts.push(read_only(mount("api-key", API_KEY)));
+    for (name, variable, key) in [
+        ("api-key", "PRINCIPIUM_API_KEYS_FILE", parts.api_key),
+        ("reranker-key", "PRINCIPIUM_RERANKER_API_KEY_FILE", parts.reranker_key),
+    ] {
+        let Some(key) = key else { continue };
+        let folder = format!("{KEYS}/{name}");
+        all.extend(env([(variable, format!("{folder}/key"))]));
+        volumes.push(secret_volume(name, &key.name, key.key.as_deref().unwrap_or("api-key"), "key"));
+        mounts.push(read_only(mount(name, &folder)));
     }
     let container = Container {
         name: parts.role.to_owned(),
@@ -117,8 +128,13 @@ pub fn settings_template(image: &str, pod: &PodSettings) -> Template {
 }
 
 /// The template of an embedder pod, to which its role adds.
-pub fn embedder_template(settings: &Settings, pod: &PodSettings, model: Option<&ModelSource>) -> Template {
-    settings_template(&image(settings, pod), pod).with("model", &model)
+pub fn embedder_template(
+    settings: &Settings,
+    pod: &PodSettings,
+    model: Option<&ModelSource>,
+    dtype: Option<Dtype>,
+) -> Template {
+    settings_template(&image(settings, pod), pod).with("model", &model).with("dtype", &dtype)
 }
 
 fn place_model(model: &ModelSource, pod: &PodSettings) -> (Option<Volume>, Vec<EnvVar>) {
@@ -175,9 +191,11 @@ mod tests {
             role: "reranker",
             port: 9200,
             model: Some(model),
+            dtype: None,
             env: Vec::new(),
             require_acceleration: true,
             api_key: None,
+            reranker_key: None,
         });
         serde_json::to_value(pod).unwrap()
     }
@@ -230,26 +248,36 @@ mod tests {
     }
 
     #[test]
-    fn an_api_key_is_a_file_of_its_secret_and_no_variable() {
+    fn keys_are_files_of_their_secrets_and_no_variables() {
         let settings = Settings::default();
         let key = SecretKeyRef { name: "keys".to_owned(), key: None };
+        let theirs = SecretKeyRef { name: "theirs".to_owned(), key: Some("k".to_owned()) };
         let pod = build_embedder_pod(EmbedderPod {
             settings: &settings,
             pod: &PodSettings::default(),
             role: "reranker",
             port: 9200,
             model: None,
+            dtype: Some(Dtype::Bf16),
             env: Vec::new(),
             require_acceleration: true,
             api_key: Some(&key),
+            reranker_key: Some(&theirs),
         });
         let pod = serde_json::to_value(pod).unwrap();
-        let file = "/var/run/secrets/principium.ai/api-key/key";
-        assert_eq!(variable(&pod, "PRINCIPIUM_API_KEYS_FILE").as_deref(), Some(file));
-        let secret =
-            json!({"secretName": "keys", "items": [{"key": "api-key", "path": "key"}], "optional": false});
-        assert_eq!(pod["spec"]["volumes"][2], json!({"name": "api-key", "secret": secret}));
-        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][2]["readOnly"], true);
+        assert_eq!(variable(&pod, "PRINCIPIUM_DTYPE").as_deref(), Some("bf16"));
+        for (place, name, named, secret, key) in [
+            (2, "api-key", "PRINCIPIUM_API_KEYS_FILE", "keys", "api-key"),
+            (3, "reranker-key", "PRINCIPIUM_RERANKER_API_KEY_FILE", "theirs", "k"),
+        ] {
+            let folder = format!("/var/run/secrets/principium.ai/{name}");
+            assert_eq!(variable(&pod, named), Some(format!("{folder}/key")));
+            let secret =
+                json!({"secretName": secret, "items": [{"key": key, "path": "key"}], "optional": false});
+            assert_eq!(pod["spec"]["volumes"][place], json!({"name": name, "secret": secret}));
+            let mount = json!({"name": name, "mountPath": folder, "readOnly": true});
+            assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][place], mount);
+        }
     }
 
     #[test]

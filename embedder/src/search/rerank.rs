@@ -1,6 +1,6 @@
 //! The reranker that puts results into their last order: any server with text-embeddings-inference's `/rerank`.
 
-use reqwest::Client;
+use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
@@ -12,6 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Reranker {
     client: Client,
     url: String,
+    key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -21,10 +22,10 @@ struct Rank {
 }
 
 impl Reranker {
-    /// A server at a base URL, which is asked nothing yet.
-    pub fn new(url: &str) -> Result<Self, reqwest::Error> {
+    /// A server at a base URL, which is asked nothing yet, and the key for it.
+    pub fn new(url: &str, key: Option<String>) -> Result<Self, reqwest::Error> {
         let client = crate::tls::http_client().timeout(PATIENCE).build()?;
-        Ok(Self { client, url: format!("{}/rerank", url.trim_end_matches('/')) })
+        Ok(Self { client, url: format!("{}/rerank", url.trim_end_matches('/')), key })
     }
 
     /// The places of texts with their scores, the best first.
@@ -34,14 +35,18 @@ impl Reranker {
         }
         let body = json!({ "query": query, "texts": texts, "truncate": true });
         let failed = |error: reqwest::Error| format!("the reranker at {}: {error}", self.url);
-        let response = self
-            .client
-            .post(&self.url)
-            .headers(crate::trace::headers())
-            .json(&body)
-            .send()
-            .await
-            .map_err(failed)?;
+        let mut request = self.client.post(&self.url).headers(crate::trace::headers()).json(&body);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await.map_err(failed)?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let key = if self.key.is_some() { "another API key" } else { "an API key" };
+            return Err(format!(
+                "the reranker at {} wants {key}: give it by search.rerankerRef.apiKeySecretRef, or PRINCIPIUM_RERANKER_API_KEY",
+                self.url
+            ));
+        }
         let ranks: Vec<Rank> = response.error_for_status().map_err(failed)?.json().await.map_err(failed)?;
         Ok(ranks.into_iter().map(|rank| (rank.index, rank.score)).collect())
     }

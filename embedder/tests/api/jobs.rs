@@ -165,6 +165,33 @@ async fn a_corpus_is_searched_by_vectors_by_words_and_by_both() {
 }
 
 #[tokio::test]
+async fn a_reranker_that_wants_a_key_is_shown_it() {
+    let theirs =
+        start(&["--model", &super::server::cross_encoder(), "--role", "reranker", "--api-keys", "old,right"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "right\n").unwrap();
+    let file = file.display().to_string();
+    let search = json!({ "query": "Why did the Vasa sink?" });
+    let documents = json!([{ "id": "vasa", "text": "The Vasa sank because she was top-heavy." }]);
+    for (flags, answer) in [
+        (vec!["--reranker-api-key-file", &file], Ok(())),
+        (vec!["--reranker-api-key", "old", "--reranker-api-key-file", &file], Ok(())),
+        (vec!["--reranker-api-key", "wrong"], Err("wants another API key")),
+        (vec![], Err("wants an API key: give it by search.rerankerRef.apiKeySecretRef")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = with_folder(folder.path(), &[&["--reranker-url", &theirs.url], &*flags].concat());
+        server.run_job(&json!({ "documents": documents })).await;
+        let found = server.post("/v1/search", &search).await;
+        match answer {
+            Ok(()) => assert_eq!(found.json()["results"][0]["ranks"]["rerank"], 1, "{flags:?}"),
+            Err(says) => found.refused(424, "Backend", says),
+        }
+    }
+}
+
+#[tokio::test]
 async fn search_results_are_reranked_where_a_reranker_is_configured() {
     let folder = tempfile::tempdir().unwrap();
     let server = with_folder(folder.path(), &["--reranker-url", &super::server::reranker().url]);

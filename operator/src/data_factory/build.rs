@@ -49,11 +49,14 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
     if let Some(port) = analyzer_port(resource) {
         variables.extend(env([("PRINCIPIUM_ANALYZER_URL", analyzer_url(namespace, name, port))]));
     }
-    if let Some(reranker) = spec.search.as_ref().and_then(|search| search.reranker_ref.as_ref()) {
+    let reranker = spec.search.as_ref().and_then(|search| search.reranker_ref.as_ref());
+    if let Some(reranker) = reranker {
         let port = reranker.port.unwrap_or_else(|| RERANKER_PORT.into());
         let url = format!("http://{}.{namespace}.svc:{port}", reranker.name);
         variables.extend(env([("PRINCIPIUM_RERANKER_URL", url)]));
     }
+    let prompt = spec.default_prompt_name.clone();
+    variables.extend(prompt.into_iter().flat_map(|prompt| env([("PRINCIPIUM_DEFAULT_PROMPT_NAME", prompt)])));
     variables.extend(volumes::variables(spec));
     let mut pod = build_embedder_pod(EmbedderPod {
         settings: &observed.settings,
@@ -61,9 +64,11 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         role: "data-factory",
         port: DATA_FACTORY_PORT,
         model: Some(&spec.model),
+        dtype: spec.dtype,
         env: variables,
         require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
         api_key: spec.api_key_secret_ref.as_ref(),
+        reranker_key: reranker.and_then(|reranker| reranker.api_key_secret_ref.as_ref()),
     });
     volumes::add_to(&mut pod, spec);
     pod
@@ -84,10 +89,12 @@ fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         role: "doc-analyzer",
         port: DOC_ANALYZER_PORT,
         model: None,
+        dtype: None,
         env: variables,
         // It has no GPU to compute on.
         require_acceleration: false,
         api_key: None,
+        reranker_key: None,
     })
 }
 
@@ -196,7 +203,8 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
         }
         values
     });
-    embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
+    embedder_template(&observed.settings, &spec.pod, Some(&spec.model), spec.dtype)
+        .with("defaultPromptName", &spec.default_prompt_name)
         .with("enrichment", &enrichment)
         .with("chunking", &spec.chunking)
         .with("storage", &spec.storage)
@@ -212,5 +220,6 @@ pub fn analyzer_template(observed: &Observed, resource: &DataFactory) -> Templat
         let model = first_model(observed, resource, reference, Role::Analyzer, "analysis");
         json!({"pool": reference.name, "model": model})
     });
-    embedder_template(&observed.settings, &analyzer_settings(resource), None).with("analysis", &analysis)
+    embedder_template(&observed.settings, &analyzer_settings(resource), None, None)
+        .with("analysis", &analysis)
 }

@@ -16,15 +16,17 @@ pub fn build_pod(observed: &Observed, resource: &Reranker) -> Pod {
         role: "reranker",
         port: RERANKER_PORT,
         model: Some(&spec.model),
+        dtype: spec.dtype,
         env: Vec::new(),
         require_acceleration: spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
         api_key: spec.api_key_secret_ref.as_ref(),
+        reranker_key: None,
     })
 }
 
 pub fn template(observed: &Observed, resource: &Reranker) -> Template {
     let spec = &resource.spec;
-    embedder_template(&observed.settings, &spec.pod, Some(&spec.model))
+    embedder_template(&observed.settings, &spec.pod, Some(&spec.model), spec.dtype)
         .with("requireAcceleration", &spec.require_acceleration)
         .with("apiKeySecretRef", &spec.api_key_secret_ref)
 }

@@ -138,6 +138,7 @@ fn embedder() -> Vec<Row> {
             instead("hostPath", json!({"path": "/m"})),
             Restart("model.hostPath.path set to /m"),
         ),
+        ("dtype", json!({"dtype": "bf16"}), Restart("dtype set to bf16")),
         ("port", json!({"port": 9999}), Nothing),
         (
             "requireAcceleration",
@@ -229,6 +230,21 @@ fn data_factory() -> Vec<Row> {
             "search.rerankerRef.port",
             json!({"search": {"rerankerRef": {"name": "r", "port": 9201}}}),
             Restart("search.rerankerRef.port set to 9201"),
+        ),
+        (
+            "search.rerankerRef.apiKeySecretRef.name",
+            json!({"search": {"rerankerRef": {"name": "r", "apiKeySecretRef": {"name": "s"}}}}),
+            Restart("search.rerankerRef.apiKeySecretRef.name set to s"),
+        ),
+        (
+            "search.rerankerRef.apiKeySecretRef.key",
+            json!({"search": {"rerankerRef": {"name": "r", "apiKeySecretRef": {"name": "s", "key": "k"}}}}),
+            Restart("search.rerankerRef.apiKeySecretRef.key set to k"),
+        ),
+        (
+            "defaultPromptName",
+            json!({"defaultPromptName": "query"}),
+            Restart("defaultPromptName set to query"),
         ),
         ("docAnalyzer.port", json!({"docAnalyzer": {"port": 9555}}), Restart("analyzerPort set to 9555")),
         (
