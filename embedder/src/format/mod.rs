@@ -18,7 +18,7 @@ mod table;
 mod tests;
 
 pub use code::CodeLanguage;
-pub use reader::{Reader, serve_one};
+pub use reader::{RESERVE, Reader, serve_one};
 
 use serde::{Deserialize, Serialize};
 

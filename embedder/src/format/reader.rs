@@ -21,6 +21,9 @@ const MEMORY: u64 = 1 << 30;
 /// Its stack, in bytes: parsers go down into what is nested.
 const STACK: usize = 64 << 20;
 
+/// Keeps the allocator of a reading process from setting address space aside at its start: the limit of memory counts that.
+pub const RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "0");
+
 /// What a reading process answers.
 type Answer = Result<Extracted, ReadError>;
 
@@ -77,7 +80,7 @@ fn failed(format: Format, message: &str) -> ReadError {
 
 async fn read_apart(program: &PathBuf, format: Format, bytes: &[u8]) -> Answer {
     let mut command = tokio::process::Command::new(program);
-    command.args(["read", format.name()]).kill_on_drop(true);
+    command.args(["read", format.name()]).env(RESERVE.0, RESERVE.1).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let started = command.spawn();
     let mut child =

@@ -4,6 +4,7 @@
 use super::program::Program;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use principium_embedder::format::RESERVE;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -126,6 +127,7 @@ fn a_file_that_takes_for_ever_is_ended_by_its_processor_time() {
     // What the reading process was given is less than the minute that it takes for itself.
     let mut reader = Command::new("sh")
         .args(["-c", "ulimit -t 2; exec \"$0\" read pdf", env!("CARGO_BIN_EXE_principium-embedder")])
+        .env(RESERVE.0, RESERVE.1)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

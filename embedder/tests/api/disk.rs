@@ -63,7 +63,7 @@ async fn until(program: &Program, id: &str, is: impl Fn(&Value) -> bool) -> Valu
 
 #[tokio::test]
 async fn a_job_waits_for_room_on_a_full_disk_and_loses_nothing() {
-    const DOCUMENTS: usize = 300;
+    const DOCUMENTS: usize = 150;
     principium_embedder::tls::install();
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(&folder.path().join("data"), "24m") else {
