@@ -5,6 +5,7 @@ use super::process::of_type;
 use super::server::{Server, cosine, floats, minilm, start};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 fn data_factory(urls: &[&str]) -> Server {
     start(&["--model", &minilm(), "--ollama-url", &urls.join(","), "--ollama-model", "small"])
@@ -61,11 +62,12 @@ async fn all_instances_take_part_and_the_vector_is_that_of_context_and_chunk() {
 
 #[tokio::test]
 async fn instances_that_die_or_never_lived_lose_nothing() {
-    let (good, _) = instance(Behavior::Well(1)).await;
+    // Much slower than the one that dies: it must not be judged by that afterwards.
+    let (good, _) = instance(Behavior::Well(10)).await;
     let (dying, asked) = instance(Behavior::Dies(5)).await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let server = data_factory(&[&format!("http://{free}"), &dying, &good]);
-    let lines = process(&server).await;
+    let lines = tokio::time::timeout(Duration::from_secs(60), process(&server)).await.unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 6, "five answers, and the question over which it died");
     let failures: u64 = lines.last().unwrap()["instances"]
         .as_array()

@@ -126,6 +126,8 @@ async fn work(pool: Pool, address: SocketAddr) {
                     let mut state = pool.state();
                     state.figures(address).failures += 1;
                     state.healthy.remove(&address);
+                    // Nobody is slow beside one that is gone.
+                    state.pace.forget(address);
                 }
                 match failure {
                     Failure::Unreachable(_) => held.hand_back(),
