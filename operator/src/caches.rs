@@ -337,7 +337,7 @@ impl LeaseClock {
     }
 
     /// By node.
-    pub fn read(&self) -> std::collections::HashMap<String, Timestamp> {
+    pub fn read(&self) -> HashMap<String, Timestamp> {
         let clock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         clock.iter().map(|(node, (_, until))| (node.clone(), *until)).collect()
     }

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use principium_api::gpu_node::WithheldReason;
 use principium_api::names::gpu_resource;
 use principium_e2e::plugin::Kubelet;
-use principium_e2e::{gpus, run};
+use principium_e2e::{World, gpus, run};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -67,28 +67,35 @@ fn a_hot_gpu_is_gone_at_the_kubelet_within_two_seconds() -> Result<()> {
     })
 }
 
+/// Keeps the driver from answering, in this way, and lets it answer again: it is told in these words, what runs stays as it
+/// is, and the plugin too.
+async fn driver_is_silent_for_a_while(world: &World, change: &str, words: &str) -> Result<()> {
+    world.apply::<Pod>(&third_party("runs", Some((1, 3)))).await?;
+    let before = identity(&running(world, "runs").await?);
+    let plugin = identity(&world.plugin_ready(None).await?);
+    gpus::driver(change)?;
+    world.wait_for_devices(&gpu_resource(0), 0).await?;
+    world.wait_for_devices(&gpu_resource(1), 3).await?;
+    world
+        .eventually("the GPUNode says so", || async {
+            let message = world.gpu_node().await?.status.and_then(|status| status.message);
+            Ok(message.is_some_and(|message| message.contains(words)).then_some(()))
+        })
+        .await?;
+    assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
+    gpus::driver("load")?;
+    world.wait_for_devices(&gpu_resource(0), 8).await?;
+    world.wait_until_calm().await?;
+    assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
+    assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
+    Ok(())
+}
+
 #[test]
 fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
     run("driver", |world| async move {
-        world.apply::<Pod>(&third_party("runs", Some((1, 3)))).await?;
-        let before = identity(&running(&world, "runs").await?);
-        let plugin = identity(&world.plugin_ready(None).await?);
-
-        gpus::driver("unload")?;
-        world.wait_for_devices(&gpu_resource(0), 0).await?;
-        world.wait_for_devices(&gpu_resource(1), 3).await?;
-        let message = world
-            .eventually("the GPUNode says so", || async {
-                Ok(world.gpu_node().await?.status.and_then(|status| status.message))
-            })
-            .await?;
-        assert!(message.contains("not loaded"), "{message}");
-        assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
-        gpus::driver("load")?;
-        world.wait_for_devices(&gpu_resource(0), 8).await?;
-        world.wait_until_calm().await?;
-        assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
-        assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
+        driver_is_silent_for_a_while(&world, "unload", "not loaded").await?;
+        let before = identity(&world.api::<Pod>().get("runs").await?);
 
         // One that starts without a driver waits for it, and doesn't end.
         gpus::driver("unload")?;
@@ -118,25 +125,7 @@ fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
 #[test]
 fn a_driver_that_hangs_is_told_of_and_is_read_again_when_it_answers() -> Result<()> {
     run("hangs", |world| async move {
-        world.apply::<Pod>(&third_party("runs", Some((1, 3)))).await?;
-        let before = identity(&running(&world, "runs").await?);
-        let plugin = identity(&world.plugin_ready(None).await?);
-        gpus::driver("hang")?;
-        world.wait_for_devices(&gpu_resource(0), 0).await?;
-        world.wait_for_devices(&gpu_resource(1), 3).await?;
-        world
-            .eventually("the GPUNode says so", || async {
-                let message = world.gpu_node().await?.status.and_then(|status| status.message);
-                Ok(message.is_some_and(|message| message.contains("one of its calls hangs")).then_some(()))
-            })
-            .await?;
-        assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
-        gpus::driver("load")?;
-        world.wait_for_devices(&gpu_resource(0), 8).await?;
-        world.wait_until_calm().await?;
-        assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
-        assert_eq!(identity(&world.api::<Pod>().get("runs").await?), before);
-        Ok(())
+        driver_is_silent_for_a_while(&world, "hang", "one of its calls hangs").await
     })
 }
 
