@@ -92,6 +92,8 @@ pub fn build_embedder_pod(parts: EmbedderPod<'_>) -> Pod {
         readiness_probe: Some(http_probe("/ready", 5, 2)),
         liveness_probe: Some(http_probe("/health", 10, 6)),
         volume_mounts: Some(mounts),
+        // Why it ended goes into the pod's status, and from there into the resource's.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     };
     Pod { spec: Some(pod_spec(parts.pod, run_as, vec![container], volumes)), ..Pod::default() }

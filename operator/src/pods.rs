@@ -2,7 +2,9 @@
 
 use crate::resource::{Kind, ResourceKey, Role};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStateTerminated, ContainerStatus, Pod, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use principium_api::names::{
     GENERIC_GPU_RESOURCE, LABEL_KIND, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ORDINAL, LABEL_ROLE, MANAGED_BY,
@@ -278,17 +280,20 @@ fn containers(pod: &Pod) -> Vec<ContainerView> {
     let Some(status) = &pod.status else { return Vec::new() };
     let view = |container: &ContainerStatus| {
         let state = container.state.as_ref();
+        let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
         let state = if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
             ContainerState::Waiting(
                 waiting.reason.clone().unwrap_or_default(),
-                waiting.message.clone().unwrap_or_default(),
+                // The kubelet says how long it waits with the next start, the container why the last one failed.
+                before.and_then(error).or(waiting.message.as_deref()).unwrap_or_default().to_owned(),
             )
         } else if let Some(ended) = state.and_then(|state| state.terminated.as_ref()) {
             if ended.exit_code == 0 {
                 ContainerState::Done
             } else {
                 let reason = ended.reason.as_deref().unwrap_or("Error");
-                ContainerState::Failed(format!("{reason}, exit code {}", ended.exit_code))
+                let why = error(ended).map(|error| format!(": {error}")).unwrap_or_default();
+                ContainerState::Failed(format!("{reason}, exit code {}{why}", ended.exit_code))
             }
         } else if state.is_some_and(|state| state.running.is_some()) {
             ContainerState::Running
@@ -299,6 +304,12 @@ fn containers(pod: &Pod) -> Vec<ContainerView> {
     };
     let init = status.init_container_statuses.iter().flatten();
     init.chain(status.container_statuses.iter().flatten()).map(view).collect()
+}
+
+/// The error with which a program of ours ended: the last line that says so of the log that Kubernetes keeps of it.
+fn error(ended: &ContainerStateTerminated) -> Option<&str> {
+    let lines = ended.message.as_deref()?.lines();
+    lines.rev().find_map(|line| line.strip_prefix("Error: ")).map(str::trim)
 }
 
 /// When the last of the containers was started.
@@ -359,6 +370,31 @@ mod tests {
 
     fn pod(value: serde_json::Value) -> Pod {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_container_that_starts_again_and_again_says_why() {
+        let ended =
+            |message: &str| json!({"terminated": {"exitCode": 1, "reason": "Error", "message": message}});
+        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}});
+        let log = "started\nError: no prompt \"p\"\n";
+        for (phase, state, last, trouble) in [
+            (Phase::Running, &waiting, ended(log), "container main: CrashLoopBackOff: no prompt \"p\""),
+            (Phase::Running, &waiting, ended("killed"), "container main: CrashLoopBackOff: back-off 20s"),
+            (
+                Phase::Failed,
+                &ended(log),
+                json!({}),
+                "Failed: container main: Error, exit code 1: no prompt \"p\"",
+            ),
+        ] {
+            let status = json!({"name": "main", "image": "i", "imageID": "", "ready": false, "restartCount": 2,
+                "state": state, "lastState": last});
+            let pod = pod(
+                json!({"metadata": {"name": "x"}, "status": {"phase": "Running", "containerStatuses": [status]}}),
+            );
+            assert_eq!(super::trouble(&pod, phase, &containers(&pod)).as_deref(), Some(trouble));
+        }
     }
 
     #[test]
