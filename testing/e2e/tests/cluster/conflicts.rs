@@ -1,4 +1,4 @@
-//! Two resources that want one GPU.
+//! Two resources that want one GPU, and specs that can't work.
 
 use crate::pods::{data_factory, identity, reranker};
 use anyhow::Result;
@@ -34,6 +34,25 @@ fn a_spec_that_can_not_work_is_stalled_and_recovers_when_it_is_mended() -> Resul
         let message = world.reason::<Reranker>("ranker", STALLED, "NoSuchGPU").await?;
         assert!(message.contains("42"), "names the GPU: {message}");
         world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 4}]}")).await?;
+        world.ready::<Reranker>("ranker").await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_worker_that_can_not_start_says_why_in_the_status_and_starts_when_the_spec_is_mended() -> Result<()> {
+    run("unstartable", |world| async move {
+        let right = reranker("ranker", "{count: 0}");
+        world.apply::<Reranker>(&format!("{right}  dtype: f16\n")).await?;
+        let api = world.api::<Reranker>();
+        world
+            .eventually("the status has the worker's own error", || async {
+                let status = api.get("ranker").await?.status.unwrap_or_default();
+                let told = |message: &str| message.contains("float16 is not computed on the CPU");
+                Ok(status.conditions.iter().any(|it| it.type_ == READY && told(&it.message)).then_some(()))
+            })
+            .await?;
+        world.apply::<Reranker>(&right).await?;
         world.ready::<Reranker>("ranker").await?;
         Ok(())
     })
