@@ -6,7 +6,7 @@ use principium_api::gpu_node::Allocation;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How long an allocation counts that the kubelet doesn't list.
@@ -178,6 +178,31 @@ impl Holdings {
     }
 }
 
+/// Devices that were given back since their GPU was measured: how much memory is free is not known before it was again.
+#[derive(Debug, Default)]
+pub struct Released(BTreeMap<DeviceId, (Holder, Instant)>);
+
+impl Released {
+    /// Takes in that the kubelet lists `after` where it listed `before`, at some moment before `at`.
+    pub fn listed(&mut self, before: Option<&Holdings>, after: &Holdings, at: Instant) {
+        let before = before.into_iter().flat_map(|before| &before.holders);
+        self.0.extend(before.map(|(device, holder)| (*device, (holder.clone(), at))));
+        self.0.retain(|device, _| after.holder(*device).is_none());
+    }
+
+    /// Takes in a measurement of all GPUs that began at that moment.
+    pub fn measured(&mut self, began: Instant) {
+        self.0.retain(|_, (_, at)| began < *at);
+    }
+
+    /// What is held, and what was given back and not measured since.
+    #[must_use]
+    pub fn and_held(&self, holdings: &Holdings) -> Holdings {
+        let released = self.0.iter().map(|(device, (holder, _))| (*device, holder));
+        holdings.all().chain(released).map(|(device, holder)| (device, holder.clone())).collect()
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -208,6 +233,32 @@ pub(crate) mod tests {
             BTreeSet::new(),
             "what was listed once is the kubelet's to say"
         );
+    }
+
+    #[test]
+    fn what_is_given_back_counts_until_its_gpu_was_measured() {
+        let start = Instant::now();
+        let second = |n| start + Duration::from_secs(n);
+        let both =
+            Holdings::from_iter([(unit(0, 0), holder("a", "main")), (unit(1, 0), holder("b", "main"))]);
+        let one = Holdings::from_iter([(unit(1, 0), holder("b", "main"))]);
+        let mut released = Released::default();
+        released.listed(None, &both, second(0));
+        assert_eq!(released.and_held(&both), both);
+        released.listed(Some(&both), &one, second(5));
+        assert_eq!(released.and_held(&one), both, "the last measurement is older");
+        released.listed(Some(&one), &one, second(6));
+        released.measured(second(4));
+        assert_eq!(released.and_held(&one), both, "as is this one, which came late");
+        released.measured(second(5));
+        assert_eq!(released.and_held(&one), one);
+
+        let other = Holdings::from_iter([(unit(0, 0), holder("c", "main"))]);
+        released.listed(Some(&both), &one, second(7));
+        released.listed(Some(&one), &other, second(8));
+        let mut expected = other.clone();
+        expected.holders.insert(unit(1, 0), holder("b", "main"));
+        assert_eq!(released.and_held(&other), expected, "one that has a new holder is his");
     }
 
     #[test]

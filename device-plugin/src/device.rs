@@ -4,7 +4,7 @@ use principium_api::gpu::units_of_total;
 use principium_api::names;
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What stays the same about a GPU while its driver runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -163,8 +163,10 @@ impl Xid {
 }
 
 /// All GPUs of the node at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
+    /// When the reading began: every value is of a later moment.
+    pub began: Instant,
     /// Version of the driver.
     pub driver_version: String,
     /// Newest CUDA version that the driver supports, for example `13.0`.
@@ -175,6 +177,21 @@ pub struct Sample {
     pub gpus: Vec<Observation>,
     /// Xid events since the last sample.
     pub xids: Vec<Xid>,
+}
+
+impl Sample {
+    /// A reading that begins now, of a driver that was opened `session` times.
+    #[must_use]
+    pub fn begin(session: u64) -> Self {
+        Self {
+            began: Instant::now(),
+            driver_version: String::new(),
+            cuda_version: None,
+            session,
+            gpus: Vec::new(),
+            xids: Vec::new(),
+        }
+    }
 }
 
 /// The moment of a decision, given to pure functions instead of a clock.

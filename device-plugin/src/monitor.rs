@@ -4,7 +4,7 @@
 mod publish;
 
 use crate::agreement::{self, Agreement, Injected};
-use crate::allocations::{Holdings, Recent};
+use crate::allocations::{Holdings, Recent, Released};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::device::{Identity, Now, Probe, Sample};
@@ -80,6 +80,7 @@ pub struct Monitor {
     gpus: BTreeMap<u32, Memory>,
     sight: Sight,
     holdings: Option<Holdings>,
+    released: Released,
     /// When the kubelet was asked last, and when it answered last.
     polled: Option<Duration>,
     answered: Option<Duration>,
@@ -150,6 +151,7 @@ impl Monitor {
             gpus,
             sight: Sight::Nothing,
             holdings: None,
+            released: Released::default(),
             polled: None,
             answered: None,
             agreement: Agreement::default(),
@@ -193,7 +195,10 @@ impl Monitor {
             self.outputs.metrics.reader_restarted();
         }
         self.sight = match report {
-            Report::Sample(sample) => Sight::Sample(sample, self.clock.now().elapsed),
+            Report::Sample(sample) => {
+                self.released.measured(sample.began);
+                Sight::Sample(sample, self.clock.now().elapsed)
+            }
             Report::Unavailable(reason) | Report::Died(reason) => {
                 if self.message().as_ref() != Some(&reason) {
                     tracing::warn!("{reason}");
@@ -268,6 +273,7 @@ impl Monitor {
     async fn poll(&mut self, now: Now) {
         match self.inputs.pod_resources.list().await {
             Ok(holdings) => {
+                self.released.listed(self.holdings.as_ref(), &holdings, Instant::now());
                 self.holdings = Some(holdings);
                 self.answered = Some(now.elapsed);
             }

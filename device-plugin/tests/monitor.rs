@@ -129,7 +129,7 @@ impl Bench {
     async fn sample(&mut self, gpus: [Probe; 2], xids: Vec<Xid>) {
         let gpus =
             (0..).zip(gpus).map(|(index, probe)| Observation { identity: identity(index), probe }).collect();
-        self.report(Report::Sample(Sample { session: 1, gpus, xids, ..Sample::default() })).await;
+        self.report(Report::Sample(Sample { gpus, xids, ..Sample::begin(1) })).await;
     }
 
     async fn report(&mut self, report: Report) {
@@ -204,9 +204,15 @@ async fn a_hot_gpu_keeps_what_is_in_use_and_withholds_the_rest_at_once() {
     holders.0.lock().unwrap().clear();
     bench.sample([warm(50), warm(80)], vec![]).await;
     assert_eq!(bench.healthy(1), [] as [u32; 0]);
+    let gpu = bench.gpu(1);
+    let told = (gpu.free_units, gpu.withheld_units, gpu.allocations.len());
+    assert_eq!(told, (0, 6, 1), "its memory was last measured while the pod ran");
 
     bench.sample([warm(50), warm(60)], vec![]).await;
-    assert_eq!(bench.healthy(1), ALL);
+    assert_eq!(
+        (bench.healthy(1), bench.gpu(1).free_units, bench.gpu(1).allocations),
+        (ALL.to_vec(), 8, vec![])
+    );
 }
 
 #[tokio::test]
@@ -266,7 +272,7 @@ async fn a_restarted_plugin_remembers_indices_and_what_it_withheld() {
     let mut bench = Bench::start(directory.path());
     // Only one card answers, and it is between the two limits.
     let only = Observation { identity: identity(0), probe: warm(80) };
-    bench.report(Report::Sample(Sample { session: 1, gpus: vec![only], ..Sample::default() })).await;
+    bench.report(Report::Sample(Sample { gpus: vec![only], ..Sample::begin(1) })).await;
     assert_eq!(
         (bench.reason(0), bench.reason(1)),
         (Some(WithheldReason::Overheated), Some(WithheldReason::Lost))
@@ -443,7 +449,7 @@ async fn a_divided_gpu_is_offered_as_its_parts_and_fails_as_one() {
         ];
         let parts = parts.iter().map(|instance| part(*instance, probe.clone()));
         let gpus = whole.into_iter().chain(parts).collect();
-        Report::Sample(Sample { session: 1, gpus, xids, ..Sample::default() })
+        Report::Sample(Sample { gpus, xids, ..Sample::begin(1) })
     };
     bench.report(sample(&warm(50), &[1, 2], vec![])).await;
     assert_eq!(devices(&bench, "principium.ai/gpu-1"), (0, 8));

@@ -2,6 +2,7 @@
 //! metrics how they are.
 
 use super::{Memory, Monitor, Sight};
+use crate::allocations::Holdings;
 use crate::cdi;
 use crate::device::{DeviceId, Identity, Now, Probe, Reading};
 use crate::health::Extent;
@@ -24,17 +25,14 @@ impl Monitor {
         let under_way = pending.settle(self.holdings.as_ref(), now);
         self.place(&under_way.iter().map(|device| device.gpu()).collect(), now);
         self.compare(pending.injected(), now);
-        let in_use = self
-            .holdings
-            .as_ref()
-            .map(|holdings| holdings.devices().chain(under_way).collect::<BTreeSet<_>>());
+        let in_use = self.holdings.as_ref().map(|held| used(held, &under_way));
+        // People and the operator are told that a GPU is free when its memory was seen to be.
+        let told = self.holdings.as_ref().map(|held| self.released.and_held(held)).unwrap_or_default();
+        let taken = used(&told, &under_way);
         let gpus: Vec<(OfferedGpu, GpuState)> = self
             .registry
             .gpus()
-            .map(|(index, known)| {
-                let nothing = BTreeSet::new();
-                self.gpu(index, &known.identity, usage.get(&index), in_use.as_ref().unwrap_or(&nothing))
-            })
+            .map(|(index, known)| self.gpu(index, &known.identity, usage.get(&index), &told, &taken))
             .collect();
         let (offered, states): (Vec<_>, Vec<_>) = gpus.into_iter().unzip();
         let injectable = injectable(&states);
@@ -65,7 +63,8 @@ impl Monitor {
         index: u32,
         identity: &Identity,
         usage: Option<&Usage>,
-        in_use: &BTreeSet<DeviceId>,
+        told: &Holdings,
+        taken: &BTreeSet<DeviceId>,
     ) -> (OfferedGpu, GpuState) {
         let memory = self.gpus.get(&index);
         let verdict = memory.map(Memory::verdict).unwrap_or_default();
@@ -79,13 +78,12 @@ impl Monitor {
             extent: verdict.extent,
             numa_node: identity.numa_node,
         };
-        let free_units = offers::free_units(&offered, in_use);
+        let free_units = offers::free_units(&offered, taken);
         let unwithheld = OfferedGpu { extent: Extent::Nothing, ..offered };
         // A divided GPU's units are those of its parts.
         let withheld_units =
-            if identity.divided { 0 } else { offers::free_units(&unwithheld, in_use) - free_units };
-        let allocations =
-            self.holdings.as_ref().map(|holdings| holdings.allocations(index, units)).unwrap_or_default();
+            if identity.divided { 0 } else { offers::free_units(&unwithheld, taken) - free_units };
+        let allocations = told.allocations(index, units);
         let state = GpuState {
             index,
             view: place.view,
@@ -149,6 +147,11 @@ impl Monitor {
             Err(error) => tracing::warn!(%error, "trying again"),
         }
     }
+}
+
+/// Devices that are held, and those that were handed out and are not listed yet.
+fn used(held: &Holdings, under_way: &BTreeSet<DeviceId>) -> BTreeSet<DeviceId> {
+    held.devices().chain(under_way.iter().copied()).collect()
 }
 
 fn injectable(gpus: &[GpuState]) -> BTreeMap<u32, Injectable> {

@@ -80,7 +80,8 @@ impl Reader {
         let mut events = None;
         let mut missing_since = None;
         loop {
-            let start = Instant::now();
+            let sample = Sample::begin(session);
+            let start = sample.began;
             let gpus = match cards.open_missing().and_then(|()| cards.probe()) {
                 Ok(gpus) => gpus,
                 Err(error) => return End::Unavailable(self.explain(&error)),
@@ -89,9 +90,9 @@ impl Reader {
             let sample = Sample {
                 driver_version: driver_version.clone(),
                 cuda_version: cuda_version.clone(),
-                session,
                 gpus,
                 xids: std::mem::take(&mut xids),
+                ..sample
             };
             if reports.blocking_send(Report::Sample(sample)).is_err() {
                 return End::Closed;
