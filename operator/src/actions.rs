@@ -1,7 +1,7 @@
 //! What a plan says is to be done, as data: `apply` does it and decides nothing.
 
 use crate::ingestion::JobQuestion;
-use crate::observed::{Identity, ModelAnswer};
+use crate::observed::{Identity, ModelAnswer, Observed};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use jiff::SignedDuration;
@@ -9,6 +9,10 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use principium_api::{DataFactoryStatus, IngestionStatus, OllamaPoolStatus, RerankerStatus};
 use std::sync::Arc;
+
+/// Most writes of one sort in a pass; the rest comes with the next. So a pass never takes long, however much there is to do,
+/// and what turns hot meanwhile is seen; nor does it hold more than so many pods.
+pub const AT_MOST: usize = 256;
 
 /// The result of a pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,9 +24,26 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// When to plan again though nothing changed.
     pub requeue_after: Option<SignedDuration>,
+    /// Number of pods that are made.
+    pub creations: usize,
 }
 
 impl Plan {
+    /// Whether no more pods are made in this pass. Then another one is asked for.
+    pub fn is_full(&mut self) -> bool {
+        let full = self.creations >= AT_MOST;
+        if full {
+            self.requeue(SignedDuration::ZERO);
+        }
+        full
+    }
+
+    pub fn create(&mut self, observed: &Observed, resource: ResourceKey, pod: Pod) {
+        // Those that fail again and again keep no others from being made.
+        self.creations += usize::from(!observed.failures.contains_key(&resource));
+        self.actions.push(Action { resource, write: Write::CreatePod(Box::new(pod)) });
+    }
+
     /// Asks for another pass after this time, or sooner.
     pub fn requeue(&mut self, after: SignedDuration) {
         let after = after.max(SignedDuration::from_millis(100));

@@ -1,12 +1,13 @@
 //! The sole writer: does what a plan says, and remembers what could not be done.
 
-use crate::actions::{Action, Plan, Status, StatusUpdate, Write};
+use crate::actions::{AT_MOST, Action, Plan, Status, StatusUpdate, Write};
 use crate::events::Recorder;
 use crate::leader::Term;
 use crate::metrics::Metrics;
 use crate::pods::MODELS_READY_GATE;
 use crate::resource::ResourceKey;
 use futures::StreamExt;
+use hashbrown::HashSet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -16,7 +17,7 @@ use kube::{Api, Client, Resource};
 use principium_api::names::{GROUP, MANAGED_BY};
 use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -53,6 +54,8 @@ pub struct Applied {
     pub made: Vec<Pod>,
     /// Whether something was left out because the term had ended.
     skipped: bool,
+    /// Whether something was left to the next pass.
+    left: bool,
     /// When to try again what failed.
     pub retry_after: Option<Duration>,
 }
@@ -88,7 +91,7 @@ impl Writer {
     /// Applies a plan. Deletions and Services come before new pods, so that a Service's name is there when its pods ask
     /// for it.
     pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
-        let Plan { actions, statuses, notes, targets: _, requeue_after: _ } = plan;
+        let Plan { actions, statuses, notes, targets: _, requeue_after: _, creations: _ } = plan;
         let named: HashSet<(ResourceKey, String)> =
             actions.iter().map(|action| (action.resource.clone(), action.write.object())).collect();
         // What is no longer to be done can no longer fail.
@@ -106,7 +109,8 @@ impl Writer {
             self.waiting.values().map(|wait| wait.until.saturating_duration_since(Instant::now())).min();
         // A renewal of the Lease that took long may come through yet.
         let skipped = applied.skipped.then_some(FIRST_WAIT);
-        applied.retry_after = [failed, skipped].into_iter().flatten().min();
+        let left = applied.left.then_some(Duration::ZERO);
+        applied.retry_after = [failed, skipped, left].into_iter().flatten().min();
         applied
     }
 
@@ -115,7 +119,7 @@ impl Writer {
             let key = (action.resource.clone(), action.write.object());
             self.waiting.get(&key).is_none_or(|wait| wait.until <= Instant::now())
         });
-        let due: Vec<Action> = due.collect();
+        let due = at_most(due, applied);
         let client = &self.client;
         let results: Vec<(Action, Option<Result<Done, WriteError>>)> = futures::stream::iter(due)
             .map(|action| async move {
@@ -163,7 +167,7 @@ impl Writer {
         let due = |update: &StatusUpdate| {
             self.waiting.get(&key(update)).is_none_or(|wait| wait.until <= Instant::now())
         };
-        let due: Vec<StatusUpdate> = updates.into_iter().filter(due).collect();
+        let due = at_most(updates.into_iter().filter(due), applied);
         let client = &self.client;
         let results: Vec<_> = futures::stream::iter(due)
             .map(|update| async move {
@@ -187,6 +191,14 @@ impl Writer {
             }
         }
     }
+}
+
+/// The first of them, as many as a pass does.
+fn at_most<T>(due: impl Iterator<Item = T>, applied: &mut Applied) -> Vec<T> {
+    let mut due = due.peekable();
+    let taken = due.by_ref().take(AT_MOST).collect();
+    applied.left |= due.peek().is_some();
+    taken
 }
 
 /// Names the status among the objects of a resource.

@@ -5,6 +5,7 @@ use crate::actions::{Plan, Status, Write};
 use crate::observed::{Answers, ModelAnswer, ModelStep, NodeView, Observed, Settings, WorkerInfo};
 use crate::plan::plan;
 use crate::pods::PodView;
+use hashbrown::HashMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectMeta;
@@ -14,7 +15,7 @@ use principium_api::gpu_node::{
 use principium_api::{DataFactory, OllamaPool, Reranker};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Units of every GPU.
@@ -100,20 +101,25 @@ impl Fleet {
 
     /// Plans and does it until nothing is left to do: every pod runs and answers.
     pub fn settle(&mut self) {
-        for _ in 0..12 {
+        for _ in 0..100 {
             let plan = plan(&self.observed, self.now);
             let idle = plan.actions.is_empty() && plan.statuses.is_empty();
             self.perform(plan);
             if idle {
                 return;
             }
-            self.now += SignedDuration::from_secs(1);
+            self.pass(SignedDuration::from_secs(1));
         }
     }
 
-    /// Lets time pass, in which the device plugins renew their Leases.
+    /// Lets these minutes pass.
     pub fn wait(&mut self, minutes: i64) {
-        self.now += SignedDuration::from_mins(minutes);
+        self.pass(SignedDuration::from_mins(minutes));
+    }
+
+    /// Lets time pass, in which the device plugins renew their Leases.
+    fn pass(&mut self, time: SignedDuration) {
+        self.now += time;
         for expiry in self.observed.lease_expiry.values_mut() {
             *expiry = self.now + SignedDuration::from_secs(40);
         }

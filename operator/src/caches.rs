@@ -3,6 +3,7 @@
 use crate::metrics::Metrics;
 use crate::pods::relevant;
 use futures::{Stream, StreamExt, TryStreamExt};
+use hashbrown::HashMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -20,7 +21,6 @@ use kube::{Api, Client, Resource, ResourceExt};
 use principium_api::names::{LABEL_MANAGED_BY, MANAGED_BY};
 use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,10 +5,10 @@ use crate::actions::{Action, Plan, Write};
 use crate::desired::Desired;
 use crate::observed::Observed;
 use crate::{budget, services};
+use hashbrown::HashMap;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::HashMap;
 
 /// The observed children, by the UID of their owner.
 #[derive(Default)]

@@ -3,6 +3,7 @@
 use crate::actions::{Note, Severity};
 use crate::resource::Kind;
 use futures::StreamExt;
+use hashbrown::HashMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -11,7 +12,6 @@ use kube::api::PostParams;
 use kube::core::ObjectMeta;
 use kube::{Api, Client};
 use principium_api::names::{GROUP, MANAGED_BY};
-use std::collections::HashMap;
 
 /// How long the same Event of the same resource is not repeated.
 const QUIET: SignedDuration = SignedDuration::from_mins(10);

@@ -4,12 +4,13 @@
 use crate::observed::Observed;
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
+use hashbrown::{HashMap, HashSet};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::gpu_node::{GPUNode, Gpu, GpuNodeStatus, GpuView, Health, Injection, WithheldReason};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Memory in MiB that may be in use on a GPU beyond what is granted: the driver's reserve, and the steps in which

@@ -4,6 +4,7 @@ use crate::actions::{Plan, Status};
 use crate::conditions::reason;
 use crate::observed::Observed;
 use crate::resource::{Kind, ResourceKey};
+use hashbrown::HashMap;
 use kube::core::ObjectMeta;
 use principium_api::status::{Condition, condition};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,7 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

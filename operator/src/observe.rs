@@ -4,11 +4,12 @@ use crate::caches::Caches;
 use crate::observed::{Answers, NodeView, Observed, Priorities, Settings};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
+use hashbrown::{HashMap, HashSet};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Gathers everything. `assumed` are pods that were made and that the cache may not show yet.

@@ -3,6 +3,7 @@
 use crate::ingestion::JobAnswer;
 use crate::pods::{PodView, units};
 use crate::resource::{Kind, Order, ResourceKey};
+use hashbrown::HashMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service, Taint};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -10,7 +11,7 @@ use kube::Resource;
 use principium_api::names::gpu_index;
 use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A snapshot of the cluster. Lists are sorted by namespace and name: they are searched by it.

@@ -12,8 +12,9 @@ use crate::pods::PodView;
 use crate::resource::{ResourceKey, Role};
 use crate::summary::Reporting;
 use crate::{data_factory, ingestion, reranker};
+use hashbrown::{HashMap, HashSet};
 use jiff::{SignedDuration, Timestamp};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How long after a Lease runs out the pass that notices it comes.

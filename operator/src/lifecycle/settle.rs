@@ -64,7 +64,9 @@ pub fn settle<'a>(
                     delete(with, former, plan);
                 }
             }
-            if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome) {
+            if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome)
+                && !plan.is_full()
+            {
                 let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
                 plan.note(&with.desired.id, Severity::Warning, off.event, text);
                 if slot.surge && !off.idle {
@@ -78,7 +80,7 @@ pub fn settle<'a>(
             report.pod = pods.first().copied();
             let why = why.join("; ");
             report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
-            if may_change {
+            if may_change && !plan.is_full() {
                 match in_vain(with, slot, pods, outcome) {
                     Some(state) => report.state = state,
                     None => replace(with, slot, pods, &why, outcome, &mut report, plan),
@@ -168,6 +170,8 @@ fn enter<'a>(
     report: &mut Report<'a>,
     plan: &mut Plan,
 ) {
+    // Only a pod that had these GPUs before comes back to them; a new one has no claim to remember.
+    let had = || failed.is_some() || remembered(with.desired, slot).is_some();
     let placement = match outcome {
         Some(Outcome::Granted(placement)) => Some(placement),
         Some(Outcome::Waiting { message, kept }) => {
@@ -177,9 +181,8 @@ fn enter<'a>(
             {
                 plan.requeue(patient_until(pod).duration_since(with.now));
             }
-            // Only a pod that had these GPUs before comes back to them; a new one has no claim to remember.
-            let had = failed.is_some() || remembered(with.desired, slot).is_some();
-            report.ahead = kept.as_ref().filter(|_| had).map(|kept| ahead(with, slot, report.revision, kept));
+            report.ahead =
+                kept.as_ref().filter(|_| had()).map(|kept| ahead(with, slot, report.revision, kept));
             report.pod = failed.map(|(pod, _)| pod);
             return;
         }
@@ -202,6 +205,11 @@ fn enter<'a>(
     }
     if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
         report.state = State::WaitingForStore(why);
+        return;
+    }
+    if plan.is_full() {
+        report.ahead = report.ahead.take().filter(|_| had());
+        report.state = State::Starting(format!("ordinal {}: its pod is next to be made", slot.ordinal));
         return;
     }
     let failures = failed.map_or(0, |(pod, _)| failures_in_a_row(pod));

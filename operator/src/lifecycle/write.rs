@@ -65,8 +65,7 @@ pub(super) fn create(
     if let Some(placement) = placement {
         report.ahead = Some(assignment(name, placement));
     }
-    plan.actions
-        .push(Action { resource: with.desired.id.key.clone(), write: Write::CreatePod(Box::new(pod)) });
+    plan.create(with.observed, with.desired.id.key.clone(), pod);
 }
 
 pub(super) fn delete(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {

@@ -2,7 +2,7 @@
 
 use super::build::{build_puller, puller_template};
 use super::store::Store;
-use crate::actions::{Action, Plan, Severity, Write};
+use crate::actions::{Plan, Severity};
 use crate::desired::Desired;
 use crate::finish::{Finish, finish, only_on};
 use crate::lifecycle::{delete_action, failures_in_a_row, retry_at};
@@ -185,7 +185,7 @@ fn start<'a>(
     }
     let text = format!("Pod {name} pulls the models on node {node}");
     plan.note(id, Severity::Normal, "Pulling", text.clone());
-    plan.actions.push(Action { resource: id.key.clone(), write: Write::CreatePod(Box::new(pod)) });
+    plan.create(with.observed, id.key.clone(), pod);
     Pulled::Waiting(text, None)
 }
 

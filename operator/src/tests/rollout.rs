@@ -1,6 +1,7 @@
 //! Changes of running resources: what restarts, in which order, and what is said.
 
 use super::cluster::{Cluster, factory, reranker};
+use crate::actions::{AT_MOST, Action, Plan, Write};
 use jiff::SignedDuration;
 use serde_json::json;
 use std::sync::Arc;
@@ -432,4 +433,37 @@ fn a_pod_that_has_other_gpus_than_the_named_ones_is_not_ready_also_where_those_a
     cluster.apply("Reranker", "rr", reranker(json!({"devices": [{"uuid": "GPU-elsewhere"}]})));
     cluster.settle();
     assert_eq!(cluster.held(), ["rr-0-2 n1 1:8"]);
+}
+
+#[test]
+fn a_pass_makes_as_many_pods_as_it_may_and_the_next_goes_on() {
+    let mut cluster = Cluster::new(&[8; 3]);
+    let wide = |replicas: usize| {
+        let mut spec = reranker(json!({"count": 0}));
+        spec["replicas"] = json!(replicas);
+        spec
+    };
+    cluster.apply("Reranker", "a-refused", wide(AT_MOST + 10));
+    cluster.apply("Reranker", "b", wide(AT_MOST));
+    cluster.apply("Reranker", "c", reranker(json!({"count": 1})));
+    // What the API server refuses again and again keeps the others from nothing.
+    let [refused] = &crate::desired::all(&cluster.observed)[..1] else {
+        unreachable!("the first by age and name")
+    };
+    let refused = refused.id.key.clone();
+    assert_eq!(refused.name, "a-refused");
+    cluster.observed.failures.insert(refused, "exceeded quota".to_owned());
+    let made = |plan: &Plan, name: &str| {
+        let of =
+            |action: &&Action| action.resource.name == name && matches!(action.write, Write::CreatePod(_));
+        plan.actions.iter().filter(of).count()
+    };
+    let plan = cluster.pass();
+    let names = ["a-refused", "b", "c"];
+    assert_eq!(names.map(|name| made(&plan, name)), [AT_MOST + 10, AT_MOST, 0]);
+    assert_eq!(plan.requeue_after, Some(SignedDuration::from_millis(100)), "at once");
+    assert_eq!(cluster.ready("c").2, "ordinal 0: its pod is next to be made");
+    assert!(cluster.assignments("c").is_empty(), "its GPU is chosen when it is made");
+    let plan = cluster.pass();
+    assert_eq!(names.map(|name| made(&plan, name)), [0, 0, 1]);
 }
