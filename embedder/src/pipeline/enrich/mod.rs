@@ -34,6 +34,8 @@ use tokio::sync::{Notify, mpsc};
 const ATTEMPTS: u32 = 3;
 /// Chunks that wait for a context before no further document is taken in.
 const MOST_OPEN: usize = 10_000;
+/// How long after a document an instance without work waits for the next one before it takes a part of another's.
+const BETWEEN_DOCUMENTS: Duration = Duration::from_millis(100);
 
 /// A document with its chunks, ready to be put in context.
 pub struct Prepared {
@@ -139,6 +141,8 @@ struct State {
     from_cache: u64,
     /// Chunks whose outcome has not been sent.
     open: usize,
+    /// When a document was added last.
+    added: Instant,
     /// Whether no more documents will come.
     complete: bool,
 }
@@ -161,6 +165,7 @@ impl Default for State {
             progress: Instant::now(),
             from_cache: 0,
             open: 0,
+            added: Instant::now(),
             complete: false,
         }
     }
@@ -198,6 +203,7 @@ impl Enricher {
         if state.open == 0 {
             state.progress = Instant::now();
         }
+        state.added = Instant::now();
         state.open += chunks.len();
         state.unclaimed.extend(chunks.iter().map(|chunk| Task { document: place, chunk: *chunk }));
         state.documents.insert(place, (prepared, chunks.len()));
@@ -256,18 +262,25 @@ impl State {
 
     /// The next chunk for an instance: one that waits, else one for which another instance takes far too long.
     fn next(&mut self, address: SocketAddr, now: Instant, least: Duration) -> Option<Task> {
-        while let Some(task) = self.schedule.next(address) {
+        let overdue = self.pace.overdue(least);
+        let late = |(task, (since, instances)): &(&Task, &(Instant, usize))| {
+            *instances == 1
+                && now.saturating_duration_since(*since) > overdue
+                && self.unclaimed.contains(task)
+        };
+        // Whole documents are better than parts, and the next may be on its way.
+        let all_there = self.complete || now.saturating_duration_since(self.added) > BETWEEN_DOCUMENTS;
+        // What only waits behind a request that is never answered is not held up by it.
+        let some_late = self.flight.iter().any(|flight| late(&flight));
+        let pays = |busy, waiting| some_late || (all_there && self.pace.pays(address, busy, waiting));
+        while let Some(task) = self.schedule.next(address, pays) {
             // It may have been done by another one meanwhile.
             if self.unclaimed.contains(&task) {
                 return Some(task);
             }
         }
-        let overdue = self.pace.overdue(least);
-        let late = |(_, (since, instances)): &(&Task, &(Instant, usize))| {
-            *instances == 1 && now.saturating_duration_since(*since) > overdue
-        };
-        let candidates = self.flight.iter().filter(|(task, _)| self.unclaimed.contains(task));
-        candidates
+        self.flight
+            .iter()
             .filter(late)
             .min_by_key(|(task, (since, _))| (*since, task.document, task.chunk))
             .map(|(task, _)| *task)
@@ -306,13 +319,14 @@ impl Shared {
     }
 
     /// Counts an answer to a prompt.
-    fn count(&self, address: SocketAddr, answer: &Answer, prompt: String) {
+    fn count(&self, address: SocketAddr, answer: &Answer, prompt: String) -> pace::Prompt {
         let labels = InstanceLabels { instance: address.to_string() };
         let mut state = self.state();
         let before = state.prompts.insert(address, prompt);
         let prompt = state.prompts.get(&address).map(String::as_str).unwrap_or_default();
         let shared = before.map_or(0, |before| prompt::shared(&before, prompt));
         let cached = answer.prompt_eval_count * shared as u64 / prompt.len().max(1) as u64;
+        let sort = if shared * 2 < prompt.len() { pace::Prompt::First } else { pace::Prompt::Further };
         let figures = state.figures(address);
         figures.contexts += 1;
         figures.prompt_tokens += answer.prompt_eval_count;
@@ -327,6 +341,7 @@ impl Shared {
         self.metrics.prompt_tokens.get_or_create(&tokens("evaluated")).inc_by(evaluated);
         self.metrics.output_tokens.get_or_create(&labels).inc_by(answer.eval_count);
         self.metrics.contexts.get_or_create(&labels).inc();
+        sort
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn supervise(pool: Pool) {
 async fn give_up_waiting(pool: &Pool, why: &str) {
     loop {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        let Some(task) = pool.state().schedule.next(nobody) else { return };
+        let Some(task) = pool.state().schedule.next(nobody, |_, _| true) else { return };
         pool.deliver(task, Err(why.to_owned())).await;
     }
 }
@@ -95,13 +95,13 @@ async fn work(pool: Pool, address: SocketAddr) {
             }
             Ok(Said::Now(answer, prompt)) => {
                 leave = timing.leave.0;
-                pool.shared.count(address, &answer, prompt);
+                let prompt = pool.shared.count(address, &answer, prompt);
                 let took = held.since();
                 let context = prompt::context(&answer.response, answer.done_reason == "length");
                 held.deliver(context.ok_or_else(|| format!("{address} gave an empty answer"))).await;
                 let slow = {
                     let mut state = pool.state();
-                    state.pace.observe(address, took);
+                    state.pace.observe(address, took, prompt);
                     state.pace.is_slow(address)
                 };
                 rest = if slow { be_left_alone(&pool, address, rest).await } else { timing.leave.0 };
