@@ -7,6 +7,7 @@ pub mod operator;
 pub mod plugin;
 pub mod proxy;
 pub mod release;
+pub mod stand_in;
 pub mod world;
 
 pub use release::Release;

@@ -5,8 +5,9 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
+use principium_api::status::condition::READY;
 use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
-use principium_e2e::{Release, World, run};
+use principium_e2e::{Release, World, run, stand_in};
 
 /// An Ingestion of a volume that the DataFactory does not have.
 const INGESTION: &str = "
@@ -40,6 +41,42 @@ fn every_kind_is_deleted_with_all_that_it_has_while_the_plugin_is_gone() -> Resu
     })
 }
 
+#[test]
+fn a_node_that_is_gone_for_ever_holds_up_nothing() -> Result<()> {
+    const NODE: &str = "e2e-gone";
+    run("gone", |world| async move {
+        stand_in::make(&world.client, NODE, 99).await?;
+        let done = leave_a_node(&world, NODE).await;
+        // Also when something is wrong before it is taken away.
+        let removed = stand_in::remove(&world.client, NODE).await;
+        done?;
+        removed?;
+        let message = world.reason::<Reranker>("stays", READY, "WaitingForGPU").await?;
+        assert!(message.contains("nodeSelector") || message.contains(NODE), "{message}");
+        world.delete::<Reranker>("stays").await?;
+        nothing_is_left(&world).await
+    })
+}
+
+/// Has pods on a node that no kubelet answers for, and deletes one of the resources.
+async fn leave_a_node(world: &World, node: &str) -> Result<()> {
+    for name in ["leaves", "stays"] {
+        let ranker = reranker(name, "{count: 1}");
+        let on_it = format!("  nodeSelector: {{kubernetes.io/hostname: {node}}}");
+        world.apply::<Reranker>(&format!("{}\n{on_it}\n", ranker.trim_end())).await?;
+        let bound = || async {
+            let pods = world.pods_of(name).await?;
+            let nodes = pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref());
+            Ok(nodes.eq([node]).then_some(()))
+        };
+        world.eventually("its pod is on the node", bound).await?;
+    }
+    // Nobody says that its pod has ended, and yet it goes.
+    world.delete::<Reranker>("leaves").await?;
+    anyhow::ensure!(!world.pods_of("leaves").await?.is_empty(), "its pod ends when somebody says so");
+    Ok(())
+}
+
 async fn delete_all(world: World) -> Result<()> {
     world
         .eventually("no plugin runs", || async { Ok(world.plugin_pods().await?.is_empty().then_some(())) })
@@ -48,6 +85,10 @@ async fn delete_all(world: World) -> Result<()> {
     world.delete::<DataFactory>("factory").await?;
     world.delete::<Reranker>("ranker").await?;
     world.delete::<OllamaPool>("pool").await?;
+    nothing_is_left(&world).await
+}
+
+async fn nothing_is_left(world: &World) -> Result<()> {
     let all = ListParams::default();
     world
         .eventually("nothing is left", || async {
