@@ -1,26 +1,28 @@
 //! Watches: what the operator knows of the cluster, kept up to date. Reads only; a change wakes the loop.
 
 use crate::metrics::Metrics;
-use crate::pods::relevant;
+use crate::observed::NodeView;
+use crate::pods::{PodView, relevant};
 use futures::{Stream, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::watcher::{self, Config, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use principium_api::names::{LABEL_MANAGED_BY, MANAGED_BY};
 use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +39,8 @@ pub struct Caches {
     pub ollama_pools: Store<OllamaPool>,
     pub ingestions: Store<Ingestion>,
     pub gpu_nodes: Store<GPUNode>,
-    pub nodes: Store<Node>,
-    pub pods: Store<Pod>,
+    pub nodes: Store<NodeView>,
+    pub pods: Store<PodView>,
     pub services: Store<Service>,
     pub budgets: Store<PodDisruptionBudget>,
     pub priority_classes: Store<PriorityClass>,
@@ -68,7 +70,8 @@ impl Caches {
             with.run("Lease", lease_api, Config::default(), Wake::Never, move |event| match &event {
                 Event::Apply(lease) | Event::InitApply(lease) => {
                     clock.saw(lease, Timestamp::now());
-                    Some(event)
+                    // The clock has what is needed of it.
+                    Some(event.modify(|lease| lease.spec = None))
                 }
                 _ => Some(event),
             });
@@ -84,9 +87,9 @@ impl Caches {
                 Api::all(with.client.clone()),
                 Config::default(),
                 Wake::Always,
-                |event| Some(event.modify(trim_node)),
+                |event| Some(seen(&event, NodeView::read)),
             ),
-            pods: with.run("Pod", with.api(), Config::default(), Wake::Always, only_relevant),
+            pods: with.run("Pod", with.api(), Config::default(), Wake::Always, |event| relevant_pods(&event)),
             services: with.run("Service", with.api(), ours.clone(), Wake::Always, Some),
             budgets: with.run("PodDisruptionBudget", with.api(), ours, Wake::Always, Some),
             priority_classes: with.run(
@@ -136,16 +139,18 @@ impl Watching {
         }
     }
 
-    fn run<K>(
+    /// Watches objects and caches what `keep` makes of them.
+    fn run<W, K>(
         &self,
         kind: &'static str,
-        api: Api<K>,
+        api: Api<W>,
         config: Config,
         wake: Wake,
-        keep: impl Fn(Event<K>) -> Option<Event<K>> + Send + 'static,
+        keep: impl Fn(Event<W>) -> Option<Event<K>> + Send + 'static,
     ) -> Store<K>
     where
-        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+        K: Lookup + Clone + Send + Sync + 'static,
         K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
     {
         let (store, writer) = reflector::store::<K>();
@@ -176,17 +181,13 @@ impl Watching {
         keep: impl Fn(Event<W>) -> Option<Event<K>> + Send + 'static,
     ) where
         W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-        K: Resource + Clone + Send + Sync + 'static,
+        K: Lookup + Clone + Send + Sync + 'static,
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
         let events = watch(api, config)
             .default_backoff()
-            .try_filter_map(move |event| std::future::ready(Ok(keep(event))))
-            .map_ok(|event| {
-                event.modify(|object| {
-                    object.managed_fields_mut().clear();
-                })
-            });
+            .map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()))
+            .try_filter_map(move |event| std::future::ready(Ok(keep(event))));
         let changed = Arc::clone(&self.changed);
         let metrics = Arc::clone(&self.metrics);
         tokio::spawn(follow(kind, writer, events, wake, changed, metrics));
@@ -201,7 +202,7 @@ async fn follow<K>(
     changed: Arc<Notify>,
     metrics: Arc<Metrics>,
 ) where
-    K: Resource + Clone + 'static,
+    K: Lookup + Clone + 'static,
     K::DynamicType: Eq + Hash + Clone,
 {
     let mut events = std::pin::pin!(events);
@@ -223,53 +224,69 @@ async fn follow<K>(
 }
 
 /// Of all pods only the operator's and those that ask for GPUs are kept. What a pod asks for never changes.
-fn only_relevant(event: Event<Pod>) -> Option<Event<Pod>> {
-    match &event {
+fn relevant_pods(event: &Event<Pod>) -> Option<Event<PodView>> {
+    match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !relevant(pod) => None,
-        _ => Some(event.modify(trim_pod)),
+        _ => Some(seen(event, PodView::read)),
     }
 }
 
-/// Drops what is large and not needed: a plan knows what a pod was made from by its template.
-fn trim_pod(pod: &mut Pod) {
-    let trimmed = |container: Container| Container {
-        name: container.name,
-        resources: container.resources,
-        restart_policy: container.restart_policy,
-        ..Container::default()
-    };
-    if let Some(spec) = &mut pod.spec {
-        let spec = std::mem::take(spec);
-        pod.spec = Some(PodSpec {
-            node_name: spec.node_name,
-            affinity: spec.affinity,
-            containers: spec.containers.into_iter().map(trimmed).collect(),
-            init_containers: spec.init_containers.map(|found| found.into_iter().map(trimmed).collect()),
-            ..PodSpec::default()
-        });
+/// The same event about what the operator needs of the object: thousands of pods and nodes are cached, and most of what is in
+/// them is not for it.
+fn seen<W, K>(event: &Event<W>, view: impl Fn(&W) -> K) -> Event<K> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(view(object)),
+        Event::Apply(object) => Event::Apply(view(object)),
+        Event::Delete(object) => Event::Delete(view(object)),
     }
-    if let Some(status) = &mut pod.status {
-        for statuses in [&mut status.container_statuses, &mut status.init_container_statuses] {
-            for container in statuses.iter_mut().flatten() {
-                (container.image, container.image_id) = (String::new(), String::new());
-                container.container_id = None;
-                container.volume_mounts = None;
-                container.resources = None;
-                container.allocated_resources = None;
+}
+
+/// How a view is found in its cache: as the object of which it is made.
+macro_rules! as_its_object {
+    ($view:ty, $object:ty, $namespace:expr) => {
+        impl Lookup for $view {
+            type DynamicType = ();
+
+            fn kind((): &()) -> Cow<'_, str> {
+                <$object as Resource>::kind(&())
+            }
+
+            fn group((): &()) -> Cow<'_, str> {
+                <$object as Resource>::group(&())
+            }
+
+            fn version((): &()) -> Cow<'_, str> {
+                <$object as Resource>::version(&())
+            }
+
+            fn plural((): &()) -> Cow<'_, str> {
+                <$object as Resource>::plural(&())
+            }
+
+            fn name(&self) -> Option<Cow<'_, str>> {
+                Some(Cow::Borrowed(&self.name))
+            }
+
+            fn namespace(&self) -> Option<Cow<'_, str>> {
+                let namespace: fn(&Self) -> Option<&str> = $namespace;
+                namespace(self).map(Cow::Borrowed)
+            }
+
+            fn resource_version(&self) -> Option<Cow<'_, str>> {
+                None
+            }
+
+            fn uid(&self) -> Option<Cow<'_, str>> {
+                None
             }
         }
-    }
+    };
 }
 
-/// Drops what is large and not needed.
-fn trim_node(node: &mut Node) {
-    node.metadata.annotations = None;
-    if let Some(status) = &mut node.status {
-        status.images = None;
-        status.volumes_attached = None;
-        status.volumes_in_use = None;
-    }
-}
+as_its_object!(PodView, Pod, |pod| Some(&pod.namespace));
+as_its_object!(NodeView, Node, |_| None);
 
 /// Of events about objects of which some are unreadable, those that the cache is to know. What can't be read is as if it
 /// were not there: its pods are left as they are, and keep what they hold.
@@ -392,20 +409,32 @@ mod tests {
     }
 
     #[test]
-    fn what_a_plan_needs_of_a_pod_survives_the_trimming() {
-        let mut pod: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "rr-0-1", "namespace": "demo", "uid": "u", "annotations": {"principium.ai/template": "{}"}},
-            "spec": {"nodeName": "a", "volumes": [{"name": "v"}], "initContainers": [{"name": "i", "restartPolicy": "Always",
-                "resources": {"limits": {"principium.ai/gpu-1": "1"}}}],
-                "containers": [{"name": "c", "env": [{"name": "A"}], "resources": {"limits": {"principium.ai/gpu-1": "2"}}}]},
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "c", "image": "i", "imageID": "x",
-                "ready": true, "restartCount": 2, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}
-        }))
-        .unwrap();
-        let before = crate::pods::PodView::read(&pod);
-        trim_pod(&mut pod);
-        assert_eq!(crate::pods::PodView::read(&pod), before);
-        assert!(pod.spec.unwrap().volumes.is_none());
+    fn a_pod_is_found_again_by_its_name_and_others_are_not_kept() {
+        let (store, mut writer) = reflector::store::<PodView>();
+        let mut happen = |event| {
+            if let Some(event) = relevant_pods(&event) {
+                writer.apply_watcher_event(&event);
+            }
+            let pods = store.state();
+            pods.iter()
+                .map(|pod| (pod.namespace.clone(), pod.ready))
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let pod = |namespace: &str, manager: &str, ready: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "rr-0-1", "namespace": namespace, "labels": {LABEL_MANAGED_BY: manager}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}
+            }))
+            .unwrap()
+        };
+        let ours = |namespace, ready| pod(namespace, MANAGED_BY, ready);
+        let kept =
+            |pods: &[(&str, bool)]| pods.iter().map(|(name, ready)| ((*name).to_owned(), *ready)).collect();
+        assert_eq!(happen(Event::Apply(ours("a", "False"))), kept(&[("a", false)]));
+        assert_eq!(happen(Event::Apply(pod("a", "other", "True"))), kept(&[("a", false)]));
+        assert_eq!(happen(Event::Apply(ours("b", "False"))), kept(&[("a", false), ("b", false)]));
+        assert_eq!(happen(Event::Apply(ours("a", "True"))), kept(&[("a", true), ("b", false)]));
+        assert_eq!(happen(Event::Delete(ours("a", "True"))), kept(&[("b", false)]));
     }
 
     #[test]

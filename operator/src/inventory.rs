@@ -28,7 +28,7 @@ pub struct Inventory<'o> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nodes<'o> {
     sorted: Vec<NodeGpus<'o>>,
-    numbers: HashMap<String, usize>,
+    numbers: HashMap<Cow<'o, str>, usize>,
 }
 
 impl<'o> Nodes<'o> {
@@ -64,7 +64,7 @@ impl<'o> FromIterator<NodeGpus<'o>> for Nodes<'o> {
 /// The GPUs of one node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeGpus<'o> {
-    pub name: String,
+    pub name: Cow<'o, str>,
     pub labels: Cow<'o, BTreeMap<String, String>>,
     pub taints: Cow<'o, [Taint]>,
     /// Why the node takes no placements now.
@@ -258,10 +258,10 @@ fn read_node<'o>(
     known: &HashSet<(&str, &str)>,
     now: Timestamp,
 ) -> NodeGpus<'o> {
-    let name = gpu_node.metadata.name.clone().unwrap_or_default();
-    let node = observed.nodes.get(&name);
+    let name = gpu_node.metadata.name.as_deref().unwrap_or_default();
+    let node = observed.nodes.get(name);
     let status = gpu_node.status.as_ref();
-    let (lost, closed) = standing(observed, &name, status, now);
+    let (lost, closed) = standing(observed, name, status, now);
     let mut gpus: Vec<GpuState<'_>> = status
         .iter()
         .flat_map(|status| &status.gpus)
@@ -281,7 +281,7 @@ fn read_node<'o>(
         injection: status.map(|status| status.injection).unwrap_or_default(),
         simulated: status.is_some_and(|status| status.simulated),
         gpus,
-        name,
+        name: Cow::Borrowed(name),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Gathers what a plan is made from: reads the caches, and nothing else.
 
 use crate::caches::Caches;
-use crate::observed::{Answers, NodeView, Observed, Priorities, Settings};
+use crate::observed::{Answers, Observed, Priorities, Settings};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use hashbrown::{HashMap, HashSet};
@@ -19,7 +19,6 @@ pub fn observe(
     answers: Arc<Answers>,
     failures: BTreeMap<ResourceKey, String>,
     assumed: &Assumed,
-    views: &mut Views,
 ) -> Observed {
     let mut priorities = Priorities::default();
     for class in caches.priority_classes.state() {
@@ -29,13 +28,10 @@ pub fn observe(
             priorities.default = value;
         }
     }
-    let mut pods = views.pods.of(&caches.pods.state(), PodView::read);
+    let mut pods = caches.pods.state();
     let unseen = assumed.unseen(&pods);
     pods.extend(unseen);
     pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    let nodes = caches.nodes.state();
-    let names = nodes.iter().map(|node| node.name_any());
-    let nodes = names.zip(views.nodes.of(&nodes, NodeView::read)).collect();
     Observed {
         settings,
         data_factories: sorted(caches.data_factories.state()),
@@ -43,7 +39,7 @@ pub fn observe(
         ollama_pools: sorted(caches.ollama_pools.state()),
         ingestions: sorted(caches.ingestions.state()),
         gpu_nodes: sorted(caches.gpu_nodes.state()),
-        nodes,
+        nodes: caches.nodes.state().into_iter().map(|node| (node.name.clone(), node)).collect(),
         pods,
         services: sorted(caches.services.state()),
         budgets: sorted(caches.budgets.state()),
@@ -57,46 +53,6 @@ pub fn observe(
 fn sorted<K: Resource>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
     objects.sort_by(|a, b| (&a.meta().namespace, &a.meta().name).cmp(&(&b.meta().namespace, &b.meta().name)));
     objects
-}
-
-/// What was made of objects in the last pass: most are the same in the next.
-#[derive(Debug, Default)]
-pub struct Views {
-    pods: Memo<PodView>,
-    nodes: Memo<NodeView>,
-}
-
-/// Views by the object's UID, with the version of the object that each was made from.
-#[derive(Debug)]
-struct Memo<V>(HashMap<String, (Option<String>, Arc<V>)>);
-
-impl<V> Default for Memo<V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<V> Memo<V> {
-    /// The views of these objects, and of no others from now on.
-    fn of<K: Resource>(&mut self, objects: &[Arc<K>], view: impl Fn(&K) -> V) -> Vec<Arc<V>> {
-        let mut before = std::mem::take(&mut self.0);
-        self.0.reserve(objects.len());
-        let mut views = Vec::with_capacity(objects.len());
-        for object in objects {
-            let meta = object.meta();
-            let known = before.remove_entry(meta.uid.as_deref().unwrap_or_default());
-            let (uid, kept) = match known {
-                Some((uid, kept)) if kept.0.is_some() && kept.0 == meta.resource_version => (uid, kept),
-                _ => {
-                    let made = (meta.resource_version.clone(), Arc::new(view(object)));
-                    (meta.uid.clone().unwrap_or_default(), made)
-                }
-            };
-            views.push(Arc::clone(&kept.1));
-            self.0.insert(uid, kept);
-        }
-        views
-    }
 }
 
 /// Pods that were made and may not be in the cache yet. Without them a pass on a stale cache would give their GPUs away.
@@ -115,11 +71,11 @@ impl Assumed {
     }
 
     /// Forgets what the cache shows by now, and what it never will.
-    pub fn forget_seen(&mut self, pods: &Store<Pod>, now: Timestamp) {
+    pub fn forget_seen(&mut self, pods: &Store<PodView>, now: Timestamp) {
         if self.pods.is_empty() {
             return;
         }
-        let seen: HashSet<String> = pods.state().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let seen: HashSet<String> = pods.state().iter().map(|pod| pod.uid.clone()).collect();
         self.pods.retain(|uid, (_, made)| !seen.contains(uid) && now.duration_since(*made) < ASSUMED_FOR);
     }
 
@@ -153,37 +109,22 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_made_anew_when_the_object_changed_and_forgotten_with_it() {
-        let object = |version: &str| {
-            let mut pod = pod();
-            pod.metadata.resource_version = Some(version.to_owned());
-            Arc::new(pod)
-        };
-        let mut memo = Memo::default();
-        let first = memo.of(&[object("1")], PodView::read);
-        assert!(Arc::ptr_eq(&first[0], &memo.of(&[object("1")], PodView::read)[0]));
-        assert!(!Arc::ptr_eq(&first[0], &memo.of(&[object("2")], PodView::read)[0]));
-        memo.of::<Pod>(&[], PodView::read);
-        assert!(memo.0.is_empty());
-    }
-
-    #[test]
     fn a_pod_that_was_made_counts_until_the_cache_shows_it() {
-        let (store, mut writer) = reflector::store::<Pod>();
+        let (store, mut writer) = reflector::store::<PodView>();
         let mut assumed = Assumed::default();
         assumed.made(&pod(), at(100));
         assumed.forget_seen(&store, at(101));
         assert_eq!(assumed.unseen(&[]).len(), 1);
         let seen = Arc::new(PodView::read(&pod()));
         assert_eq!(assumed.unseen(&[seen]), [], "not twice");
-        writer.apply_watcher_event(&Event::Apply(pod()));
+        writer.apply_watcher_event(&Event::Apply(PodView::read(&pod())));
         assumed.forget_seen(&store, at(102));
         assert_eq!(assumed.unseen(&[]), [], "the cache speaks for it now");
     }
 
     #[test]
     fn a_pod_that_the_cache_never_shows_is_forgotten_after_a_while() {
-        let (store, _writer) = reflector::store::<Pod>();
+        let (store, _writer) = reflector::store::<PodView>();
         let mut assumed = Assumed::default();
         assumed.made(&pod(), at(100));
         assumed.forget_seen(&store, at(131));

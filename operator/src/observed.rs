@@ -52,6 +52,7 @@ pub struct Settings {
 /// A node as the plan needs it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeView {
+    pub name: String,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
@@ -67,6 +68,7 @@ impl NodeView {
         let spec = node.spec.as_ref();
         let status = node.status.as_ref();
         Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or_default(),

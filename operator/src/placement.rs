@@ -330,7 +330,11 @@ fn returned(inventory: &Inventory<'_>, request: &Request, need: &CountNeed) -> O
         }
         gpus.push(assigned(gpu, former.units));
     }
-    Some(Placement { node: node.name.clone(), gpus, reason: "the GPUs that its former pod had".to_owned() })
+    Some(Placement {
+        node: node.name.to_string(),
+        gpus,
+        reason: "the GPUs that its former pod had".to_owned(),
+    })
 }
 
 /// What keeps these units of this GPU from being granted now.

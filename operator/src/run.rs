@@ -6,7 +6,7 @@ use crate::caches::{Caches, Watching};
 use crate::events::Recorder;
 use crate::leader::{Candidate, Term};
 use crate::metrics::Metrics;
-use crate::observe::{Assumed, Views, observe};
+use crate::observe::{Assumed, observe};
 use crate::observed::Settings;
 use crate::plan::plan;
 use crate::probe::Prober;
@@ -71,7 +71,6 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             ),
             prober: Prober::new(Arc::clone(&changed), client.clone()).context("making the HTTP client")?,
             assumed: Assumed::default(),
-            views: Views::default(),
             caches: &caches,
             settings,
             metrics: Arc::clone(&metrics),
@@ -133,7 +132,6 @@ struct Operator<'a> {
     writer: Writer,
     prober: Prober,
     assumed: Assumed,
-    views: Views,
 }
 
 impl Operator<'_> {
@@ -156,8 +154,8 @@ impl Operator<'_> {
         let answers = self.prober.answers();
         let started = std::time::Instant::now();
         let settings = Arc::clone(&self.settings);
-        let observed = observe(self.caches, settings, answers, failures, &self.assumed, &mut self.views);
-        let plan = plan(&observed, now);
+        let observed = observe(self.caches, settings, answers, failures, &self.assumed);
+        let mut plan = plan(&observed, now);
         self.metrics.planned(started.elapsed());
         self.metrics.count(&observed, &plan);
         tracing::debug!(
@@ -167,7 +165,8 @@ impl Operator<'_> {
             "planned"
         );
         // To ask may be to make a job: who no longer leads asks nobody.
-        self.prober.follow(if term.holds() { plan.targets.clone() } else { Vec::new() });
+        let targets = std::mem::take(&mut plan.targets);
+        self.prober.follow(if term.holds() { targets } else { Vec::new() });
         let planned = plan.requeue_after.and_then(|after| Duration::try_from(after).ok());
         let applied = self.writer.apply(plan, term).await;
         for pod in &applied.made {

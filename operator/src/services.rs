@@ -45,9 +45,8 @@ pub fn build_service(parts: ServiceParts<'_>) -> Service {
 
 /// Whether an observed Service already is what is wanted; what the API server added doesn't matter.
 pub fn covers(observed: &Service, wanted: &Service) -> bool {
-    let labels = |service: &Service| service.metadata.labels.clone().unwrap_or_default();
-    let has = labels(observed);
-    let labelled = labels(wanted).iter().all(|(name, value)| has.get(name) == Some(value));
+    let label = |name| observed.metadata.labels.as_ref().and_then(|labels| labels.get(name));
+    let labelled = wanted.metadata.labels.iter().flatten().all(|(name, value)| label(name) == Some(value));
     let (Some(is), Some(to_be)) = (&observed.spec, &wanted.spec) else { return false };
     fn ports(spec: &ServiceSpec) -> impl Iterator<Item = impl PartialEq> {
         let ports = spec.ports.iter().flatten();

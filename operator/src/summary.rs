@@ -161,7 +161,12 @@ pub struct Acceleration {
 
 /// The condition `Accelerated` from what workers say: `Some(true)` it computes on its GPUs, `Some(false)` on the CPU,
 /// `None` it has not said.
-pub fn acceleration(asked: bool, says: &[Option<bool>], simulated: bool, required: bool) -> Acceleration {
+pub fn acceleration(
+    asked: bool,
+    says: &[Option<bool>],
+    simulated: impl FnOnce() -> bool,
+    required: bool,
+) -> Acceleration {
     let verdict = |status, reason, message: &str| Verdict {
         type_: condition::ACCELERATED,
         status,
@@ -176,7 +181,7 @@ pub fn acceleration(asked: bool, says: &[Option<bool>], simulated: bool, require
         };
     }
     if says.contains(&Some(false)) {
-        let verdict = if simulated {
+        let verdict = if simulated() {
             verdict(Some(false), reason::SIMULATED_HARDWARE, "the GPUs are simulated; it computes on the CPU")
         } else {
             verdict(
@@ -333,7 +338,7 @@ mod tests {
             (true, vec![Some(true), Some(false)], false, true, Some(false), reason::COMPUTES_ON_CPU, false),
             (false, vec![Some(false)], false, true, Some(false), reason::NO_GPU_REQUESTED, true),
         ] {
-            let found = acceleration(asked, &says, simulated, required);
+            let found = acceleration(asked, &says, || simulated, required);
             assert_eq!(
                 (found.verdict.status, found.verdict.reason, found.allows_ready),
                 (status, reason, ready),

@@ -26,7 +26,7 @@ pub fn report(with: &Reporting<'_, '_>, resource: &DataFactory, plan: &mut Plan)
     let acceleration = summary::acceleration(
         Need::of(desired.gpu) != Need::Nothing,
         &[running.and_then(|pod| summary::says(desired, pod, info))],
-        summary::simulated(inventory, &assignments),
+        || summary::simulated(inventory, &assignments),
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
     let enrichment = enrichment(observed, resource, &key.namespace);

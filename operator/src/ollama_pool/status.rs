@@ -30,6 +30,7 @@ pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaP
 /// An instance and what it answered.
 struct Instance<'a> {
     pod: &'a PodView,
+    /// Borrowed where this operator has asked it, else from the status.
     answers: Cow<'a, [ModelAnswer]>,
     /// Whether every model of the pool answered on it.
     verified: bool,
@@ -94,7 +95,7 @@ pub fn report(
         })
         .collect();
     let told: Vec<Instance<'_>> = own.iter().map(|pod| Instance::of(observed, resource, pod)).collect();
-    ask(observed, resource, &told, plan);
+    ask(resource, &told, plan);
     follow_pulls(resource, pods, &desired.id.uid, plan);
     open_gates(with, &told, plan);
     let assignments = summary::assignments(desired, pods, reports, inventory);
@@ -104,7 +105,7 @@ pub fn report(
     let acceleration = summary::acceleration(
         (0..instances(resource)).any(|ordinal| need(resource, ordinal) != Need::Nothing),
         &says,
-        summary::simulated(inventory, &assignments),
+        || summary::simulated(inventory, &assignments),
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
     let progress = match summary::progress(desired, reports, observed.failures.get(key)) {
@@ -149,16 +150,16 @@ pub fn report(
 }
 
 /// Instances whose server runs are asked about their models.
-fn ask(observed: &Observed, resource: &OllamaPool, told: &[Instance<'_>], plan: &mut Plan) {
+fn ask(resource: &OllamaPool, told: &[Instance<'_>], plan: &mut Plan) {
     if resource.spec.models.is_empty() {
         return;
     }
     let names: Arc<[String]> = resource.spec.models.iter().map(|model| model.name.clone()).collect();
     for Instance { pod, answers, .. } in told.iter().filter(|instance| instance.pod.containers_ready) {
         let Some(target) = target(pod, OLLAMA_PORT, Question::Models(Arc::clone(&names))) else { continue };
-        let known = match observed.answers.instances.get(&pod.uid) {
-            Some(_) => Vec::new(),
-            None => answers.to_vec(),
+        let known = match answers {
+            Cow::Borrowed(_) => Vec::new(),
+            Cow::Owned(known) => known.clone(),
         };
         plan.targets.push(Target { known, ..target });
     }

@@ -198,7 +198,7 @@ fn choose_on(node: &NodeGpus<'_>, need: &CountNeed, wanted: usize, resource: &Re
     let mut gpus: Vec<_> = gpus.into_iter().map(|gpu| assigned(gpu, need.wanted(gpu))).collect();
     gpus.sort();
     Placement {
-        node: node.name.clone(),
+        node: node.name.to_string(),
         gpus,
         reason: format!("chosen by preference, temperature and {by}: {}", why.join(", ")),
     }

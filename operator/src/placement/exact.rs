@@ -105,7 +105,7 @@ fn look<'a>(node: &'a NodeGpus<'_>, wish: &Wish, devices: &'a [GpuDevice]) -> Ve
 
 fn placement(node: &NodeGpus<'_>, wanted: &[(&GpuState<'_>, u32)]) -> Placement {
     Placement {
-        node: node.name.clone(),
+        node: node.name.to_string(),
         gpus: wanted.iter().map(|(gpu, units)| assigned(gpu, *units)).collect(),
         reason: "named in spec.gpu.devices".to_owned(),
     }

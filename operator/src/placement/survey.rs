@@ -20,7 +20,7 @@ pub(super) fn impossible(inventory: &Inventory<'_>, wish: &Wish, need: &CountNee
         largest = largest.max(of_product().map(|gpu| gpu.units).max());
         let fitting = of_product().filter(|gpu| need.wanted(gpu) <= gpu.units).count();
         if most.is_none_or(|(found, _)| fitting > found) {
-            most = Some((fitting, &node.name));
+            most = Some((fitting, &*node.name));
         }
     }
     let memory = need.memory.as_ref().map(GpuMemory::to_string).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Requests to pods, bounded in time and size: what answers there may be anything.
 
 use super::secrets::Key;
+use futures::future::BoxFuture;
 use reqwest::{RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -89,16 +90,18 @@ impl Http {
     }
 }
 
-async fn answer<T: DeserializeOwned>(
-    url: &str,
+/// Boxed: thousands of pods are asked by a task each, which waits most of the time, and should hold no room for a request
+/// meanwhile.
+fn answer<'a, T: DeserializeOwned + 'a>(
+    url: &'a str,
     request: RequestBuilder,
     key: Option<&Key>,
-) -> Result<T, HttpError> {
+) -> BoxFuture<'a, Result<T, HttpError>> {
     let request = match key {
         Some(key) => request.bearer_auth(key.text()),
         None => request,
     };
-    read(url, request.send().await.map_err(|source| failed(url, source))?).await
+    Box::pin(async move { read(url, request.send().await.map_err(|source| failed(url, source))?).await })
 }
 
 /// The beginning of a text that comes from a pod and goes into a status: what answers there may be anything.

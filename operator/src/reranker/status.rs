@@ -29,7 +29,7 @@ pub fn report(with: &Reporting<'_, '_>, resource: &Reranker, plan: &mut Plan) {
     let acceleration = summary::acceleration(
         Need::of(desired.gpu) != Need::Nothing,
         &says,
-        summary::simulated(inventory, &assignments),
+        || summary::simulated(inventory, &assignments),
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
     let progress = summary::progress(desired, reports, observed.failures.get(key)).unwrap_or_else(|| {

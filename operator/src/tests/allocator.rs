@@ -78,7 +78,7 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
                 });
             let labels = BTreeMap::from([("fast".to_owned(), fast.to_string())]);
             NodeGpus {
-                name: format!("n{at}"),
+                name: format!("n{at}").into(),
                 closed: closed.then(|| "is cordoned".to_owned()),
                 labels: Cow::Owned(labels),
                 gpus: gpus.collect(),
