@@ -199,12 +199,6 @@ pub enum Question {
 /// A target at a running pod.
 pub fn target(pod: &PodView, port: u16, question: Question) -> Option<Target> {
     let ip = pod.ip.as_ref()?;
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    Some(Target {
-        uid: pod.uid.clone(),
-        life: pod.restarts(),
-        url: format!("http://{host}:{port}"),
-        question,
-        known: Vec::new(),
-    })
+    let url = if ip.contains(':') { format!("http://[{ip}]:{port}") } else { format!("http://{ip}:{port}") };
+    Some(Target { uid: pod.uid.clone(), life: pod.restarts(), url, question, known: Vec::new() })
 }

@@ -227,7 +227,7 @@ async fn follow<K>(
 fn relevant_pods(event: &Event<Pod>) -> Option<Event<PodView>> {
     match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !relevant(pod) => None,
-        _ => Some(seen(event, PodView::read)),
+        _ => Some(seen(event, |pod| PodView::read(pod).not_after(Timestamp::now()))),
     }
 }
 

@@ -108,6 +108,14 @@ impl PodView {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
 
+    /// As it is for somebody whose clock says `now`: nothing of it is later, whatever the clocks of nodes say. A back-off that
+    /// is counted from there ends in time.
+    pub fn not_after(mut self, now: Timestamp) -> Self {
+        self.created = self.created.min(now);
+        self.ended = self.ended.min(now);
+        self
+    }
+
     /// Starts of its containers after the first, summed up: tells one life of a container from the next.
     pub fn restarts(&self) -> i32 {
         self.containers.iter().map(|container| container.restarts).sum()
@@ -370,6 +378,25 @@ mod tests {
 
     fn pod(value: serde_json::Value) -> Pod {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn nothing_of_a_pod_is_later_than_the_operators_own_clock() {
+        let ended = json!({"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T10:00:05Z"}});
+        let status = json!({"name": "main", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": ended});
+        let view = PodView::read(&pod(json!({
+            "metadata": {"name": "x", "creationTimestamp": "2026-01-01T10:00:00Z"},
+            "status": {"phase": "Failed", "containerStatuses": [status]},
+        })));
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let times = |now| {
+            let view = view.clone().not_after(at(now));
+            (view.created, view.ended)
+        };
+        let (created, ended) = (at("2026-01-01T10:00:00Z"), at("2026-01-01T10:00:05Z"));
+        assert_eq!(times("2026-01-01T11:00:00Z"), (created, ended));
+        assert_eq!(times("2026-01-01T10:00:03Z"), (created, at("2026-01-01T10:00:03Z")));
+        assert_eq!(times("2026-01-01T09:00:00Z"), (at("2026-01-01T09:00:00Z"), at("2026-01-01T09:00:00Z")));
     }
 
     #[test]

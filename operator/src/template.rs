@@ -36,7 +36,7 @@ impl Template {
 
     /// The text of the annotation.
     pub fn text(&self) -> &str {
-        self.text.get_or_init(|| Value::Object(self.fields.clone()).to_string())
+        self.text.get_or_init(|| serde_json::to_string(&self.fields).unwrap_or_default())
     }
 
     /// What differs between the template of a running pod and this one, one sentence a field. A pod without a readable
