@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams, PostParams};
 use principium_local_cluster::NAMESPACE;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// A running operator. It is killed when it is dropped.
@@ -26,6 +26,28 @@ impl Operator {
     /// # Errors
     /// When the program is not built, or no token is given.
     pub async fn start(world: &World, proxy: &Proxy, name: &str, election: bool) -> Result<Self> {
+        Self::launch(world, proxy, name, election, &[]).await
+    }
+
+    /// Starts one that leads, with a clock that is off by this much, for example `-1h`.
+    ///
+    /// # Errors
+    /// As [`Operator::start`], or when the library that tells the wrong time is not installed.
+    pub async fn start_with_clock(world: &World, proxy: &Proxy, name: &str, off: &str) -> Result<Self> {
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        anyhow::ensure!(Path::new(&library).exists(), "{library} is missing: install libfaketime");
+        let variables =
+            [("LD_PRELOAD", library.as_str()), ("FAKETIME", off), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        Self::launch(world, proxy, name, true, &variables).await
+    }
+
+    async fn launch(
+        world: &World,
+        proxy: &Proxy,
+        name: &str,
+        election: bool,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let folder =
             std::env::temp_dir().join(format!("principium-e2e-operator-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
@@ -46,6 +68,7 @@ impl Operator {
         let log = std::fs::File::create(folder.join("log"))?;
         let child = Command::new(program()?)
             .env("KUBECONFIG", folder.join("kubeconfig"))
+            .envs(variables.iter().copied())
             .arg(format!("--embedder-image=ghcr.io/principium-ai/principium-embedder:{version}"))
             .arg(format!("--ollama-image=ghcr.io/principium-ai/principium-ollama:{version}"))
             .arg("--require-acceleration=false")

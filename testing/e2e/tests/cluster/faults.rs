@@ -14,7 +14,7 @@ use principium_e2e::container::Container;
 use principium_e2e::operator::{Operator, without_operator};
 use principium_e2e::proxy::Proxy;
 use principium_e2e::world::PATIENCE;
-use principium_e2e::{World, run};
+use principium_e2e::{World, gpus, run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -241,6 +241,44 @@ fn a_leader_that_was_paused_past_its_lease_writes_nothing_more() -> Result<()> {
             assert_eq!(one.writes_since(resumed), [""; 0], "writes of the former leader");
             requests_podresources_and_devices_agree(&world).await?;
             second.kill()
+        })
+        .await
+    })
+}
+
+#[test]
+fn an_operator_whose_clock_is_an_hour_off_works_as_any_other() -> Result<()> {
+    run("faults-clock", |world| async move {
+        without_operator(&world.clone(), async move {
+            for (name, off) in [("behind", "-1h"), ("ahead", "+1h")] {
+                let proxy = Proxy::start().await?;
+                let operator = Operator::start_with_clock(&world, &proxy, name, off).await?;
+                gpus::set(5, &["--temperature", "92"])?;
+                let hot = || async {
+                    Ok(world
+                        .gpu_node()
+                        .await?
+                        .status
+                        .is_some_and(|status| {
+                            status.gpus.iter().any(|gpu| gpu.index == 5 && gpu.withheld.is_some())
+                        })
+                        .then_some(()))
+                };
+                world.eventually("GPU 5 is withheld", hot).await?;
+                world.apply::<Reranker>(&reranker(name, "{count: 1, prefer: {indices: [5, 6]}}")).await?;
+                let ready = world.ready::<Reranker>(name).await.with_context(|| operator.log())?;
+                let status = ready.status.unwrap_or_default();
+                assert_eq!(status.gpus, "6:8", "the hot one was seen as one");
+                let told = status.conditions.iter().find(|found| found.type_ == READY);
+                let told = told.context("a condition")?.last_transition_time.0;
+                let minutes = told.duration_since(jiff::Timestamp::now()).as_mins().abs();
+                assert!((55..=65).contains(&minutes), "its clock is off by {minutes} minutes");
+                requests_podresources_and_devices_agree(&world).await?;
+                world.delete::<Reranker>(name).await?;
+                gpus::reset()?;
+                operator.kill()?;
+            }
+            Ok(())
         })
         .await
     })
