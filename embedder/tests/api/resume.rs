@@ -114,7 +114,7 @@ async fn a_killed_process_goes_on_without_losing_or_repeating_anything() {
 #[tokio::test]
 async fn a_killed_process_asks_for_no_context_that_was_kept() {
     principium_embedder::tls::install();
-    let (url, asked) = instance(Behavior::Well(10)).await;
+    let (url, asked) = instance(Behavior::Well(20)).await;
     let more = |command: &mut Command| {
         command.args(["--ollama-url", &url, "--ollama-model", "small"]);
     };
