@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use principium_api::model::RunningModel;
 use principium_api::status::{Assignment, condition};
+use std::fmt::Write;
 
 /// What a status is made from.
 #[derive(Clone, Copy)]
@@ -112,15 +113,14 @@ pub fn gpus_line(assignments: &[Assignment]) -> String {
         })
         .collect();
     gpus.sort_unstable();
-    let parts: Vec<String> = gpus
-        .into_iter()
-        .map(
-            |(node, index, units)| {
-                if several { format!("{node}/{index}:{units}") } else { format!("{index}:{units}") }
-            },
-        )
-        .collect();
-    parts.join(",")
+    let mut line = String::new();
+    for (node, index, units) in gpus {
+        let comma = if line.is_empty() { "" } else { "," };
+        let (node, slash) = if several { (node, "/") } else { ("", "") };
+        // A String takes whatever is written to it.
+        let _ = write!(line, "{comma}{node}{slash}{index}:{units}");
+    }
+    line
 }
 
 /// The revisions to remember: they only ever rise, and outlive the pods.

@@ -357,8 +357,10 @@ fn endpoints(with: &Reporting<'_, '_>, resource: &OllamaPool) -> Vec<Endpoint> {
             url: format!("http://{name}-{ordinal}.{name}-instances.{namespace}.svc:{OLLAMA_PORT}"),
         });
         let node = report.pod.and_then(|pod| pod.node.as_ref());
-        let address = node.and_then(|node| with.observed.nodes.get(node)?.address.clone());
-        if let (Some(ports), Some(address)) = (&resource.spec.host_ports, address) {
+        let address = |node| with.observed.nodes.get(node)?.address.as_ref();
+        if let Some(ports) = &resource.spec.host_ports
+            && let Some(address) = node.and_then(address)
+        {
             let port = ports.start.saturating_add(ordinal);
             endpoints.push(Endpoint {
                 name: format!("instance-{ordinal}-host"),
