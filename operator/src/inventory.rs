@@ -5,13 +5,17 @@ use crate::observed::Observed;
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use hashbrown::{HashMap, HashSet};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::gpu_node::{GPUNode, Gpu, GpuNodeStatus, GpuView, Health, Injection, WithheldReason};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+
+/// How long the kubelet's list counts of a pod that has ended: some versions list such pods for as long as they are there.
+const ENDED: SignedDuration = SignedDuration::from_secs(30);
 
 /// Memory in MiB that may be in use on a GPU beyond what is granted: the driver's reserve, and the steps in which
 /// GPUNode reports.
@@ -228,8 +232,10 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 /// The ledger as it is observed.
 pub fn read(observed: &Observed, now: Timestamp) -> Inventory<'_> {
-    let known: HashSet<(&str, &str)> =
-        observed.pods.iter().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
+    // One that has ended holds what the kubelet lists for it: the driver may not have given its memory back.
+    let counted = |pod: &&Arc<PodView>| !pod.ended() || now.duration_since(pod.ended) > ENDED;
+    let pods = observed.pods.iter().filter(counted);
+    let known: HashSet<(&str, &str)> = pods.map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
     let nodes = observed.gpu_nodes.iter().map(|gpu_node| read_node(observed, gpu_node, &known, now));
     let mut inventory = Inventory { nodes: nodes.collect() };
     for pod in observed.pods.iter().filter(|pod| !pod.ended() && !pod.units.is_empty()) {
@@ -315,7 +321,7 @@ fn standing(
 }
 
 fn read_gpu<'o>(gpu: &'o Gpu, offered: u32, known: &HashSet<(&str, &str)>) -> GpuState<'o> {
-    // A pod that the API no longer knows, but the kubelet still does, is ending: its units are not free yet.
+    // A pod that has ended or is gone, but that the kubelet still lists, is ending: its units are not free yet.
     let holders = gpu
         .allocations
         .iter()

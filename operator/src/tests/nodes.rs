@@ -146,3 +146,33 @@ fn budgets_follow_the_number_of_pods_and_what_may_be_away() {
         assert_eq!(least(&cluster), expected, "{count} replicas of which {away:?} may be away");
     }
 }
+
+#[test]
+fn a_pod_that_has_ended_holds_its_gpu_while_the_kubelet_lists_it() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.foreign_pod("old", "n0", &[(0, 8)]);
+    let old = cluster.pods.get_mut(&("other".to_owned(), "old".to_owned())).unwrap();
+    old.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
+    let listed = json!([{"namespace": "other", "pod": "old", "container": "c", "units": 8}]);
+    cluster.nodes.get_mut("n0").unwrap()[0].allocations = serde_json::from_value(listed).unwrap();
+    cluster.apply("Reranker", "rr", reranker(json!({"count": 1})));
+    cluster.pass();
+    assert_eq!(cluster.pods.len(), 1, "its memory may not have been given back");
+    assert_eq!(cluster.ready("rr").1, "WaitingForGPU");
+    // A kubelet that lists it for as long as it is there does not keep the GPU from others for ever.
+    let listed = cluster.nodes["n0"][0].allocations.clone();
+    cluster.now += SignedDuration::from_secs(31);
+    cluster.pass();
+    assert!(cluster.held().contains(&"rr-0-1 n0 0:8".to_owned()));
+
+    let mut cluster = Cluster::new(&[1]);
+    cluster.foreign_pod("old", "n0", &[(0, 8)]);
+    cluster.pods.clear();
+    cluster.nodes.get_mut("n0").unwrap()[0].allocations = listed;
+    cluster.apply("Reranker", "rr", reranker(json!({"count": 1})));
+    cluster.pass();
+    assert!(cluster.pods.is_empty());
+    cluster.nodes.get_mut("n0").unwrap()[0].allocations.clear();
+    cluster.pass();
+    assert_eq!(cluster.held(), ["rr-0-1 n0 0:8"]);
+}
