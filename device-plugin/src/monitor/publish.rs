@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 impl Monitor {
     pub(super) fn publish(&mut self, usage: &BTreeMap<u32, Usage>, now: Now) {
+        // People and the operator are told that a GPU is free when its memory was seen to be.
+        let told = self.holdings.as_ref().map(|held| self.released.and_held(held)).unwrap_or_default();
         let recent = Arc::clone(&self.inputs.recent);
         // No allocation is answered between the look at what is held and the new offers.
         let mut pending = recent.lock();
@@ -26,8 +28,6 @@ impl Monitor {
         self.place(&under_way.iter().map(|device| device.gpu()).collect(), now);
         self.compare(pending.injected(), now);
         let in_use = self.holdings.as_ref().map(|held| used(held, &under_way));
-        // People and the operator are told that a GPU is free when its memory was seen to be.
-        let told = self.holdings.as_ref().map(|held| self.released.and_held(held)).unwrap_or_default();
         let taken = used(&told, &under_way);
         let gpus: Vec<(OfferedGpu, GpuState)> = self
             .registry
