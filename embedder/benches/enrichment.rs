@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use futures::future::BoxFuture;
 use principium_embedder::format::Reader;
 use principium_embedder::ollama::{OllamaConfig, Timing, hosts};
-use principium_embedder::pipeline::{Chunker, EmbedTexts, Embedding, PipelineConfig, router};
+use principium_embedder::pipeline::{Chunker, EmbedTexts, Embedding, PipelineConfig, Purpose, router};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,10 +29,14 @@ const ANSWER: f64 = 0.1;
 struct Nothing;
 
 impl EmbedTexts for Nothing {
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+    fn embed(&self, texts: Vec<String>, _: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
         Box::pin(
             async move { Ok(texts.iter().map(|_| Embedding { vector: vec![1.0], tokens: 1 }).collect()) },
         )
+    }
+
+    fn capacity(&self) -> usize {
+        0
     }
 }
 

@@ -2,6 +2,7 @@
 //! again and again. It looks at the cards that were given and at no other, and decides nothing.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,6 +15,39 @@ use crate::metrics::{GpuLabels, Metrics};
 /// Time between two readings: heat and memory don't change faster in a way that matters.
 const INTERVAL: Duration = Duration::from_secs(5);
 const MIB: u64 = 1 << 20;
+
+/// The temperature of a card in °C as last read; clones share it.
+#[derive(Debug, Clone)]
+pub struct Temperature(Arc<AtomicI32>);
+
+impl Temperature {
+    const UNKNOWN: i32 = i32::MIN;
+
+    /// °C; `None` for a card that does not answer, or is no card at all.
+    pub fn get(&self) -> Option<i32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|celsius| *celsius != Self::UNKNOWN)
+    }
+
+    /// Takes note of a reading.
+    pub fn set(&self, celsius: Option<i32>) {
+        self.0.store(celsius.unwrap_or(Self::UNKNOWN), Ordering::Relaxed);
+    }
+}
+
+impl Default for Temperature {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI32::new(Self::UNKNOWN)))
+    }
+}
+
+/// A card that was given, and what is known of its heat.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// The card.
+    pub gpu: Gpu,
+    /// Kept up to date.
+    pub temperature: Temperature,
+}
 
 /// Opens the driver's library and gives the product name of each card, in their order; `None` where it can't be had.
 pub fn names(library: &Path, gpus: &[Gpu]) -> Vec<Option<String>> {
@@ -29,9 +63,9 @@ pub fn names(library: &Path, gpus: &[Gpu]) -> Vec<Option<String>> {
     }
 }
 
-/// Keeps the metrics of `gpus` up to date from a thread of its own, for as long as somebody holds `metrics`.
-pub fn watch(library: PathBuf, gpus: Vec<Gpu>, metrics: &Arc<Metrics>) -> std::io::Result<()> {
-    for gpu in &gpus {
+/// Keeps temperatures and metrics of `gpus` up to date from a thread of its own, for as long as somebody holds `metrics`.
+pub fn watch(library: PathBuf, gpus: Vec<Watched>, metrics: &Arc<Metrics>) -> std::io::Result<()> {
+    for Watched { gpu, .. } in &gpus {
         metrics.gpu_share.get_or_create(&GpuLabels::of(gpu)).set(signed(gpu.memory_mib * MIB));
     }
     if gpus.is_empty() {
@@ -44,16 +78,17 @@ pub fn watch(library: PathBuf, gpus: Vec<Gpu>, metrics: &Arc<Metrics>) -> std::i
         .map(drop)
 }
 
-fn run(library: &Path, gpus: &[Gpu], metrics: &Weak<Metrics>) {
+fn run(library: &Path, gpus: &[Watched], metrics: &Weak<Metrics>) {
     // A driver that is not there yet, or is being replaced, is asked again with the next reading.
     let mut nvml = None;
     while let Some(metrics) = metrics.upgrade() {
         if nvml.is_none() {
             nvml = Nvml::builder().lib_path(library.as_os_str()).init().ok();
         }
-        for gpu in gpus {
-            let read = nvml.as_ref().is_some_and(|nvml| read(nvml, gpu, &metrics).is_ok());
-            if !read {
+        for Watched { gpu, temperature } in gpus {
+            let celsius = nvml.as_ref().and_then(|nvml| read(nvml, gpu, &metrics).ok());
+            temperature.set(celsius);
+            if celsius.is_none() {
                 // Values of a card that does not answer would look like a card that is well.
                 let labels = GpuLabels::of(gpu);
                 metrics.gpu_temperature.remove(&labels);
@@ -65,14 +100,15 @@ fn run(library: &Path, gpus: &[Gpu], metrics: &Weak<Metrics>) {
     }
 }
 
-fn read(nvml: &Nvml, gpu: &Gpu, metrics: &Metrics) -> Result<(), nvml_wrapper::error::NvmlError> {
+/// Takes the card's numbers into the metrics; its temperature in °C.
+fn read(nvml: &Nvml, gpu: &Gpu, metrics: &Metrics) -> Result<i32, nvml_wrapper::error::NvmlError> {
     let device = nvml.device_by_uuid(gpu.uuid.as_str())?;
     let temperature = device.temperature(TemperatureSensor::Gpu)?;
     let memory = device.memory_info()?;
     let labels = GpuLabels::of(gpu);
     metrics.gpu_temperature.get_or_create(&labels).set(i64::from(temperature));
     metrics.gpu_memory_used.get_or_create(&labels).set(signed(memory.used));
-    Ok(())
+    Ok(i32::try_from(temperature).unwrap_or(i32::MAX))
 }
 
 fn signed(bytes: u64) -> i64 {

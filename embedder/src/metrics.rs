@@ -25,7 +25,7 @@ pub struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WorkerLabels {
     /// Position of the worker in this process.
-    pub worker: u32,
+    pub worker: usize,
 }
 
 /// Labels of one instance of a language model.
@@ -120,6 +120,8 @@ pub struct Metrics {
     pub tokens: Family<WorkerLabels, Counter>,
     /// Positions computed beyond the tokens, by worker: what padding wastes.
     pub padding: Family<WorkerLabels, Counter>,
+    /// Batches that failed, by worker; what another worker computed then is among them.
+    pub batch_failures: Family<WorkerLabels, Counter>,
     /// Inputs whose client was gone before their turn.
     pub cancelled: Counter,
     /// Inputs that wait.
@@ -157,6 +159,7 @@ impl Default for Metrics {
             batch_tokens: sizes(),
             tokens: Family::default(),
             padding: Family::default(),
+            batch_failures: Family::default(),
             cancelled: Counter::default(),
             queue_inputs: Gauge::default(),
             overloaded: Counter::default(),
@@ -184,6 +187,7 @@ impl Metrics {
             batch_tokens,
             tokens,
             padding,
+            batch_failures,
             cancelled,
             queue_inputs,
             overloaded,
@@ -219,6 +223,11 @@ impl Metrics {
             "padding",
             "Positions that attention computed beyond the tokens; none on the CPU",
             padding.clone(),
+        );
+        registry.register(
+            "batch_failures",
+            "Batches that failed; another worker may have computed their inputs then",
+            batch_failures.clone(),
         );
         registry.register(
             "cancelled_inputs",

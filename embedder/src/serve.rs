@@ -12,9 +12,10 @@ use serde_json::json;
 
 use crate::args::{Gpu, Role, Secret, ServeArgs};
 use crate::batch::{self, Budget, Footprint};
-use crate::engine::{Engine, EngineLimits, PipelineEmbedder};
+use crate::engine::{Engine, EngineLimits, PipelineEmbedder, Worker};
 use crate::format::Reader;
-use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Routes, Served, Shared};
+use crate::gpus::{Temperature, Watched};
+use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Probe, Routes, Served, Shared};
 use crate::jobs::{Jobs, Store, Tools};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelFiles, ModelSource, Precision};
@@ -55,6 +56,7 @@ pub struct Service {
 struct RoleParts {
     routes: Routes,
     engine: Option<Engine>,
+    probe: Option<Probe>,
     devices: Devices,
     model: Option<ModelInfo>,
     jobs: Option<Jobs>,
@@ -64,6 +66,8 @@ struct RoleParts {
 struct Devices {
     accelerators: Vec<model::Accelerator>,
     info: Vec<GpuInfo>,
+    /// Of each GPU that was given.
+    temperatures: Vec<Temperature>,
     /// Why not every GPU that was given is used.
     missing: Option<String>,
 }
@@ -73,24 +77,25 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     crate::tls::install();
     let metrics = Arc::new(Metrics::default());
     let ollama = ollama_config(args)?;
-    let RoleParts { routes, engine, devices, model, jobs } = match args.role {
+    let RoleParts { routes, engine, probe, devices, model, jobs } = match args.role {
         Role::DocAnalyzer => {
             let devices = devices(args);
             let reader = Reader::new(args.reader_program.clone());
             let routes = Routes::analyzing(analyze::router(reader, llm(args, ollama)?));
-            RoleParts { routes, engine: None, devices, model: None, jobs: None }
+            RoleParts { routes, engine: None, probe: None, devices, model: None, jobs: None }
         }
         Role::DataFactory | Role::Reranker => {
             let devices = devices(args);
-            gpus::watch(args.nvml_library.clone(), args.gpus.0.clone(), &metrics)
+            gpus::watch(args.nvml_library.clone(), devices.watched(args), &metrics)
                 .context("starting the thread that watches the GPUs")?;
             let (served, info) = load(args, &devices, &metrics)?;
-            let engine = served.engine.clone();
+            let engine = Some(served.engine.clone());
+            let probe = Some(Probe::new(&served).context("tokenizing a word")?);
             let (routes, jobs) = model_routes(args, &served, ollama, &metrics)?;
-            RoleParts { routes, engine: Some(engine), devices, model: Some(info), jobs }
+            RoleParts { routes, engine, probe, devices, model: Some(info), jobs }
         }
     };
-    let Devices { accelerators, info: gpus, missing } = devices;
+    let Devices { accelerators, info: gpus, missing, temperatures: _ } = devices;
     let accelerated = !accelerators.is_empty() && missing.is_none();
     let no_gpu = "no GPU was given to this process".to_owned();
     let acceleration_message = if accelerated { None } else { Some(missing.unwrap_or(no_gpu)) };
@@ -115,7 +120,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
         gpus,
         analyzer_url: given(args.analyzer_url.as_ref()),
     };
-    let shared = Arc::new(Shared { info, not_ready, draining: AtomicBool::new(false), metrics });
+    let shared = Arc::new(Shared { info, not_ready, probe, draining: AtomicBool::new(false), metrics });
     let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
     Ok(Service { router, shared, engine, jobs })
 }
@@ -245,7 +250,18 @@ fn devices(args: &ServeArgs) -> Devices {
         // CUDA counts the cards in the order of CUDA_VISIBLE_DEVICES, which is that of the list.
         used: position < used,
     });
-    Devices { info: info.collect(), accelerators, missing }
+    let temperatures = gpus.iter().map(|_| Temperature::default()).collect();
+    Devices { info: info.collect(), accelerators, missing, temperatures }
+}
+
+impl Devices {
+    fn watched(&self, args: &ServeArgs) -> Vec<Watched> {
+        let watched = |(gpu, temperature): (&Gpu, &Temperature)| Watched {
+            gpu: gpu.clone(),
+            temperature: temperature.clone(),
+        };
+        args.gpus.0.iter().zip(&self.temperatures).map(watched).collect()
+    }
 }
 
 fn load(
@@ -306,7 +322,12 @@ fn load(
     );
     // On the CPU all workers have the one budget.
     let budgets = tokens.iter().copied().cycle().map(|tokens| Budget { tokens, inputs: BATCH_INPUTS });
-    let workers = workers.into_iter().zip(budgets).collect();
+    // Where GPUs are given but not used, a worker stands for each of them.
+    let temperatures =
+        devices.temperatures.iter().cloned().chain(std::iter::repeat_with(Temperature::default));
+    let workers = workers.into_iter().zip(budgets).zip(temperatures);
+    let workers =
+        workers.map(|((replica, budget), temperature)| Worker { replica, budget, temperature }).collect();
     let limits = EngineLimits { queue_inputs: args.max_queue };
     let engine =
         Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
@@ -397,9 +418,9 @@ fn model_routes(
         args.chunk_overlap,
         args.chunk_max_tokens
     );
-    let prompt = served.files.prompts.document().to_owned();
+    let prompt = served.files.prompts.document();
     // The prompt takes room from every chunk.
-    let prompt_tokens = served.tokenizer.plain().encode(prompt.as_str(), false);
+    let prompt_tokens = served.tokenizer.plain().encode(prompt, false);
     let prompt_tokens =
         prompt_tokens.map_err(|error| anyhow::anyhow!("tokenizing the prompt: {error}"))?.len();
     let config = PipelineConfig {
@@ -415,8 +436,8 @@ fn model_routes(
         contexts: Arc::default(),
         metrics: Arc::clone(metrics),
     };
-    let embedder =
-        PipelineEmbedder { engine: served.engine.clone(), tokenizer: served.tokenizer.clone(), prompt };
+    let (engine, tokenizer) = (served.engine.clone(), served.tokenizer.clone());
+    let embedder = PipelineEmbedder { engine, tokenizer, prompts: served.files.prompts.clone() };
     let (config, embedder) = (Arc::new(config), Arc::new(embedder));
     let jobs = jobs(args, &config, &embedder, metrics)?;
     let mut kept = jobs::routes(jobs.as_ref());

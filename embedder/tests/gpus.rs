@@ -5,7 +5,7 @@
 #![allow(unsafe_code, clippy::unwrap_used, clippy::panic)]
 
 use principium_embedder::args::Gpu;
-use principium_embedder::gpus;
+use principium_embedder::gpus::{self, Temperature, Watched};
 use principium_embedder::metrics::Metrics;
 use principium_gpu_sim::state::State;
 use principium_gpu_sim::{store, update};
@@ -47,9 +47,13 @@ fn names_heat_and_memory_are_those_of_the_given_cards_alone() {
     assert_eq!(gpus::names(Path::new("/nowhere/libnvidia-ml.so.1"), &given), [None, None]);
 
     let metrics = Arc::new(Metrics::default());
-    gpus::watch(library, given, &metrics).unwrap();
+    let temperatures = [Temperature::default(), Temperature::default()];
+    let watched = given.into_iter().zip(temperatures.clone());
+    let watched = watched.map(|(gpu, temperature)| Watched { gpu, temperature }).collect();
+    gpus::watch(library, watched, &metrics).unwrap();
     let labels = format!(r#"{{gpu="6",uuid="{uuid}"}}"#);
     until(&metrics, &format!("principium_embedder_gpu_temperature_celsius{labels} 61\n"), true);
+    assert_eq!(temperatures.clone().map(|it| it.get()), [Some(61), None]);
     let text = metrics.render().unwrap();
     assert!(
         text.contains(&format!("principium_embedder_gpu_memory_share_bytes{labels} {}\n", 5120_u64 << 20))
@@ -71,6 +75,7 @@ fn names_heat_and_memory_are_those_of_the_given_cards_alone() {
     };
     change(true, 61);
     until(&metrics, &format!("gpu_temperature_celsius{labels}"), false);
+    assert_eq!(temperatures[0].get(), None, "a card that does not answer is not cool");
     change(false, 40);
     until(&metrics, &format!("gpu_temperature_celsius{labels} 40\n"), true);
 }

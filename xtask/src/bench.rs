@@ -23,6 +23,8 @@ pub enum Bench {
     Scale(scale::Scale),
     /// One plan of the operator for 40,000 GPUs and 10,000 pods. Needs no cluster.
     Plan,
+    /// Throughput of a DataFactory by the number of its GPUs, stand-ins that take the time of a device.
+    Devices,
     /// Contexts a minute by the number of Ollama instances, stand-ins that take the time of a language model.
     Enrichment,
     /// How well passages are found again, with the real models: chunk alone, in context, with BM25, reranked.
@@ -67,6 +69,14 @@ impl Bench {
                     cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
                 }
                 cargo.args(["--bench", "plan"]);
+                crate::run(&mut cargo)
+            }
+            // Dependencies, the tokenizer among them, are optimized in the dev profile already.
+            Self::Devices => {
+                let models = crate::cluster::fetch_models()?;
+                let mut cargo = crate::cargo();
+                cargo.args(["bench", "--profile", "dev", "--workspace", "--bench", "devices"]);
+                cargo.env("PRINCIPIUM_BENCH_MODEL", models.minilm);
                 crate::run(&mut cargo)
             }
             // The instances' pace is what takes the time, not this program.

@@ -59,10 +59,10 @@ pub fn install(profile: &str) -> Result<Access> {
 }
 
 /// The models that the tests and the demo use, from the cache or the package registry.
-pub fn fetch_models() -> Result<()> {
+pub fn fetch_models() -> Result<models::ModelFolders> {
     let cache = Cache::from_environment()?;
     tools::install_packages()?;
-    step("the models", || models::fetch(cache.root(), &crate::root(), |_| {})).map(drop)
+    step("the models", || models::fetch(cache.root(), &crate::root(), |_| {}))
 }
 
 /// The Python packages that the embedder is asked with in its tests.
@@ -71,19 +71,18 @@ pub fn fetch_clients() -> Result<()> {
     step("the clients", || python::environment(cache.root(), "clients", &python::CLIENTS)).map(drop)
 }
 
-/// The browser, and the servers that the tests of sources and sinks use, from the distribution, the cache or the package
-/// registry.
+/// The browser, and the servers that only the tests use, from the distribution, the cache or the package registry.
 pub fn fetch_servers() -> Result<()> {
     let cache = Cache::from_environment()?;
     tools::install_test_packages()?;
+    tools::ensure_extra(&cache, "registry")?;
     step("the storage server", || python::environment(cache.root(), "storage", &python::STORAGE))?;
     step("PostgreSQL", || databases::fetch_postgres(cache.root())).map(drop)
 }
 
 fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<images::Image>> {
-    fetch_models()?;
+    let models = fetch_models()?;
     let repository = crate::root();
-    let models = models::fetch(cache.root(), &repository, |_| {})?;
     let inputs = images::Inputs {
         repository,
         models,

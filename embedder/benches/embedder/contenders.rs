@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use principium_embedder::batch::Budget;
-use principium_embedder::engine::{Engine, EngineLimits};
+use principium_embedder::engine::{Engine, EngineLimits, Worker};
+use principium_embedder::gpus::Temperature;
 use principium_embedder::metrics::Metrics;
 use principium_embedder::model::{
     self, Input, Model, ModelFiles, Output, Precision, TextTokenizer, Truncation, normalize,
@@ -174,10 +175,11 @@ impl Ours {
         let tokenizer = model::load_tokenizer(&files)?;
         let budget = Budget { tokens: serve::CPU_BATCH_TOKENS, inputs: 1024 };
         let limits = EngineLimits { queue_inputs: 16_384 };
-        let model = Model::load(&files, None, precision)?;
+        let replica = Model::load(&files, None, precision)?;
+        let worker = Worker { replica, budget, temperature: Temperature::default() };
         Ok(Self {
             name: format!("principium {}", short_name(precision)),
-            engine: Engine::start(vec![(model, budget)], limits, Arc::new(Metrics::default()))?,
+            engine: Engine::start(vec![worker], limits, Arc::new(Metrics::default()))?,
             tokenizer,
             runtime: tokio::runtime::Builder::new_current_thread().build()?,
             texts: texts.clone(),

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::error::ApiError;
 use super::{Served, cost};
+use crate::batch::Kind;
 use crate::model::{self, Input, Output, Side, TextTokenizer, Truncation, Wants, normalize};
 
 /// `"text"`, `["text", …]`, `[1, 2]` (the ids of one text) or `[[1, 2], …]`.
@@ -143,7 +144,8 @@ where
     let inputs = tokenize(items, prepare).await?;
     let tokenization = started.elapsed();
     let tokens = inputs.iter().map(Input::len).sum();
-    let (outputs, waited) = model.engine.run_timed(inputs.clone()).await?;
+    let outputs = model.engine.run_as(Kind::of(inputs.len()), inputs.clone()).await?;
+    let (outputs, waited): (Vec<_>, Vec<_>) = outputs.into_iter().unzip();
     cost::add(characters, tokens, tokenization, &waited);
     Ok(Run { inputs, outputs, tokens })
 }

@@ -39,7 +39,7 @@ pub use status::{GpuInfo, Info, ModelInfo};
 
 use crate::engine::Engine;
 use crate::metrics::{Metrics, RequestLabels, RouteLabels};
-use crate::model::{ModelFiles, TextTokenizer};
+use crate::model::{Input, ModelFiles, TextTokenizer, TokenizeError, Truncation, Wants};
 use crate::trace;
 use openapi::Operation;
 use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PROCESS};
@@ -56,12 +56,30 @@ pub struct Served {
     pub name: String,
 }
 
+/// A try whether anything can be computed.
+pub struct Probe {
+    engine: Engine,
+    input: Input,
+}
+
+impl Probe {
+    /// A try of `model` with a short text.
+    pub fn new(model: &Served) -> Result<Self, TokenizeError> {
+        let mut input = model.tokenizer.text("well", Truncation::DropEnd)?;
+        // Every model has them, whatever its heads.
+        input.wants = Wants::STATES;
+        Ok(Self { engine: model.engine.clone(), input })
+    }
+}
+
 /// What every route may look at.
 pub struct Shared {
     /// Answers of `/info`.
     pub info: Info,
     /// Why the process must not be used, for as long as it lives; `None` where all is well.
     pub not_ready: Option<String>,
+    /// What shows whether the model still computes; absent in the doc-analyzer.
+    pub probe: Option<Probe>,
     /// Set once the process has been told to end.
     pub draining: AtomicBool,
     /// Counts.
@@ -72,6 +90,13 @@ impl Shared {
     /// Takes the process out of its Service, while requests are still answered.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the model still computes.
+    async fn health(&self) -> Result<(), ApiError> {
+        let Some(Probe { engine, input }) = &self.probe else { return Ok(()) };
+        let unhealthy = |error| ApiError::unhealthy(format!("the model computes nothing any more: {error}"));
+        engine.check(input.clone()).await.map_err(unhealthy)
     }
 }
 

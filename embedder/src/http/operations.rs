@@ -253,7 +253,7 @@ pub(super) const COMMON: &[Operation] = &[
     Operation {
         method: "get",
         path: "/health",
-        summary: "Whether the process lives",
+        summary: "Whether the process lives and the model computes",
         request: None,
         response: None,
         handler: None,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -107,9 +107,9 @@ pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Json<Info> {
     Json(shared.info.clone())
 }
 
-/// The process lives. What a GPU lacks is `/ready`'s matter: a restart would not mend it.
-pub(super) async fn health() -> StatusCode {
-    StatusCode::OK
+/// The process lives and computes. What a GPU lacks from the start is `/ready`'s matter: a restart would not mend it.
+pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    answer(shared.health().await, Dialect::Tei)
 }
 
 pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
@@ -118,10 +118,11 @@ pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     } else {
         shared.not_ready.clone()
     };
-    answer(
-        reason.map_or_else(|| Ok(Json(json!({ "ready": true }))), |reason| Err(ApiError::unhealthy(reason))),
-        Dialect::Tei,
-    )
+    let ready = match reason {
+        Some(reason) => Err(ApiError::unhealthy(reason)),
+        None => shared.health().await.map(|()| Json(json!({ "ready": true }))),
+    };
+    answer(ready, Dialect::Tei)
 }
 
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {

@@ -214,7 +214,16 @@ pub struct Prompts {
 impl Prompts {
     /// What stands before documents: the prompt of that name, or the default one.
     pub fn document(&self) -> &str {
-        let named = ["document", "passage"].into_iter().find_map(|name| self.by_name.get(name));
+        self.of(&["document", "passage"])
+    }
+
+    /// What stands before what is searched for: the prompt of that name, or the default one.
+    pub fn query(&self) -> &str {
+        self.of(&["query"])
+    }
+
+    fn of(&self, names: &[&str]) -> &str {
+        let named = names.iter().find_map(|name| self.by_name.get(*name));
         let default = || self.default.as_ref().and_then(|name| self.by_name.get(name));
         named.or_else(default).map_or("", String::as_str)
     }

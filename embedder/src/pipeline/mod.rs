@@ -59,10 +59,22 @@ pub struct Embedding {
     pub tokens: usize,
 }
 
+/// What texts are embedded for: models are trained to see another prompt before each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// They are searched in.
+    Document,
+    /// They are searched for.
+    Query,
+}
+
 /// What turns texts into vectors.
 pub trait EmbedTexts: Send + Sync + 'static {
     /// The vectors of some texts, in their order; waits while the engine is busy.
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>>;
+    fn embed(&self, texts: Vec<String>, purpose: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>>;
+
+    /// Tokens that all its devices compute at once.
+    fn capacity(&self) -> usize;
 }
 
 /// How documents are processed unless a request says otherwise.

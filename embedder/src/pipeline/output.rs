@@ -6,7 +6,7 @@ use super::document::{Document, Origin, Rejected};
 use super::enrich::{Enricher, Outcome, Prepared};
 use super::job::{Arrival, Job, Made};
 use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, ReadAs, SummaryLine};
-use super::{EmbedTexts, Embedding, PipelineConfig};
+use super::{EmbedTexts, Embedding, PipelineConfig, Purpose};
 use crate::analyze::NearDuplicate;
 use crate::format::Markup;
 use crate::model;
@@ -18,8 +18,13 @@ use tokio::sync::mpsc;
 
 /// Most chunks in one call of the embedder.
 const BATCH: usize = 32;
-/// Calls of the embedder under way at once: while one computes, the next is ready.
+/// Least calls of the embedder under way at once: while one computes, the next is ready.
 const CALLS: usize = 4;
+
+/// Calls of the embedder under way at once, so that all its devices have a batch to compute and another one ready.
+fn calls_at_once(capacity: usize, chunk_max_tokens: usize) -> usize {
+    (2 * capacity).div_ceil((BATCH * chunk_max_tokens).max(1)).max(CALLS)
+}
 
 /// What is known of each document, and the way out.
 pub struct Output {
@@ -115,6 +120,7 @@ impl Output {
         mut outcomes: mpsc::Receiver<Outcome>,
     ) -> Result<(), Gone> {
         let mut calls = FuturesUnordered::new();
+        let most_calls = calls_at_once(embedder.capacity(), self.config.chunk_max_tokens);
         let (mut more_documents, mut more_chunks) = (true, true);
         while more_documents || !calls.is_empty() || (more_chunks && !self.documents.is_empty()) {
             tokio::select! {
@@ -125,7 +131,7 @@ impl Output {
                     None => more_documents = false,
                 },
                 Some((batch, vectors)) = calls.next(), if !calls.is_empty() => self.send(batch, vectors).await?,
-                outcome = outcomes.recv(), if more_chunks && calls.len() < CALLS => match outcome {
+                outcome = outcomes.recv(), if more_chunks && calls.len() < most_calls => match outcome {
                     Some(first) => {
                         let mut batch = vec![first];
                         while batch.len() < BATCH && let Ok(next) = outcomes.try_recv() {
@@ -143,7 +149,7 @@ impl Output {
                         let (batch, texts): (Vec<_>, Vec<_>) = known.unzip();
                         if !batch.is_empty() {
                             let embedder = embedder.clone();
-                            calls.push(async move { (batch, embedder.embed(texts).await) });
+                            calls.push(async move { (batch, embedder.embed(texts, Purpose::Document).await) });
                         }
                     }
                     None => more_chunks = false,

@@ -5,12 +5,9 @@ use super::chunk::{self, Chunk, Chunker, Cut, semantic};
 use super::document::{Document, Rejected, Source};
 use super::enrich::Prepared;
 use super::identity::chunk_ids;
-use super::{EmbedTexts, PipelineConfig};
+use super::{EmbedTexts, PipelineConfig, Purpose};
 use crate::format::Record;
 use std::sync::Arc;
-
-/// Most units in one call of the embedder.
-const BATCH: usize = 32;
 
 /// Prepares the documents of one job.
 #[derive(Clone)]
@@ -89,16 +86,13 @@ impl Preparer {
         let most = self.cut.most;
         let text = document.clone();
         let units = self.beside(move |config| semantic::units(&config.tokenizer, text.text(), most)).await?;
-        let mut vectors = Vec::with_capacity(units.len());
-        for batch in units.chunks(BATCH) {
-            let texts = batch.iter().map(|(unit, _)| document.text()[unit.clone()].to_owned()).collect();
-            let embedded = self
-                .embedder
-                .embed(texts)
-                .await
-                .map_err(|error| format!("comparing its sentences: {error}"))?;
-            vectors.extend(embedded.into_iter().map(|embedding| embedding.vector));
-        }
+        let texts = units.iter().map(|(unit, _)| document.text()[unit.clone()].to_owned()).collect();
+        let embedded = self
+            .embedder
+            .embed(texts, Purpose::Document)
+            .await
+            .map_err(|error| format!("comparing its sentences: {error}"))?;
+        let vectors: Vec<_> = embedded.into_iter().map(|embedding| embedding.vector).collect();
         if vectors.len() != units.len() {
             return Err(format!("{} vectors came for {} sentences", vectors.len(), units.len()));
         }

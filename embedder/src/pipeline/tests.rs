@@ -28,7 +28,7 @@ pub(crate) struct Lengths;
 
 impl EmbedTexts for Lengths {
     #[expect(clippy::cast_precision_loss, reason = "short texts")]
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+    fn embed(&self, texts: Vec<String>, _: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
         Box::pin(async move {
             if texts.iter().any(|text| text.contains("poison")) {
                 return Err("poisoned".to_owned());
@@ -37,6 +37,10 @@ impl EmbedTexts for Lengths {
                 |text: &String| Embedding { vector: vec![text.len() as f32], tokens: words_of(text) };
             Ok(texts.iter().map(embedding).collect())
         })
+    }
+
+    fn capacity(&self) -> usize {
+        0
     }
 }
 
@@ -144,7 +148,7 @@ type Channels = (tokio::sync::mpsc::Sender<job::Arrival>, tokio::sync::mpsc::Sen
 struct Meanwhile(std::sync::Mutex<Option<Channels>>);
 
 impl EmbedTexts for Meanwhile {
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+    fn embed(&self, texts: Vec<String>, _: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
         let channels = self.0.lock().unwrap().take();
         Box::pin(async move {
             if let Some((arrivals, outcomes)) = channels {
@@ -152,8 +156,12 @@ impl EmbedTexts for Meanwhile {
                 outcomes.try_send(outcome(1)).unwrap_or_else(|_| panic!("it has room"));
                 tokio::task::yield_now().await;
             }
-            Lengths.embed(texts).await
+            Lengths.embed(texts, Purpose::Document).await
         })
+    }
+
+    fn capacity(&self) -> usize {
+        0
     }
 }
 

@@ -10,6 +10,7 @@ pub use rerank::Reranker;
 
 use crate::http::{ApiError, Dialect, answer, parse};
 use crate::jobs::Jobs;
+use crate::pipeline::Purpose;
 use crate::sinks::Chunk;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -140,7 +141,7 @@ async fn respond(
     let vector = if request.mode == Mode::Bm25 {
         Vec::new()
     } else {
-        let embedded = search.jobs.tools().embedder.embed(vec![request.query.clone()]).await;
+        let embedded = search.jobs.tools().embedder.embed(vec![request.query.clone()], Purpose::Query).await;
         embedded.map_err(ApiError::backend)?.pop().map(|it| it.vector).unwrap_or_default()
     };
     let (query, mode, searched) = (request.query.clone(), request.mode, index.clone());

@@ -13,6 +13,8 @@ mod cli;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod disk;
 #[cfg(test)]
 mod drain;

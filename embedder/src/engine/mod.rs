@@ -1,0 +1,230 @@
+//! The queue and the threads that own a model each. Inputs come in, outputs go out through oneshots; no HTTP, no tensors.
+
+mod queue;
+#[cfg(test)]
+mod tests;
+mod texts;
+mod worker;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+pub use texts::PipelineEmbedder;
+
+use crate::batch::{Budget, Kind};
+use crate::gpus::Temperature;
+use crate::metrics::Metrics;
+use crate::model::{Input, Model, ModelError, Output};
+use queue::{Batch, Job, Queue};
+
+/// Why inputs were not computed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// The queue is full; the caller may try again later.
+    #[error("{waiting} inputs are waiting already: try again in a moment, or send fewer requests at a time")]
+    Overloaded {
+        /// Inputs in the queue.
+        waiting: usize,
+    },
+    /// The model failed.
+    #[error("{0}")]
+    Backend(String),
+    /// The process is about to end.
+    #[error("the server is shutting down")]
+    Stopped,
+}
+
+/// What computes batches: one replica of a model.
+pub trait Replica: Send + 'static {
+    /// One result for each input, in order.
+    fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError>;
+
+    /// Positions that are computed for inputs of `lengths` tokens beyond their tokens.
+    fn padding(&self, lengths: &[usize]) -> usize;
+}
+
+impl Replica for Model {
+    fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
+        Self::run(self, inputs)
+    }
+
+    fn padding(&self, lengths: &[usize]) -> usize {
+        Self::padding(self, lengths)
+    }
+}
+
+/// What the engine may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineLimits {
+    /// Waiting inputs from which on a further request is refused. A request of any size is taken below that.
+    pub queue_inputs: usize,
+}
+
+/// A replica of the model with what the engine has to know of its device.
+pub struct Worker<R> {
+    /// Computes.
+    pub replica: R,
+    /// What a batch may hold.
+    pub budget: Budget,
+    /// How warm the device is: of the workers that are free the coolest one gets the next batch.
+    pub temperature: Temperature,
+}
+
+/// Deals batches to one thread a worker; clones share them.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    limits: EngineLimits,
+    metrics: Arc<Metrics>,
+    queue: Mutex<Queue>,
+    /// One for each worker.
+    woken: Vec<Condvar>,
+}
+
+/// How long an input waited, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    /// Until its batch began.
+    pub queue: Duration,
+    /// For its batch.
+    pub inference: Duration,
+}
+
+impl Engine {
+    /// Starts one thread for each of `workers`, which owns that replica of the model until the engine stops and is dealt batches
+    /// of its budget from the queue that all of them share.
+    pub fn start<R: Replica>(
+        workers: Vec<Worker<R>>,
+        limits: EngineLimits,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let places = workers.iter().map(|worker| (worker.budget, worker.temperature.clone()));
+        let queue = Mutex::new(Queue::new(places));
+        let woken = workers.iter().map(|_| Condvar::new()).collect();
+        let shared = Arc::new(Shared { limits, metrics, queue, woken });
+        for (number, worker) in workers.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name(format!("model-{number}"))
+                .spawn(move || worker::work(&shared, &worker, number))?;
+        }
+        Ok(Self { shared })
+    }
+
+    /// Computes `inputs` in batches with those of other requests; one result for each, in order.
+    /// Dropping the future takes back what has not begun.
+    pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Output>, EngineError> {
+        let outputs = self.run_as(Kind::of(inputs.len()), inputs).await?;
+        Ok(outputs.into_iter().map(|(output, _)| output).collect())
+    }
+
+    /// The same for inputs of `kind`, however many they are, with how long each of them waited.
+    pub async fn run_as(&self, kind: Kind, inputs: Vec<Input>) -> Result<Vec<(Output, Waited)>, EngineError> {
+        let arrived = Instant::now();
+        let mut answers = Vec::with_capacity(inputs.len());
+        {
+            let mut queue = self.shared.lock();
+            if queue.stopped {
+                return Err(EngineError::Stopped);
+            }
+            if queue.len() >= self.shared.limits.queue_inputs {
+                self.shared.metrics.overloaded.inc();
+                return Err(EngineError::Overloaded { waiting: queue.len() });
+            }
+            for input in inputs {
+                let (answer, receiver) = oneshot::channel();
+                answers.push(receiver);
+                queue.push(kind, Job { input, arrived, answer });
+            }
+            self.shared.deal(&mut queue);
+        }
+        let mut results = Vec::with_capacity(answers.len());
+        for answer in answers {
+            results.push(answer.await.map_err(|_| EngineError::Stopped)??);
+        }
+        Ok(results)
+    }
+
+    /// Tokens that all workers compute at once.
+    pub fn capacity(&self) -> usize {
+        self.shared.lock().capacity()
+    }
+
+    /// Whether anything can be computed: where the last batch of every worker failed, `input` is tried. A device whose context
+    /// is lost fails everything from then on, until the process is started anew.
+    pub async fn check(&self, input: Input) -> Result<(), EngineError> {
+        if !self.shared.lock().is_suspect() {
+            return Ok(());
+        }
+        match self.run(vec![input]).await {
+            // Where much waits, much is being computed.
+            Ok(_) | Err(EngineError::Overloaded { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes no more inputs; the workers end once the queue is empty.
+    pub fn stop(&self) {
+        self.shared.lock().stopped = true;
+        self.shared.wake_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // A panic while the lock was held can't leave a queue half written: every change is one call.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_all(&self) {
+        self.woken.iter().for_each(Condvar::notify_all);
+    }
+
+    /// Has the queue deal, and wakes those who got something.
+    fn deal(&self, queue: &mut Queue) {
+        let (given, cancelled) = queue.deal(Instant::now());
+        self.metrics.cancelled.inc_by(cancelled as u64);
+        self.metrics.queue_inputs.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
+        for worker in given {
+            self.woken[worker].notify_all();
+        }
+    }
+
+    /// Waits for the next batch of `worker`; `None` once the engine has stopped and nothing waits.
+    fn next_batch(&self, worker: usize, budget: Budget) -> Option<Batch> {
+        let mut queue = self.lock();
+        queue.free(worker, budget);
+        loop {
+            self.deal(&mut queue);
+            if let Some(batch) = queue.take(worker) {
+                return Some(batch);
+            }
+            if queue.is_over() {
+                self.wake_all();
+                return None;
+            }
+            let woken = &self.woken[worker];
+            queue = match queue.rest(worker, Instant::now()) {
+                Some(rest) => woken.wait_timeout(queue, rest).unwrap_or_else(PoisonError::into_inner).0,
+                None => woken.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Takes note of how a batch went that `failed_on` may have failed on before; whether what failed is left to another worker.
+    fn computed(&self, worker: usize, failed_on: Option<usize>, failed: bool) -> bool {
+        let (mut queue, now) = (self.lock(), Instant::now());
+        if failed {
+            queue.failed(worker);
+            failed_on.is_none() && queue.another(worker, now)
+        } else {
+            queue.computed(worker, failed_on, now);
+            false
+        }
+    }
+}

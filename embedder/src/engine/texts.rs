@@ -1,0 +1,67 @@
+//! The engine as the document pipeline sees it: texts in, normalized vectors out, waiting while the queue is full.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::{Engine, EngineError};
+use crate::batch::Kind;
+use crate::model::{Input, Output, Prompts, TextTokenizer, Truncation, normalize};
+use crate::pipeline::{EmbedTexts, Embedding, Purpose};
+
+/// How long to wait before a full queue is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Embeds texts with the prompts that the model has for them.
+pub struct PipelineEmbedder {
+    /// Computes.
+    pub engine: Engine,
+    /// Tokenizes.
+    pub tokenizer: TextTokenizer,
+    /// What the model was trained to see before texts.
+    pub prompts: Prompts,
+}
+
+impl EmbedTexts for PipelineEmbedder {
+    fn embed(&self, texts: Vec<String>, purpose: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+        Box::pin(async move {
+            let (prompt, kind) = match purpose {
+                Purpose::Document => (self.prompts.document(), Kind::Bulk),
+                Purpose::Query => (self.prompts.query(), Kind::Interactive),
+            };
+            let (tokenizer, prompt) = (self.tokenizer.clone(), prompt.to_owned());
+            let tokenize = move || {
+                texts
+                    .iter()
+                    .map(|text| tokenizer.prompted(&prompt, text, Truncation::DropEnd))
+                    .collect::<Result<Vec<_>, _>>()
+            };
+            let inputs = tokio::task::spawn_blocking(tokenize)
+                .await
+                .map_err(|error| format!("tokenizing: {error}"))?
+                .map_err(|error| error.to_string())?;
+            let tokens: Vec<usize> = inputs.iter().map(Input::len).collect();
+            loop {
+                match self.engine.run_as(kind, inputs.clone()).await {
+                    Ok(outputs) => {
+                        return Ok(outputs
+                            .into_iter()
+                            .zip(tokens)
+                            .map(|((Output { mut vector, .. }, _), tokens)| {
+                                normalize(&mut vector);
+                                Embedding { vector, tokens }
+                            })
+                            .collect());
+                    }
+                    // A document is a long job: it waits where an interactive client is told to come back.
+                    Err(EngineError::Overloaded { .. }) => tokio::time::sleep(AGAIN).await,
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        })
+    }
+
+    fn capacity(&self) -> usize {
+        self.engine.capacity()
+    }
+}

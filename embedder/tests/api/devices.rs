@@ -1,0 +1,192 @@
+//! Several devices under one model, with stand-ins that do as they are told: whether all of them are used at once, what they are
+//! given to compute, and what is said when none of them computes any more.
+
+use crate::server::minilm;
+use principium_embedder::args::Role;
+use principium_embedder::batch::Budget;
+use principium_embedder::engine::{Engine, EngineLimits, PipelineEmbedder, Replica, Worker};
+use principium_embedder::format::Reader;
+use principium_embedder::gpus::Temperature;
+use principium_embedder::http::{Info, Keys, Probe, Routes, Served, Shared, with_common_routes};
+use principium_embedder::metrics::Metrics;
+use principium_embedder::model::{
+    Input, ModelError, ModelFiles, Output, TextTokenizer, Truncation, load_tokenizer,
+};
+use principium_embedder::pipeline::{Chunker, EmbedTexts, PipelineConfig, Purpose, router};
+use principium_embedder::serve::GPU_BATCH_TOKENS;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+const DEVICES: usize = 8;
+
+/// Where devices wait until all of them have a batch.
+#[derive(Default)]
+struct Meeting {
+    present: Mutex<BTreeSet<usize>>,
+    came: Condvar,
+}
+
+impl Meeting {
+    /// Whether all came within a minute.
+    fn wait(&self, device: usize) -> bool {
+        let mut present = self.present.lock().unwrap();
+        present.insert(device);
+        self.came.notify_all();
+        let wait = |present: &mut BTreeSet<usize>| present.len() < DEVICES;
+        !self.came.wait_timeout_while(present, Duration::from_secs(60), wait).unwrap().1.timed_out()
+    }
+}
+
+/// A device whose first batch ends only when all the others have one, too.
+struct Met {
+    number: usize,
+    meeting: Arc<Meeting>,
+}
+
+impl Replica for Met {
+    fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
+        assert!(self.meeting.wait(self.number), "{:?} alone had work", self.meeting.present.lock().unwrap());
+        Ok(vec![Output { vector: vec![1.0], ..Output::default() }; inputs.len()])
+    }
+
+    fn padding(&self, _: &[usize]) -> usize {
+        0
+    }
+}
+
+/// A device that keeps what it was given, and fails while it is broken.
+#[derive(Clone, Default)]
+struct Kept {
+    inputs: Arc<Mutex<Vec<Input>>>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Replica for Kept {
+    fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
+        self.inputs.lock().unwrap().extend(inputs.iter().map(|input| (*input).clone()));
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(ModelError::MissingFile { path: "the device".into() });
+        }
+        Ok(vec![Output { vector: vec![1.0], ..Output::default() }; inputs.len()])
+    }
+
+    fn padding(&self, _: &[usize]) -> usize {
+        0
+    }
+}
+
+fn engine<R: Replica>(replicas: impl IntoIterator<Item = R>) -> Engine {
+    let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 };
+    let workers =
+        replicas.into_iter().map(|replica| Worker { replica, budget, temperature: Temperature::default() });
+    let limits = EngineLimits { queue_inputs: 16_384 };
+    Engine::start(workers.collect(), limits, Arc::new(Metrics::default())).unwrap()
+}
+
+fn model() -> (ModelFiles, TextTokenizer) {
+    let files = ModelFiles::read(Path::new(&minilm())).unwrap();
+    let tokenizer = load_tokenizer(&files).unwrap();
+    (files, tokenizer)
+}
+
+async fn serve(router: axum::Router) -> String {
+    principium_embedder::tls::install();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_job_has_all_devices_of_a_data_factory_compute_at_once() {
+    let (files, tokenizer) = model();
+    let meeting = Arc::new(Meeting::default());
+    let engine = engine((0..DEVICES).map(|number| Met { number, meeting: Arc::clone(&meeting) }));
+    let config = PipelineConfig {
+        tokenizer: tokenizer.plain(),
+        max_tokens: tokenizer.maximum(),
+        model_name: "m".into(),
+        model_digest: "d".into(),
+        reader: Reader::new(None),
+        chunker: Chunker::Fixed,
+        chunk_max_tokens: 200,
+        chunk_overlap: 0,
+        ollama: None,
+        contexts: Arc::default(),
+        metrics: Arc::default(),
+    };
+    let embedder = PipelineEmbedder { engine, tokenizer, prompts: files.prompts };
+    let url = serve(router(Arc::new(config), Arc::new(embedder))).await;
+    let text: String = (0..40_000).map(|word| format!("word{} ", word % 97)).collect();
+    let request = reqwest::Client::new()
+        .post(format!("{url}/v1/process"))
+        .json(&json!({ "documents": [{ "text": text }] }));
+    let answer = request.send().await.unwrap().text().await.unwrap();
+    let summary: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(1), &json!(0)), "{summary}");
+    assert!(summary["chunks"].as_u64().unwrap() > 300, "{summary}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_and_queries_are_embedded_with_the_prompts_that_the_model_has_for_them() {
+    let (_, tokenizer) = model();
+    let device = Kept::default();
+    let prompts = json!({ "prompts": { "query": "query: ", "passage": "passage: " } });
+    let prompts = serde_json::from_value(prompts).unwrap();
+    let embedder =
+        PipelineEmbedder { engine: engine([device.clone()]), tokenizer: tokenizer.clone(), prompts };
+    for (purpose, prompt) in [(Purpose::Query, "query: "), (Purpose::Document, "passage: ")] {
+        embedder.embed(vec!["heat".to_owned()], purpose).await.unwrap();
+        let expected = tokenizer.prompted(prompt, "heat", Truncation::DropEnd).unwrap();
+        assert_eq!(device.inputs.lock().unwrap().pop().unwrap(), expected, "{purpose:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
+    let (files, tokenizer) = model();
+    let device = Kept::default();
+    let (engine, files) = (engine([device.clone()]), Arc::new(files));
+    let model = Arc::new(Served { engine, tokenizer, files, name: "m".to_owned() });
+    let info = Info {
+        role: Role::DataFactory.name(),
+        version: "0",
+        model: None,
+        device: "cuda:0".to_owned(),
+        accelerated: true,
+        acceleration_message: None,
+        gpus: Vec::new(),
+        analyzer_url: None,
+    };
+    let probe = Some(Probe::new(&model).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let shared = Shared { info, not_ready: None, probe, draining: AtomicBool::new(false), metrics };
+    let url =
+        serve(with_common_routes(Routes::embedding(model), Arc::new(shared), 1 << 20, Keys::parse(""))).await;
+    let client = reqwest::Client::new();
+    let get = async |path: &str| {
+        let answer = client.get(format!("{url}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let embed = async || {
+        let request = client.post(format!("{url}/embed")).json(&json!({ "inputs": "heat" }));
+        request.send().await.unwrap().status().as_u16()
+    };
+    // What was never asked for is not tried either.
+    assert_eq!((get("/health").await.0, get("/ready").await.0), (200, 200));
+    assert!(device.inputs.lock().unwrap().is_empty());
+    device.broken.store(true, Ordering::Relaxed);
+    assert_eq!(embed().await, 424);
+    for path in ["/health", "/ready"] {
+        let (status, text) = get(path).await;
+        assert_eq!(status, 503, "{text}");
+        assert!(text.contains("the model computes nothing any more: "), "{text}");
+    }
+    device.broken.store(false, Ordering::Relaxed);
+    assert_eq!((get("/health").await.0, get("/ready").await.0), (200, 200));
+    assert_eq!(embed().await, 200);
+}
