@@ -2,7 +2,7 @@
 
 use crate::gpu::GpuRequest;
 use crate::model::ImageModel;
-use crate::pod::PodSettings;
+use crate::pod::{ConfigMapKeyRef, PodSettings};
 use crate::status::{Assignment, Condition, Endpoint};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -82,6 +82,11 @@ pub struct OllamaPoolSpec {
     /// Where the models lie. Default: in a volume of each instance that goes with its pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<ModelStore>,
+
+    /// Certificate authorities, in PEM, that are trusted beside the public ones where models are pulled from: for a registry of
+    /// your own, whose models are named `host:port/namespace/model:tag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_ca_config_map_ref: Option<ConfigMapKeyRef>,
 
     /// How Ollama serves.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,8 +22,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         log.init();
     }
     if let Some(Command::Pull(pulling)) = args.command {
-        pull(pulling).await?;
-        return Ok(ExitCode::SUCCESS);
+        let Err(error) = pull(pulling).await else { return Ok(ExitCode::SUCCESS) };
+        // In one line, which is what the pool's status says.
+        eprintln!("Error: {error:#}");
+        return Ok(ExitCode::FAILURE);
     }
     let client = kube::Client::try_default().await.context("connecting to the API server")?;
     if let Some(Command::Check) = args.command {

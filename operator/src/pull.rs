@@ -4,6 +4,7 @@
 
 use crate::args::PullArgs;
 use crate::observed::PullProgress;
+use crate::probe::client;
 use anyhow::{Context, bail};
 use axum::extract::State;
 use axum::routing::get;
@@ -64,11 +65,7 @@ pub async fn pull(args: PullArgs) -> anyhow::Result<()> {
         tokio::net::TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let router = Router::new().route("/progress", get(progress)).with_state(Arc::clone(&told));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let client = reqwest::Client::builder()
-        .connect_timeout(Duration::from_secs(10))
-        .read_timeout(SILENCE)
-        .no_proxy()
-        .build()?;
+    let client = client().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE).build()?;
     let url = format!("{server}/api/pull");
     let asked = client.post(&url).json(&json!({"model": model, "stream": true})).send().await;
     let mut answer = asked.with_context(|| format!("asking {url} for {model}"))?;
@@ -142,7 +139,16 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let pulling = tokio::spawn(pull(PullArgs { server, progress: free, model: "tiny".to_owned() }));
         let ask = async || -> Option<PullProgress> {
-            reqwest::get(format!("http://{free}/progress")).await.ok()?.json().await.ok()
+            client()
+                .build()
+                .unwrap()
+                .get(format!("http://{free}/progress"))
+                .send()
+                .await
+                .ok()?
+                .json()
+                .await
+                .ok()
         };
         let until = async |completed: u64, total: u64| {
             for _ in 0..200 {

@@ -11,18 +11,25 @@ use crate::pod_parts::{
 use crate::pods::{MODELS_READY_GATE, STORE_ANNOTATION};
 use crate::template::Template;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, Pod, PodReadinessGate, ResourceRequirements, Volume,
+    ConfigMapVolumeSource, Container, ContainerPort, EnvVar, KeyToPath, Pod, PodReadinessGate,
+    ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use principium_api::OllamaPool;
 use principium_api::names::OLLAMA_PORT;
 use principium_api::ollama_pool::{KvCacheType, OllamaModel};
+use principium_api::pod::ConfigMapKeyRef;
 use std::collections::BTreeMap;
 
 /// Where a store is mounted.
 const MODELS: &str = "/models";
 /// Where the store is served inside the pod while it is filled: nobody else can write to it.
 const STORE_ADDRESS: &str = "127.0.0.1:11435";
+/// Where images have the certificate authorities that everybody trusts.
+const PUBLIC_CAS: &str = "/etc/ssl/certs";
+/// Where those of the user's registry are mounted, and the volume that they come from.
+const REGISTRY_CA: &str = "/etc/principium/registry-ca";
+const REGISTRY_CA_VOLUME: &str = "registry-ca";
 /// Where a pod says how far it is with pulling a model.
 pub const PROGRESS_PORT: u16 = 11436;
 
@@ -47,7 +54,9 @@ pub fn instance_template(observed: &Observed, resource: &OllamaPool, ordinal: u3
         .with("store", &spec.store);
     match Store::of(resource) {
         // The pod brings the models itself; with a shared store they come and go beneath it.
-        Store::Ephemeral => template.with("models", &spec.models),
+        Store::Ephemeral => template
+            .with("models", &spec.models)
+            .with("registryCaConfigMapRef", &spec.registry_ca_config_map_ref),
         Store::Claim(_) | Store::Folder(_) => template,
     }
 }
@@ -61,6 +70,7 @@ pub fn puller_template(observed: &Observed, resource: &OllamaPool) -> Template {
         .with("tolerations", &spec.pod.tolerations)
         .with("store", &spec.store)
         .with("models", &spec.models)
+        .with("registryCaConfigMapRef", &spec.registry_ca_config_map_ref)
 }
 
 /// Builds an instance, without its name and GPUs.
@@ -72,7 +82,7 @@ pub fn build_pod(observed: &Observed, resource: &OllamaPool, ordinal: u32) -> Po
     let models = mount(VOLUME, MODELS);
     let (init, models) = match store {
         Store::Ephemeral => {
-            volumes.extend(sources(resource));
+            volumes.extend(registry_ca(resource).into_iter().chain(sources(resource)));
             let mut init = vec![store_container(observed, resource)];
             init.extend(model_containers(observed, resource));
             (Some(init), models)
@@ -115,7 +125,7 @@ pub fn build_puller(observed: &Observed, resource: &OllamaPool, place: &str) -> 
     let mut init = vec![store_container(observed, resource)];
     init.extend(containers);
     let mut volumes = vec![store.volume(), empty_dir("tmp")];
-    volumes.extend(sources(resource));
+    volumes.extend(registry_ca(resource).into_iter().chain(sources(resource)));
     let mut spec = pod_spec(&resource.spec.pod, store.writer(), vec![last], volumes);
     spec.init_containers = Some(init);
     spec.restart_policy = Some("OnFailure".to_owned());
@@ -131,6 +141,8 @@ fn ollama_container(observed: &Observed, resource: &OllamaPool, name: &str, args
         image_pull_policy: Some(pull_policy(&resource.spec.pod)),
         args: Some(args),
         security_context: Some(container_security()),
+        // Why a pull failed goes into the pod's status, and from there into the pool's.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }
@@ -140,12 +152,18 @@ fn store_container(observed: &Observed, resource: &OllamaPool) -> Container {
     let mut variables =
         env([("OLLAMA_HOST", STORE_ADDRESS.to_owned()), ("OLLAMA_MODELS", MODELS.to_owned())]);
     variables.extend(common_env());
+    let mut mounts = vec![mount(VOLUME, MODELS), mount("tmp", "/tmp")];
+    if resource.spec.registry_ca_config_map_ref.is_some() {
+        // Go reads the certificates of all these folders; a file of its own would take the place of the public ones.
+        variables.extend(env([("SSL_CERT_DIR", format!("{PUBLIC_CAS}:{REGISTRY_CA}"))]));
+        mounts.push(read_only(mount(REGISTRY_CA_VOLUME, REGISTRY_CA)));
+    }
     Container {
         restart_policy: Some("Always".to_owned()),
         env: Some(with_users_env(variables, &resource.spec.pod)),
         startup_probe: Some(exec_probe(&["ollama", "list"], 1, 120)),
         resources: Some(small()),
-        volume_mounts: Some(vec![mount(VOLUME, MODELS), mount("tmp", "/tmp")]),
+        volume_mounts: Some(mounts),
         ..ollama_container(observed, resource, "store", vec!["serve".to_owned()])
     }
 }
@@ -187,6 +205,22 @@ fn pull_args(model: &OllamaModel) -> Vec<String> {
 
 fn source(position: usize) -> String {
     format!("source-{position}")
+}
+
+/// The certificate authorities of the user's registry.
+fn registry_ca(resource: &OllamaPool) -> Option<Volume> {
+    let ConfigMapKeyRef { name, key } = resource.spec.registry_ca_config_map_ref.as_ref()?;
+    let item = KeyToPath {
+        key: key.clone().unwrap_or_else(|| "ca.crt".to_owned()),
+        path: "ca.crt".to_owned(),
+        ..KeyToPath::default()
+    };
+    let config_map = ConfigMapVolumeSource {
+        name: name.clone(),
+        items: Some(vec![item]),
+        ..ConfigMapVolumeSource::default()
+    };
+    Some(Volume { name: REGISTRY_CA_VOLUME.to_owned(), config_map: Some(config_map), ..Volume::default() })
 }
 
 /// The images that models are created from.
@@ -312,6 +346,7 @@ mod tests {
         assert_eq!(spec["readinessGates"], json!([{"conditionType": "principium.ai/models-ready"}]));
         assert_eq!(spec["volumes"][2]["image"]["reference"], "r/own:1");
         for container in spec["initContainers"].as_array().unwrap() {
+            assert_eq!(container["terminationMessagePolicy"], "FallbackToLogsOnError");
             let asked = container["resources"].to_string();
             assert!(!asked.contains("principium.ai/gpu"), "init containers ask for no GPU: {asked}");
             assert!(container["env"].to_string().contains(r#""NVIDIA_VISIBLE_DEVICES","value":"void""#));
@@ -337,6 +372,35 @@ mod tests {
         assert_eq!(spec["securityContext"]["runAsUser"], 0);
         assert_eq!(spec["initContainers"][0]["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
         assert!(!spec.to_string().contains("principium.ai/gpu"));
+    }
+
+    #[test]
+    fn the_registrys_authorities_are_trusted_where_models_are_pulled_and_nowhere_else() {
+        let ca = json!({"name": "trust", "key": "root.pem"});
+        let of = |store: Value| {
+            let pool =
+                pool(&json!({"models": models(), "registryCaConfigMapRef": ca.clone(), "store": store}));
+            let built = [build_pod(&observed(), &pool, 0), build_puller(&observed(), &pool, "place")];
+            built.map(|pod| serde_json::to_value(pod).unwrap()["spec"].clone())
+        };
+        let [own, puller] = of(json!({"ephemeral": {}}));
+        for spec in [&own, &puller] {
+            let store = &spec["initContainers"][0];
+            let variable =
+                json!({"name": "SSL_CERT_DIR", "value": "/etc/ssl/certs:/etc/principium/registry-ca"});
+            assert!(store["env"].as_array().unwrap().contains(&variable), "{store}");
+            let mounted =
+                json!({"name": "registry-ca", "mountPath": "/etc/principium/registry-ca", "readOnly": true});
+            assert!(store["volumeMounts"].as_array().unwrap().contains(&mounted), "{store}");
+            let volume = json!({
+                "name": "registry-ca",
+                "configMap": {"name": "trust", "items": [{"key": "root.pem", "path": "ca.crt"}]}
+            });
+            assert!(spec["volumes"].as_array().unwrap().contains(&volume), "{spec}");
+            assert!(!spec["containers"].to_string().contains("registry-ca"), "{spec}");
+        }
+        let [instance, _] = of(json!({"hostPath": {"path": "/srv/models"}}));
+        assert!(!instance.to_string().contains("registry-ca"), "an instance of a shared store pulls nothing");
     }
 
     #[test]

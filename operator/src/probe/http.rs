@@ -33,18 +33,23 @@ pub enum HttpError {
     Unreadable { url: String, source: serde_json::Error },
 }
 
+/// A builder of clients for what runs inside of the cluster.
+pub fn client() -> reqwest::ClientBuilder {
+    // Built beside programs that speak TLS, a client wants to know by which cryptography, whether it does or not.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder()
+        .no_proxy()
+        .user_agent(concat!("principium-operator/", env!("CARGO_PKG_VERSION")))
+}
+
 impl Http {
     pub fn new() -> Result<Self, reqwest::Error> {
-        // Built beside programs that speak TLS, the client wants to know by which cryptography, whether it does or not.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let client = reqwest::Client::builder()
+        let client = client()
             .connect_timeout(Duration::from_secs(3))
             // Every pod is a host of its own, and is asked every half minute: thousands of open connections would only be
             // memory, here and there.
             .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .user_agent(concat!("principium-operator/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self(client))
     }

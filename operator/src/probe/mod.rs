@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+pub use http::client;
+
 /// Asks the pods that the last plan named.
 pub struct Prober {
     http: Http,

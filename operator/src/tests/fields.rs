@@ -282,6 +282,16 @@ fn ollama_pool() -> Vec<Row> {
             Restart("store.hostPath.path set to /m"),
         ),
         (
+            "registryCaConfigMapRef.name",
+            json!({"registryCaConfigMapRef": {"name": "c"}}),
+            Restart("registryCaConfigMapRef.name set to c"),
+        ),
+        (
+            "registryCaConfigMapRef.key",
+            json!({"registryCaConfigMapRef": {"name": "c", "key": "k"}}),
+            Restart("registryCaConfigMapRef.key set to k"),
+        ),
+        (
             "settings.contextLength",
             settings(json!({"contextLength": 8192})),
             Restart("settings.contextLength set to 8192"),

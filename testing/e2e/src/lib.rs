@@ -6,6 +6,7 @@ pub mod gpus;
 pub mod operator;
 pub mod plugin;
 pub mod proxy;
+pub mod registry;
 pub mod release;
 pub mod stand_in;
 pub mod world;

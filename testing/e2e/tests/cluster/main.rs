@@ -22,6 +22,7 @@ mod overcommit;
 mod plugin;
 mod pods;
 mod policy;
+mod pulls;
 mod restarts;
 mod rights;
 mod scenarios;
