@@ -10,16 +10,16 @@ use principium_embedder::gpus::Temperature;
 use principium_embedder::metrics::Metrics;
 use principium_embedder::model::{Input, ModelError, ModelFiles, Output, load_tokenizer};
 use principium_embedder::pipeline::{Chunker, PipelineConfig, router};
-use principium_embedder::serve::GPU_BATCH_TOKENS;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Tokens that a device computes in a second.
+/// Tokens that a device computes in a second, and at once: batches of a quarter of a second.
 const RATE: f64 = 8_000.0;
-/// Tokens of all documents.
+const BATCH_TOKENS: usize = 2_000;
 const DOCUMENTS: usize = 40;
+/// Of one document.
 const WORDS: usize = 8_000;
 
 struct Paced;
@@ -41,7 +41,7 @@ impl Replica for Paced {
 async fn run(folder: &str, devices: usize, documents: &Value) -> f64 {
     let files = ModelFiles::read(Path::new(folder)).unwrap();
     let tokenizer = load_tokenizer(&files).unwrap();
-    let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 };
+    let budget = Budget { tokens: BATCH_TOKENS, inputs: 1024 };
     let worker = || Worker { replica: Paced, budget, temperature: Temperature::default() };
     let workers = std::iter::repeat_with(worker).take(devices).collect();
     let limits = EngineLimits { queue_inputs: 16_384 };

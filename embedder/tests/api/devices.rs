@@ -1,6 +1,7 @@
 //! Several devices under one model, with stand-ins that do as they are told: whether all of them are used at once, what they are
 //! given to compute, and what is said when none of them computes any more.
 
+use crate::program::Program;
 use crate::server::minilm;
 use principium_embedder::args::Role;
 use principium_embedder::batch::Budget;
@@ -14,12 +15,14 @@ use principium_embedder::model::{
 };
 use principium_embedder::pipeline::{Chunker, EmbedTexts, PipelineConfig, Purpose, router};
 use principium_embedder::serve::GPU_BATCH_TOKENS;
+use principium_gpu_sim::state::State;
+use principium_gpu_sim::{store, update};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DEVICES: usize = 8;
 
@@ -189,4 +192,64 @@ async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
     device.broken.store(false, Ordering::Relaxed);
     assert_eq!((get("/health").await.0, get("/ready").await.0), (200, 200));
     assert_eq!(embed().await, 200);
+}
+
+async fn metrics(client: &reqwest::Client, url: &str) -> String {
+    client.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap()
+}
+
+/// Tokens that each of two workers has computed.
+fn tokens(metrics: &str) -> [u64; 2] {
+    [0, 1].map(|worker| {
+        let name = format!("principium_embedder_tokens_total{{worker=\"{worker}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |value| value.parse().unwrap())
+    })
+}
+
+#[tokio::test]
+async fn work_goes_to_the_gpu_that_the_driver_calls_the_cooler_one() {
+    principium_embedder::tls::install();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gpus.json");
+    let mut state = State::default_for_node("test");
+    let heat = |state: &mut State, celsius: [u32; 2]| {
+        [state.gpus[6].temperature, state.gpus[7].temperature] = celsius;
+    };
+    heat(&mut state, [70, 45]);
+    std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
+    let gpus: Vec<Value> = [6, 7]
+        .map(|index| json!({ "index": index, "uuid": state.gpus[index].uuid, "memoryMiB": 1024 }))
+        .into();
+    // Cargo builds the library beside the test programs.
+    let library = std::env::current_exe().unwrap().parent().unwrap().join("libprincipium_gpu_sim.so");
+    let program = Program::start_with(folder.path(), |command| {
+        command.env(store::STATE_VARIABLE, &path).env("PRINCIPIUM_GPUS", json!(gpus).to_string());
+        command.arg("--nvml-library").arg(&library)
+    });
+    let client = reqwest::Client::new();
+    program.ask(client.get(format!("{}/info", program.url))).await;
+    for (celsius, cooler) in [([70, 45], 1), ([50, 65], 0)] {
+        update(&path, |state| {
+            heat(state, celsius);
+            Ok(())
+        })
+        .unwrap();
+        let gpu = 6 + cooler;
+        let labels = format!("{{gpu=\"{gpu}\",uuid=\"{}\"}}", state.gpus[gpu].uuid);
+        let shown = format!("principium_embedder_gpu_temperature_celsius{labels} {}\n", celsius[cooler]);
+        let give_up = Instant::now() + Duration::from_secs(30);
+        while !metrics(&client, &program.url).await.contains(&shown) {
+            assert!(Instant::now() < give_up, "{shown} never came");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let before = tokens(&metrics(&client, &program.url).await);
+        for _ in 0..20 {
+            let request = client.post(format!("{}/embed", program.url)).json(&json!({ "inputs": "heat" }));
+            assert_eq!(request.send().await.unwrap().status(), 200);
+        }
+        let after = tokens(&metrics(&client, &program.url).await);
+        let [cool, warm] = [cooler, 1 - cooler].map(|worker| after[worker] - before[worker]);
+        // A worker is free again a moment after its answer: now and then the other one is given the next request.
+        assert!(cool > 4 * warm, "{cool} tokens on the cooler GPU, {warm} on the other one");
+    }
 }
