@@ -15,7 +15,7 @@ pub use texts::PipelineEmbedder;
 
 use crate::batch::{Budget, Kind};
 use crate::gpus::Temperature;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, WorkerLabels};
 use crate::model::{Input, Model, ModelError, Output};
 use queue::{Batch, Job, Queue};
 
@@ -108,6 +108,8 @@ impl Engine {
         let woken = workers.iter().map(|_| Condvar::new()).collect();
         let shared = Arc::new(Shared { limits, metrics, queue, woken });
         for (number, worker) in workers.into_iter().enumerate() {
+            // There from the beginning: an increase is seen only from a value that was told.
+            drop(shared.metrics.batch_failures.get_or_create(&WorkerLabels { worker: number }));
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("model-{number}"))

@@ -1,7 +1,6 @@
 //! The engine with replicas that do as they are told.
 
 use super::*;
-use crate::metrics::WorkerLabels;
 use crate::model::Wants;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
