@@ -2,9 +2,12 @@
 
 use super::ollama::{Behavior, instance};
 use super::server::start;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const TEXT: &str =
     "# Pump\n\nHow to install the pump: see below.\n\n## Usage\n\nWarning: the pump gets hot.\n";
@@ -50,6 +53,40 @@ async fn a_language_model_chooses_the_kind_and_heuristics_stand_in_for_it() {
             method == "heuristics",
             "{answer}"
         );
+    }
+}
+
+/// A server with OpenAI's API, which wants a key.
+async fn chat() -> String {
+    let complete = post(|headers: HeaderMap, Json(question): Json<Value>| async move {
+        if headers.get("authorization").is_none_or(|key| key != "Bearer sesame") {
+            return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "no such key" } })));
+        }
+        let asked = question["messages"][0]["content"].as_str().unwrap();
+        assert!(question["model"] == "small" && asked.contains("The ship sank in 1628."), "{question}");
+        assert_eq!(question["response_format"]["type"], "json_schema", "{question}");
+        let message = json!({ "role": "assistant", "content": "{\"document_type\":\"manual\"}" });
+        (StatusCode::OK, Json(json!({ "choices": [{ "index": 0, "message": message }] })))
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let router = Router::new().route("/v1/chat/completions", complete);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_openais_api_is_asked_with_its_key_and_heuristics_stand_in_for_it() {
+    let url = chat().await;
+    for (key, kind, method) in [("sesame", "manual", "llm"), ("wrong", "article", "heuristics")] {
+        let flags =
+            ["--role", "doc-analyzer", "--llm-url", &url, "--llm-model", "small", "--llm-api-key", key];
+        let server = start(&flags);
+        let answer = server.post("/v1/analyze", &json!({ "text": "The ship sank in 1628." })).await.json();
+        assert_eq!((&answer["document_type"], &answer["method"]), (&json!(kind), &json!(method)), "{answer}");
+        let error = answer["llm_error"].as_str().unwrap_or_default();
+        assert_eq!(error.contains("401") && error.contains("no such key"), key == "wrong", "{answer}");
+        assert!(!answer.to_string().contains(key) || key == "wrong", "{answer}");
     }
 }
 

@@ -23,6 +23,11 @@ pub enum Behavior {
 
 /// Starts an instance; its URL, and how many questions it was asked.
 pub async fn instance(behavior: Behavior) -> (String, Arc<AtomicUsize>) {
+    instance_at(behavior, "127.0.0.1:0").await
+}
+
+/// The same at an address.
+pub async fn instance_at(behavior: Behavior, address: &str) -> (String, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     let (kill, killed) = tokio::sync::watch::channel(false);
@@ -44,7 +49,7 @@ pub async fn instance(behavior: Behavior) -> (String, Arc<AtomicUsize>) {
         }
     });
     let router = Router::new().route("/api/generate", generate).route("/api/version", get(|| async { "{}" }));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     // A runtime of its own, because ending it is what cuts the connections off, as the end of a pod would.
     std::thread::spawn(move || {

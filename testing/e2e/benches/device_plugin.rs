@@ -30,9 +30,9 @@ const HEATS: usize = 10;
 const LOSSES: usize = 3;
 const RESTARTS: usize = 5;
 /// For how long a sensor is noisy.
-const NOISE: Duration = Duration::from_secs(120);
+const NOISE: Duration = Duration::from_secs(600);
 /// For how long it was before that is counted: the step from idle to noise must not count.
-const SETTLING: Duration = Duration::from_secs(60);
+const SETTLING: Duration = Duration::from_secs(600);
 /// For how long a GPU must be cool until it is offered again: the chart's default.
 const DWELL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
