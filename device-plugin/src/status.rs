@@ -95,12 +95,27 @@ pub fn pod_memory(allocations: &[Allocation], used: &BTreeMap<PodName, u64>) -> 
     shares.into_iter().map(of_pod).collect()
 }
 
-/// The status of this view, with the last status' values where nothing meaningful has changed: a sensor that flickers
-/// gives the same status again.
+/// The status of this view: the last one again where nothing meaningful has changed, whatever a sensor's flicker; else
+/// the present values of all GPUs, so that one write spares those that their drift would have asked for.
 #[must_use]
 pub fn status(view: &NodeView, last: Option<&GpuNodeStatus>) -> GpuNodeStatus {
+    let kept = worded(view, last, Values::Kept);
+    if last.is_none_or(|last| *last == kept) { kept } else { worded(view, last, Values::Present) }
+}
+
+/// Which of two values that differ by no more than noise is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    /// The last one.
+    Kept,
+    /// The present one.
+    Present,
+}
+
+fn worded(view: &NodeView, last: Option<&GpuNodeStatus>, values: Values) -> GpuNodeStatus {
     let last_of = |uuid: &str| last.and_then(|last| last.gpus.iter().find(|gpu| gpu.uuid == uuid));
-    let gpus: Vec<Gpu> = view.gpus.iter().map(|gpu| settled(gpu, last_of(&gpu.identity.uuid))).collect();
+    let gpus: Vec<Gpu> =
+        view.gpus.iter().map(|gpu| settled(gpu, last_of(&gpu.identity.uuid), values)).collect();
     let summary = summary(&gpus, view);
     GpuNodeStatus {
         driver_version: view.driver_version.clone(),
@@ -131,7 +146,7 @@ pub fn urgent(last: &GpuNodeStatus, next: &GpuNodeStatus) -> bool {
     without_drift(last) != without_drift(next)
 }
 
-fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
+fn settled(gpu: &GpuState, last: Option<&Gpu>, values: Values) -> Gpu {
     let GpuState { index, identity, view, limits, reading, steady, verdict, allocations, foreign, .. } = gpu;
     let temperature = reading.as_ref().and_then(|reading| reading.temperature);
     let power = reading.as_ref().and_then(|reading| reading.power);
@@ -143,15 +158,16 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
     let temperature =
         if decided { temperature } else { temperature.and(steady.temperature()).or(temperature) };
     let power = if decided { power } else { power.and(steady.power()).or(power) };
+    let present = values == Values::Present;
     Gpu {
         index: *index,
         uuid: identity.uuid.clone(),
         product: identity.product.clone(),
         pci_address: identity.pci_address.clone(),
-        memory: memory(gpu, last),
+        memory: memory(gpu, last, values),
         units: identity.units(),
         temperature: keep(temperature, last.and_then(|last| last.temperature), |now, then| {
-            decided || now.abs_diff(then) >= TEMPERATURE_STEP
+            present || decided || now.abs_diff(then) >= TEMPERATURE_STEP
         }),
         temperature_limits: Some(TemperatureLimits {
             withhold: limits.withhold,
@@ -159,14 +175,16 @@ fn settled(gpu: &GpuState, last: Option<&Gpu>) -> Gpu {
             slowdown: identity.slowdown_temperature,
             shutdown: identity.shutdown_temperature,
         }),
-        power: keep(power, last.and_then(|last| last.power), |now, then| now.abs_diff(then) >= POWER_STEP),
+        power: keep(power, last.and_then(|last| last.power), |now, then| {
+            present || now.abs_diff(then) >= POWER_STEP
+        }),
         mig: mig(*index, identity),
         view: *view,
         health: verdict.health,
         withheld: verdict.withheld.clone(),
         allocations: allocations.clone(),
-        foreign_processes: foreign.iter().map(|process| rounded(process, last)).collect(),
-        overuse: gpu.pods.iter().filter_map(|pod| overuse(pod, last)).collect(),
+        foreign_processes: foreign.iter().map(|process| rounded(process, last, values)).collect(),
+        overuse: gpu.pods.iter().filter_map(|pod| overuse(pod, last, values)).collect(),
     }
 }
 
@@ -184,7 +202,7 @@ fn keep(now: Option<u32>, last: Option<u32>, differs: impl Fn(u32, u32) -> bool)
     }
 }
 
-fn memory(gpu: &GpuState, last: Option<&Gpu>) -> GpuMemoryStatus {
+fn memory(gpu: &GpuState, last: Option<&Gpu>, values: Values) -> GpuMemoryStatus {
     let total = gpu.identity.memory_total_mib;
     let Some(reading) = &gpu.reading else {
         // A card that doesn't answer: what was known last, and no free memory that nobody can vouch for.
@@ -193,7 +211,8 @@ fn memory(gpu: &GpuState, last: Option<&Gpu>) -> GpuMemoryStatus {
     };
     match last {
         Some(last)
-            if last.memory.total == total
+            if values == Values::Kept
+                && last.memory.total == total
                 && last.memory.free > 0
                 && reading.memory_used_mib.abs_diff(last.memory.used) < MEMORY_STEP
                 && (reading.memory_used_mib < MEMORY_STEP) == (last.memory.used == 0) =>
@@ -210,7 +229,7 @@ fn memory(gpu: &GpuState, last: Option<&Gpu>) -> GpuMemoryStatus {
 }
 
 /// Told from the first MiB above the share on, until the pod is clearly back within it.
-fn overuse(pod: &PodMemory, last: Option<&Gpu>) -> Option<Overuse> {
+fn overuse(pod: &PodMemory, last: Option<&Gpu>, values: Values) -> Option<Overuse> {
     let last = last.and_then(|last| {
         last.overuse.iter().find(|other| other.namespace == pod.namespace && other.pod == pod.pod)
     });
@@ -222,15 +241,25 @@ fn overuse(pod: &PodMemory, last: Option<&Gpu>) -> Option<Overuse> {
         used: pod.used,
     };
     (pod.used > tolerated).then(|| match last {
-        Some(last) if last.share == pod.share && last.used.abs_diff(pod.used) < MEMORY_STEP => last.clone(),
+        Some(last)
+            if values == Values::Kept
+                && last.share == pod.share
+                && last.used.abs_diff(pod.used) < MEMORY_STEP =>
+        {
+            last.clone()
+        }
         _ => now(),
     })
 }
 
-fn rounded(process: &ForeignProcess, last: Option<&Gpu>) -> ForeignProcess {
+fn rounded(process: &ForeignProcess, last: Option<&Gpu>, values: Values) -> ForeignProcess {
     let last = last.and_then(|last| last.foreign_processes.iter().find(|other| other.pid == process.pid));
     match last {
-        Some(last) if last.name == process.name && last.used.abs_diff(process.used) < MEMORY_STEP => {
+        Some(last)
+            if values == Values::Kept
+                && last.name == process.name
+                && last.used.abs_diff(process.used) < MEMORY_STEP =>
+        {
             last.clone()
         }
         _ => process.clone(),
@@ -319,6 +348,18 @@ pub(crate) mod tests {
             assert_eq!(next != first, changed, "{temperature} °C, {used} MiB");
             assert!(!urgent(&first, &next));
         }
+    }
+
+    #[test]
+    fn one_write_tells_the_present_values_of_all_gpus() {
+        let first = status(&node(vec![gpu(0, 50, 1000), gpu(1, 50, 1000)]), None);
+        let next = status(&node(vec![gpu(0, 52, 1200), gpu(1, 53, 1000)]), Some(&first));
+        let told = |status: &GpuNodeStatus| {
+            status.gpus.iter().map(|gpu| (gpu.temperature, gpu.memory.used)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&next), [(Some(52), 1280), (Some(53), 1024)]);
+        let later = status(&node(vec![gpu(0, 54, 1200), gpu(1, 51, 1000)]), Some(&next));
+        assert_eq!(later, next, "noise about the values that were told");
     }
 
     #[test]

@@ -7,7 +7,9 @@ mod scale;
 use anyhow::Result;
 use clap::Subcommand;
 use principium_local_cluster::Cache;
+use principium_local_cluster::images::Optimized;
 use principium_local_cluster::tools::ensure_extra;
+use std::process::Command;
 
 /// What is measured.
 #[derive(Subcommand)]
@@ -37,17 +39,9 @@ impl Bench {
         match self {
             Self::DevicePlugin => {
                 let peer = ensure_extra(&Cache::from_environment()?, "nvidia-device-plugin")?;
-                let access = crate::cluster::install("release")?;
+                let access = crate::cluster::install(Optimized::DevicePlugin)?;
                 crate::test::clear(&access)?;
-                let mut cargo = crate::cargo();
-                cargo.args([
-                    "bench",
-                    "--profile",
-                    "release",
-                    "--workspace",
-                    "--features",
-                    "principium-e2e/cluster",
-                ]);
+                let mut cargo = optimized(&["principium-e2e", "principium-device-plugin"]);
                 cargo.args(["--bench", "device_plugin"]).env("KUBECONFIG", &access.kubeconfig);
                 cargo.env("PRINCIPIUM_BENCH_PEER", peer.join("nvidia-device-plugin"));
                 crate::run(&mut cargo)
@@ -55,19 +49,7 @@ impl Bench {
             Self::Embedder(embedder) => embedder.run(),
             Self::Scale(scale) => scale.run(),
             Self::Plan => {
-                let mut cargo = crate::cargo();
-                // Dependencies are optimized in the dev profile already: only what is measured is compiled anew.
-                cargo.args([
-                    "bench",
-                    "--profile",
-                    "dev",
-                    "--workspace",
-                    "--features",
-                    "principium-e2e/cluster",
-                ]);
-                for package in ["principium-api", "principium-operator"] {
-                    cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
-                }
+                let mut cargo = optimized(&["principium-api", "principium-operator"]);
                 cargo.args(["--bench", "plan"]);
                 crate::run(&mut cargo)
             }
@@ -101,4 +83,15 @@ impl Bench {
             }
         }
     }
+}
+
+/// `cargo bench` for programs of which these packages are optimized. Dependencies are in the dev profile already: only what
+/// is measured is compiled anew.
+fn optimized(packages: &[&str]) -> Command {
+    let mut cargo = crate::cargo();
+    cargo.args(["bench", "--profile", "dev", "--workspace", "--features", "principium-e2e/cluster"]);
+    for package in packages {
+        cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+    }
+    cargo
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
+use principium_local_cluster::images::Optimized;
 use principium_local_cluster::progress::step;
 use principium_local_cluster::tools::{self, Tools};
 use principium_local_cluster::{Cache, chart, cluster, databases, images, models, python};
@@ -47,12 +48,11 @@ pub struct Access {
     pub kubectl: PathBuf,
 }
 
-/// Brings the cluster up with the project, built with a cargo profile, installed in it: everything that tests and the demo
-/// need.
-pub fn install(profile: &str) -> Result<Access> {
+/// Brings the cluster up with the project installed in it: everything that tests and the demo need.
+pub fn install(optimized: Optimized) -> Result<Access> {
     let cache = Cache::from_environment()?;
     let cluster = cluster::up(&cache)?;
-    let images = build_images(&cluster.cache, &cluster.tools, profile)?;
+    let images = build_images(&cluster.cache, &cluster.tools, optimized)?;
     step("loading the images into containerd", || images::load(&images, &cluster.loader()?))?;
     chart::install(&cluster, &crate::root(), &images::digest_of_all(&images))?;
     Ok(Access { kubeconfig: cluster.paths.kubeconfig(), kubectl: cluster.tools.path("kubectl")? })
@@ -80,7 +80,7 @@ pub fn fetch_servers() -> Result<()> {
     step("PostgreSQL", || databases::fetch_postgres(cache.root())).map(drop)
 }
 
-fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<images::Image>> {
+fn build_images(cache: &Cache, tools: &Tools, optimized: Optimized) -> Result<Vec<images::Image>> {
     let models = fetch_models()?;
     let repository = crate::root();
     let inputs = images::Inputs {
@@ -89,14 +89,14 @@ fn build_images(cache: &Cache, tools: &Tools, profile: &str) -> Result<Vec<image
         ollama: tools.path("ollama")?,
         cache: cache.root().to_path_buf(),
     };
-    let programs = step("compiling the programs", || images::programs(&inputs.repository, profile))?;
+    let programs = step("compiling the programs", || images::programs(&inputs.repository, optimized))?;
     step("writing the images", || images::all(&programs, &inputs))
 }
 
 /// Writes every image as a tarball, with optimized programs.
 pub fn export_images(output: &Path) -> Result<()> {
     let cache = Cache::from_environment()?;
-    let images = build_images(&cache, &Tools::ensure(&cache)?, "release")?;
+    let images = build_images(&cache, &Tools::ensure(&cache)?, Optimized::Everything)?;
     std::fs::create_dir_all(output)?;
     for image in images {
         let file = output.join(image.tarball.file_name().unwrap_or_default());

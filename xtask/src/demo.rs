@@ -8,6 +8,7 @@ mod tables;
 use anyhow::{Context, Result, bail};
 use cluster_view::ClusterView;
 use console::style;
+use principium_local_cluster::images::Optimized;
 use std::time::{Duration, Instant};
 
 /// The manifest that the demo applies, below the repository's root.
@@ -45,7 +46,7 @@ impl Demo {
         );
 
         step(1, "A cluster, the images and the chart");
-        let view = ClusterView::new(crate::cluster::install("dev")?);
+        let view = ClusterView::new(crate::cluster::install(Optimized::Nothing)?);
 
         step(2, &format!("kubectl apply -f {SAMPLE}"));
         let applied = Instant::now();

@@ -4,6 +4,7 @@ use crate::cluster::Access;
 use anyhow::{Result, bail};
 use console::style;
 use principium_local_cluster::command::run;
+use principium_local_cluster::images::Optimized;
 use principium_local_cluster::progress::step;
 use std::process::Command;
 use std::time::Instant;
@@ -52,7 +53,7 @@ impl Test {
             }
             let mut access = None;
             phase("cluster, images, chart", &mut || {
-                let installed = crate::cluster::install("dev")?;
+                let installed = crate::cluster::install(Optimized::Nothing)?;
                 clear(&installed)?;
                 access = Some(installed);
                 Ok(())
@@ -98,7 +99,7 @@ impl Soak {
     /// Runs random churn, then the long forms of the fault tests.
     pub fn run(&self) -> Result<()> {
         let Self { minutes, seed, churn } = self;
-        let access = crate::cluster::install("dev")?;
+        let access = crate::cluster::install(Optimized::Nothing)?;
         clear(&access)?;
         let mut cargo = crate::cargo();
         cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster", "--test", "cluster"]);

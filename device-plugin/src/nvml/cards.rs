@@ -159,7 +159,8 @@ impl Card<'_> {
         let device = &self.device;
         let memory = device.memory_info()?;
         let throttle = optional(device.current_throttle_reasons())?.unwrap_or(ThrottleReasons::empty());
-        let watts = |milliwatts: u32| (milliwatts + 500) / 1000;
+        // A failing sensor may say anything.
+        let watts = |milliwatts: u32| milliwatts.saturating_add(500) / 1000;
         Ok(Reading {
             temperature: supported(device.temperature(TemperatureSensor::Gpu))?,
             memory_used_mib: memory.used / MIB,

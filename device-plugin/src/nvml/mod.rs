@@ -80,6 +80,8 @@ impl Reader {
         let mut events = None;
         let mut missing_since = None;
         loop {
+            #[cfg(debug_assertions)]
+            break_if_told(&nvml);
             let sample = Sample::begin(session);
             let start = sample.began;
             let gpus = match cards.open_missing().and_then(|()| cards.probe()) {
@@ -154,6 +156,12 @@ fn supervise(mut run: impl FnMut(u64) -> End, reports: &Sender<Report>, retry: D
         }
         std::thread::sleep(retry);
     }
+}
+
+/// Panics where the driver's version says so: only debug builds have this way to provoke a bug of the reader, for tests.
+#[cfg(debug_assertions)]
+fn break_if_told(nvml: &Nvml) {
+    assert!(!nvml.sys_driver_version().is_ok_and(|version| version == "breaks the reader"), "told to break");
 }
 
 /// Number of cards that the driver has taken, where the kernel tells.

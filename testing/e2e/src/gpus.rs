@@ -39,8 +39,7 @@ pub fn driver(change: &str) -> Result<()> {
 /// # Errors
 /// When the state can't be written.
 pub fn reset() -> Result<()> {
-    driver("load")?;
-    command(&["reset", "all"])
+    command(&["reset"])
 }
 
 fn command(words: &[&str]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The command line that shows and changes the simulated GPUs, the same for every program that offers it.
 
 use crate::amount::{Memory, readable};
-use crate::state::{EccErrors, Gpu, MigProfile, Process, Sensors, State};
+use crate::state::{Driver, EccErrors, Gpu, MigProfile, Process, Sensors, State};
 use crate::store::{self, SimError};
 use crate::table;
 use clap::{Args, Subcommand};
@@ -297,8 +297,7 @@ fn reset(gpu: &mut Gpu, position: usize) {
 
 fn reset_all(path: &Path) -> Result<State, SimError> {
     let reset_state = |state: &mut State| {
-        state.driver.loaded = true;
-        state.driver.hangs = false;
+        state.driver = Driver::default();
         state.xids.clear();
         state.gpus.iter_mut().enumerate().for_each(|(position, gpu)| reset(gpu, position));
         Ok(())

@@ -36,6 +36,13 @@ pub struct Driver {
     pub cuda_version: i32,
 }
 
+impl Default for Driver {
+    /// One that works.
+    fn default() -> Self {
+        Self { loaded: true, hangs: false, version: "580.95.05".into(), cuda_version: 13_000 }
+    }
+}
+
 /// One simulated GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -201,7 +208,7 @@ impl State {
     #[must_use]
     pub fn with_gpus(node: &str, count: u32) -> Self {
         Self {
-            driver: Driver { loaded: true, hangs: false, version: "580.95.05".into(), cuda_version: 13_000 },
+            driver: Driver::default(),
             gpus: (0..count).map(|position| Gpu::idle(node, position)).collect(),
             xids: Vec::new(),
             next_event: 0,

@@ -182,18 +182,32 @@ pub fn pause(cache: &Path, name: &str) -> Result<Image> {
     Ok(Image { name: name.to_owned(), digest, tarball })
 }
 
-/// Builds all programs with a cargo profile; returns what cargo made. The published device plugin has a profile of its own.
+/// Which programs are compiled as they are published; the others are as the tests have them, which is faster to compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimized {
+    /// None.
+    Nothing,
+    /// The device plugin and the simulated driver that it loads.
+    DevicePlugin,
+    /// All of them.
+    Everything,
+}
+
+/// Builds all programs; returns what cargo made.
 ///
 /// # Errors
 /// When they don't compile; the error ends with the compiler's words.
-pub fn programs(repository: &Path, profile: &str) -> Result<Programs> {
+pub fn programs(repository: &Path, optimized: Optimized) -> Result<Programs> {
     // The whole workspace, as the tests take it: with fewer packages cargo would give some dependencies fewer features, and
     // compile them, and all that needs them, once more.
+    let profile = if optimized == Optimized::Everything { "release" } else { "dev" };
     let mut built = build(repository, &["--workspace", "--profile", profile])?;
-    if profile == "release" {
-        // Alone on purpose: without the features that other programs need, it is smaller.
-        let alone = ["--package", "principium-device-plugin", "--bins", "--profile", "node"];
-        built.extend(build(repository, &alone)?);
+    if optimized != Optimized::Nothing {
+        // Alone on purpose: without the features that other programs need, they are smaller.
+        for target in [["principium-device-plugin", "--bins"], ["principium-gpu-sim", "--lib"]] {
+            let [package, target] = target;
+            built.extend(build(repository, &["--package", package, target, "--profile", "node"])?);
+        }
     }
     Ok(built)
 }

@@ -1,13 +1,15 @@
 //! Failing cards, sensors and drivers: told with a reason, nothing else touched, and over when they are over.
 
 use crate::pods::{identity, running, third_party};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use principium_api::gpu_node::WithheldReason;
 use principium_api::names::gpu_resource;
 use principium_e2e::plugin::Kubelet;
 use principium_e2e::{World, gpus, run};
+use principium_gpu_sim::state::Driver;
+use principium_gpu_sim::{state_path, update};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -69,11 +71,21 @@ fn a_hot_gpu_is_gone_at_the_kubelet_within_two_seconds() -> Result<()> {
 
 /// Keeps the driver from answering, in this way, and lets it answer again: it is told in these words, what runs stays as it
 /// is, and the plugin too.
-async fn driver_is_silent_for_a_while(world: &World, change: &str, words: &str) -> Result<()> {
+async fn driver_is_silent_for_a_while(
+    world: &World,
+    change: impl Fn(&mut Driver),
+    words: &str,
+) -> Result<()> {
+    let set = |change: &dyn Fn(&mut Driver)| {
+        update(&state_path(), |state| {
+            change(&mut state.driver);
+            Ok(())
+        })
+    };
     world.apply::<Pod>(&third_party("runs", Some((1, 3)))).await?;
     let before = identity(&running(world, "runs").await?);
     let plugin = identity(&world.plugin_ready(None).await?);
-    gpus::driver(change)?;
+    set(&change)?;
     world.wait_for_devices(&gpu_resource(0), 0).await?;
     world.wait_for_devices(&gpu_resource(1), 3).await?;
     world
@@ -83,7 +95,7 @@ async fn driver_is_silent_for_a_while(world: &World, change: &str, words: &str) 
         })
         .await?;
     assert!(world.plugin_metrics().await?.contains("principium_driver_up 0"));
-    gpus::driver("load")?;
+    set(&|driver| *driver = Driver::default())?;
     world.wait_for_devices(&gpu_resource(0), 8).await?;
     world.wait_until_calm().await?;
     assert_eq!(identity(&world.plugin_ready(None).await?), plugin, "the same pod, not restarted");
@@ -94,7 +106,7 @@ async fn driver_is_silent_for_a_while(world: &World, change: &str, words: &str) 
 #[test]
 fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
     run("driver", |world| async move {
-        driver_is_silent_for_a_while(&world, "unload", "not loaded").await?;
+        driver_is_silent_for_a_while(&world, |driver| driver.loaded = false, "not loaded").await?;
         let before = identity(&world.api::<Pod>().get("runs").await?);
 
         // One that starts without a driver waits for it, and doesn't end.
@@ -125,7 +137,24 @@ fn a_driver_that_goes_away_and_comes_back_needs_no_new_pod() -> Result<()> {
 #[test]
 fn a_driver_that_hangs_is_told_of_and_is_read_again_when_it_answers() -> Result<()> {
     run("hangs", |world| async move {
-        driver_is_silent_for_a_while(&world, "hang", "one of its calls hangs").await
+        driver_is_silent_for_a_while(&world, |driver| driver.hangs = true, "one of its calls hangs").await
+    })
+}
+
+#[test]
+fn a_reader_that_panics_is_told_of_and_started_anew() -> Result<()> {
+    run("panics", |world| async move {
+        let restarts = || async {
+            let metrics = world.plugin_metrics().await?;
+            let value =
+                metrics.iter().find_map(|line| line.strip_prefix("principium_nvml_reader_restarts_total "));
+            Ok::<u64, anyhow::Error>(value.context("no such metric")?.parse()?)
+        };
+        let before = restarts().await?;
+        let breaks = |driver: &mut Driver| "breaks the reader".clone_into(&mut driver.version);
+        driver_is_silent_for_a_while(&world, breaks, "failed unexpectedly").await?;
+        assert!(restarts().await? > before);
+        Ok(())
     })
 }
 
