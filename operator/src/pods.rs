@@ -360,7 +360,7 @@ fn trouble(pod: &Pod, phase: Phase, containers: &[ContainerView]) -> Option<Stri
     if let Some(condition) = unscheduled {
         return Some(format!("not scheduled: {}", condition.message.as_deref().unwrap_or_default()));
     }
-    containers.iter().find_map(|container| match &container.state {
+    let waits = containers.iter().find_map(|container| match &container.state {
         ContainerState::Waiting(reason, message)
             if !matches!(reason.as_str(), "" | "ContainerCreating" | "PodInitializing") =>
         {
@@ -368,6 +368,16 @@ fn trouble(pod: &Pod, phase: Phase, containers: &[ContainerView]) -> Option<Stri
             Some(format!("container {}: {reason}{message}", container.name))
         }
         _ => None,
+    });
+    // The kubelet tells only in Events which volume is missing, such as one of a ConfigMap that does not exist.
+    let unprepared = || {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions.any(|it| it.type_ == "PodReadyToStartContainers" && it.status == "False")
+    };
+    waits.or_else(|| {
+        (phase == Phase::Pending && unprepared()).then(|| {
+            "waits for its volumes and its network; if that lasts, its Events say what is missing".to_owned()
+        })
     })
 }
 
@@ -484,5 +494,10 @@ mod tests {
         }));
         let view = PodView::read(&pulling);
         assert_eq!(view.trouble.as_deref(), Some("container c: ImagePullBackOff: no such image"));
+        let view = PodView::read(&pod(json!({
+            "metadata": {"name": "x"},
+            "status": {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}]},
+        })));
+        assert!(view.trouble.unwrap().starts_with("waits for its volumes"));
     }
 }

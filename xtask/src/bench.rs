@@ -85,13 +85,16 @@ impl Bench {
     }
 }
 
-/// `cargo bench` for programs of which these packages are optimized. Dependencies are in the dev profile already: only what
-/// is measured is compiled anew.
+/// `cargo bench` for programs of which these packages are optimized as in releases. Dependencies are in the dev profile already:
+/// only what is measured is compiled anew.
 fn optimized(packages: &[&str]) -> Command {
     let mut cargo = crate::cargo();
     cargo.args(["bench", "--profile", "dev", "--workspace", "--features", "principium-e2e/cluster"]);
     for package in packages {
-        cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+        // Assertions check every pointer that the standard library is given.
+        for setting in ["opt-level=3", "debug-assertions=false"] {
+            cargo.args(["--config", &format!("profile.dev.package.{package}.{setting}")]);
+        }
     }
     cargo
 }

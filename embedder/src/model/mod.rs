@@ -25,6 +25,7 @@ mod tokens;
 mod transformer;
 mod weights;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,11 +39,16 @@ pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Truncation, beginnin
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
+use rayon::prelude::*;
 
 use architecture::Backbone;
 use bert::Bert;
 use precision::Place;
 use transformer::Transformer;
+
+/// Tokens that a core computes from beginning to end: with fewer it would mostly read weights, with more its cache would not
+/// hold what lies between the layers.
+const PART: RangeInclusive<usize> = 256..=512;
 
 /// Why a model can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -198,7 +204,7 @@ impl Model {
     /// What each input wants.
     pub fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
         let results = match &self.cores {
-            Some(cores) => cores.install(|| self.loaded.run(inputs)),
+            Some(cores) => cores.install(|| self.loaded.run_in_parts(inputs)),
             None => self.loaded.run(inputs),
         };
         results.map_err(|source| ModelError::Tensor {
@@ -236,6 +242,18 @@ impl Loaded {
         Ok(Self { encoder, heads })
     }
 
+    /// The same on all cores, each of which computes some texts from beginning to end: what lies between the layers stays in
+    /// its cache. Cores that have nothing left help with the ops of the others.
+    fn run_in_parts(&self, inputs: &[&Input]) -> candle_core::Result<Vec<Output>> {
+        let parts = parts(inputs, rayon::current_num_threads());
+        let outputs: Vec<_> = parts
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|part| self.run(part))
+            .collect::<candle_core::Result<_>>()?;
+        Ok(outputs.into_iter().flatten().collect())
+    }
+
     fn run(&self, inputs: &[&Input]) -> candle_core::Result<Vec<Output>> {
         if inputs.is_empty() {
             return Ok(Vec::new());
@@ -246,6 +264,23 @@ impl Loaded {
         };
         self.heads.outputs(&states.to_dtype(DType::F32)?, inputs)
     }
+}
+
+/// The inputs one after the other in parts of [`PART`] tokens: fewer in each where there would be too few for the cores.
+fn parts<'a, 'i>(inputs: &'a [&'i Input], cores: usize) -> Vec<&'a [&'i Input]> {
+    let tokens: usize = inputs.iter().map(|input| input.len()).sum();
+    let most = tokens.div_ceil(cores.max(1)).clamp(*PART.start(), *PART.end());
+    let mut parts = Vec::new();
+    let (mut first, mut taken) = (0, 0);
+    for (index, input) in inputs.iter().enumerate() {
+        if taken > 0 && taken + input.len() / 2 > most {
+            parts.push(&inputs[first..index]);
+            (first, taken) = (index, 0);
+        }
+        taken += input.len();
+    }
+    parts.push(&inputs[first..]);
+    parts
 }
 
 /// Where the encoder's weights lie among all.
@@ -260,4 +295,31 @@ fn encoder_root<'a>(files: &ModelFiles, root: &VarBuilder<'a>) -> candle_core::R
 /// Reads the tokenizer of the model that `files` describe.
 pub fn load_tokenizer(files: &ModelFiles) -> Result<TextTokenizer, ModelError> {
     TextTokenizer::load(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(inputs: &[usize], cores: usize) -> Vec<Vec<usize>> {
+        let input = |length: &usize| Input {
+            ids: vec![0; *length],
+            type_ids: vec![0; *length],
+            unpooled: 0,
+            unseen: 0,
+            wants: Wants::default(),
+        };
+        let inputs: Vec<Input> = inputs.iter().map(input).collect();
+        let inputs: Vec<&Input> = inputs.iter().collect();
+        parts(&inputs, cores).iter().map(|part| part.iter().map(|input| input.len()).collect()).collect()
+    }
+
+    #[test]
+    fn a_batch_is_shared_out_among_the_cores_and_a_small_one_is_not() {
+        assert_eq!(lengths(&[100, 100], 4), [[100, 100]]);
+        assert_eq!(lengths(&[200; 5], 2), [vec![200; 3], vec![200; 2]]);
+        assert_eq!(lengths(&[200; 6], 16), [[200], [200], [200], [200], [200], [200]]);
+        assert_eq!(lengths(&[3000, 10, 10], 1), [vec![3000], vec![10, 10]]);
+        assert_eq!(lengths(&[128; 16], 2), [[128; 4]; 4]);
+    }
 }

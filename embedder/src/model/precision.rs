@@ -79,21 +79,17 @@ impl Place {
 
     /// What multiplies weights on the CPU.
     pub(super) fn microkernel(&self) -> Microkernel {
-        Microkernel::best(match self.precision {
-            Precision::Int8 => Format::Int8,
-            Precision::Bf16 => Format::Bf16,
-            Precision::Auto | Precision::F32 | Precision::F16 => Format::F32,
-        })
+        match self.precision {
+            Precision::Int8 => Microkernel::best(Format::Int8),
+            Precision::Bf16 => Microkernel::best_for_16_bits(),
+            Precision::Auto | Precision::F32 | Precision::F16 => Microkernel::best(Format::F32),
+        }
     }
 
     /// What multiplies activations with one another on the CPU: bytes would be too coarse for scores.
     pub(super) fn attention_microkernel(&self) -> Microkernel {
         match self.precision {
-            Precision::Bf16 | Precision::Int8 => {
-                let bf16 = Microkernel::best(Format::Bf16);
-                // Widening bf16 costs more than it saves.
-                if bf16.name.ends_with("bf16") { bf16 } else { Microkernel::best(Format::F32) }
-            }
+            Precision::Bf16 | Precision::Int8 => Microkernel::best_for_16_bits(),
             Precision::Auto | Precision::F32 | Precision::F16 => Microkernel::best(Format::F32),
         }
     }

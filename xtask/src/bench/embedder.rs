@@ -118,9 +118,7 @@ impl Embedder {
         let candle =
             if self.no_candle { None } else { Some(step("candle's own model", || candle_peer(&root))?) };
         let output = work.join("figures.json");
-        let mut cargo = crate::cargo();
-        // The same profile, packages and features as the tests have: nothing is compiled anew. What computes is optimized in it.
-        cargo.args(["bench", "--profile", "dev", "--workspace", "--features", "principium-e2e/cluster"]);
+        let mut cargo = super::optimized(&["principium-embedder"]);
         cargo.args(["--bench", "embedder", "--", "--rounds", &self.rounds.to_string()]);
         cargo.arg("--model").arg(&model).arg("--work").arg(&work).arg("--python").arg(&python);
         cargo.arg("--peers").arg(&peers).arg("--output").arg(&output);

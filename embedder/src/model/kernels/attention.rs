@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::dot::{Format, Microkernel, Operands, PANEL, ZEROS};
 use super::output::Output;
 use super::panels::Panels;
-use super::rows;
+use super::rows::{self, LANES};
 
 /// Which tokens a token attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,12 @@ pub(in super::super) struct Strided<'a> {
 
 impl<'a> Strided<'a> {
     fn part(self, row: usize, start: usize, length: usize) -> &'a [f32] {
-        &self.values[row * self.row + start..][..length]
+        self.parts(row, 1, start, length)
+    }
+
+    /// From the part of row `first` to that of the last of `count` rows, with what lies between.
+    fn parts(self, first: usize, count: usize, start: usize, length: usize) -> &'a [f32] {
+        &self.values[first * self.row + start..][..(count - 1) * self.row + length]
     }
 }
 
@@ -148,59 +153,73 @@ impl Text<'_> {
         let last = reach.range(rows.end - 1, self.length).end;
         let (panels, inner) = (first / PANEL..last.div_ceil(PANEL), format.words(width));
         let (count, row_length) = (rows.len(), panels.len() * PANEL);
-        queries.resize(count * inner, 0);
-        for (row, words) in rows.clone().zip(queries.chunks_exact_mut(inner)) {
-            convert(format, self.queries.part(self.start + row, head * width, width), words);
-        }
+        let (left, left_row) = match format {
+            Format::Bf16 => {
+                queries.resize(count * inner, 0);
+                for (row, words) in rows.clone().zip(queries.chunks_exact_mut(inner)) {
+                    rows::to_bf16(self.queries.part(self.start + row, head * width, width), words);
+                }
+                (queries.as_ptr(), inner)
+            }
+            Format::F32 | Format::Int8 => {
+                let first = self.start + rows.start;
+                (self.queries.parts(first, count, head * width, width).as_ptr().cast(), self.queries.row)
+            }
+        };
         scores.resize(count * row_length, 0);
         for (index, panel) in panels.enumerate() {
             let (panel, words) = keys.panel(panel, 0);
             let operands = Operands {
-                left: queries.as_ptr(),
-                left_row: inner,
+                left,
+                left_row,
                 panel,
                 words,
                 start: ZEROS.as_ptr(),
                 output: scores.as_mut_ptr().wrapping_add(index * PANEL),
                 output_row: row_length,
             };
-            // SAFETY: `count` rows of `words` words are in `queries`, and the scores have room for a panel from `index` on.
+            // SAFETY: `count` rows of `words` words are there, `left_row` words apart, and the scores have room for a panel from `index` on.
             unsafe { self.microkernel.run(count, operands) };
         }
         let words = format.words(last - first);
-        weights.resize(count * words, 0);
+        // Softmax and rounding take whole registers; what is beyond the last key is as far away as what is out of reach.
+        let seen = (last - first).next_multiple_of(LANES);
         let mut totals = [0.0; 16];
-        for (((row, scores), weights), total) in rows
-            .clone()
-            .zip(scores.chunks_exact_mut(row_length))
-            .zip(weights.chunks_exact_mut(words))
-            .zip(&mut totals)
-        {
-            let scores: &mut [f32] = &mut bytemuck::cast_slice_mut(scores)[..last - first];
+        for ((row, scores), total) in rows.clone().zip(scores.chunks_exact_mut(row_length)).zip(&mut totals) {
+            let scores: &mut [f32] = &mut bytemuck::cast_slice_mut(scores)[..seen];
             let range = reach.range(row, self.length);
-            let (before, rest) = scores.split_at_mut(range.start - first);
-            let (within, after) = rest.split_at_mut(range.len());
-            before.fill(0.0);
-            after.fill(0.0);
+            let within = range.start - first..range.end - first;
+            scores[..within.start].fill(f32::NEG_INFINITY);
+            scores[within.end..].fill(f32::NEG_INFINITY);
             if let Some(slope) = slopes.get(head) {
-                rows::subtract_distance(within, range.start, row, slope / scale);
+                rows::subtract_distance(&mut scores[within], range.start, row, slope / scale);
             }
-            *total = rows::softmax_exp(within, scale);
-            convert(format, scores, weights);
+            *total = rows::softmax_exp(scores.as_chunks_mut().0, scale);
         }
+        let (left, left_row) = match format {
+            Format::Bf16 => {
+                weights.resize(count * seen / 2, 0);
+                let scores = scores.chunks_exact(row_length).map(|row| &row[..seen]);
+                for (scores, weights) in scores.zip(weights.chunks_exact_mut(seen / 2)) {
+                    rows::to_bf16(bytemuck::cast_slice(scores), weights);
+                }
+                (weights.as_ptr(), seen / 2)
+            }
+            Format::F32 | Format::Int8 => (scores.as_ptr(), row_length),
+        };
         sums.resize(count * PANEL, 0);
         for panel in 0..width.div_ceil(PANEL) {
             let (right, _) = values.panel(panel, first / format.per_word());
             let operands = Operands {
-                left: weights.as_ptr(),
-                left_row: words,
+                left,
+                left_row,
                 panel: right,
                 words,
                 start: ZEROS.as_ptr(),
                 output: sums.as_mut_ptr(),
                 output_row: PANEL,
             };
-            // SAFETY: `count` rows of `words` words are in `weights`; the panel holds all tokens of the text, of which
+            // SAFETY: `count` rows of `words` words are there, `left_row` words apart; the panel holds all tokens of the text, of which
             // `words` hold those from `first` to `last`; `sums` has room for a panel.
             unsafe { self.microkernel.run(count, operands) };
             let columns = (width - panel * PANEL).min(PANEL);
@@ -214,13 +233,6 @@ impl Text<'_> {
                 }
             }
         }
-    }
-}
-
-fn convert(format: Format, row: &[f32], words: &mut [u32]) {
-    match format {
-        Format::Bf16 => rows::to_bf16(row, words),
-        Format::F32 | Format::Int8 => words.copy_from_slice(bytemuck::cast_slice(row)),
     }
 }
 

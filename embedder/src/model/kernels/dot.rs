@@ -3,6 +3,9 @@
 //! All formats are seen as words of 32 bits: one f32, two bf16 or four bytes, whose products are added to the same lane. So
 //! the loop is the same for every format and instruction set, and only the instruction in its middle differs.
 
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
 pub(in super::super) const PANEL: usize = 32;
 
@@ -68,6 +71,44 @@ impl Microkernel {
     /// The fastest one for `format` on this processor.
     pub(in super::super) fn best(format: Format) -> Self {
         Self::all(format).next().unwrap_or(PORTABLE_F32)
+    }
+
+    /// The one for bf16, or the one for f32 where that is faster: some processors take two steps for an instruction of bf16. Found
+    /// out by trying, once.
+    pub(in super::super) fn best_for_16_bits() -> Self {
+        static CHOSEN: OnceLock<Microkernel> = OnceLock::new();
+        *CHOSEN.get_or_init(|| {
+            let [bf16, f32] = [Format::Bf16, Format::F32].map(Self::best);
+            if bf16.time() < f32.time() { bf16 } else { f32 }
+        })
+    }
+
+    /// What a row of a product takes, at best.
+    #[allow(unsafe_code, reason = "a microkernel takes pointers")]
+    fn time(self) -> Duration {
+        const INNER: usize = 384;
+        let (rows, words) = (self.rows(), self.format.words(INNER));
+        let (left, panel) = (vec![0; rows * words], vec![0; words * PANEL]);
+        let mut output = vec![0; rows * PANEL];
+        let mut round = || {
+            let started = Instant::now();
+            for _ in 0..32 {
+                let operands = Operands {
+                    left: left.as_ptr(),
+                    left_row: words,
+                    panel: panel.as_ptr(),
+                    words,
+                    start: ZEROS.as_ptr(),
+                    output: output.as_mut_ptr(),
+                    output_row: PANEL,
+                };
+                // SAFETY: there are `rows` rows of `words` words, a panel of as many, and an output of `rows` panels.
+                unsafe { self.run(rows, operands) };
+            }
+            started.elapsed()
+        };
+        let best = (0..16).map(|_| round()).min().unwrap_or_default();
+        best / u32::try_from(rows).unwrap_or(u32::MAX)
     }
 
     /// Those for `format` that this processor can run, the fastest one first. The last one runs everywhere.

@@ -74,6 +74,22 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
+/// 2^x for x between -100 and 127, and 2^-100 below: 2^n · 2^r with |r| ≤ 1/2, the minimax polynomial of degree 5 in r, which is
+/// off by 7.5e-8 of the result.
+#[inline(always)]
+pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
+    // As good as zero where the largest is one, and far from where numbers have fewer digits and processors are slow.
+    let x = if x > -100.0 { x } else { -100.0 };
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 1.327_647_2e-3;
+    for coefficient in [9.675_541e-3, 5.550_713e-2, 0.240_221_2, 0.693_146_97, 1.000_000_1] {
+        p = fused::<FMA>(p, r, coefficient);
+    }
+    // The low bits of `shifted` are n, and those of `ROUND` itself leave the word.
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -102,6 +118,18 @@ pub(super) mod tests {
             }
             assert!((erf(9.0) - 1.0).abs() < 1e-6);
             assert!((erf(-9.0) + 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn exp2_has_the_precision_of_f32_and_is_as_good_as_zero_below() {
+        for exp2 in [exp2::<false>, exp2::<true>] {
+            for step in -10_000..12_690_i16 {
+                let x = f32::from(step) / 100.0;
+                let relative = f64::from(exp2(x)) / f64::from(x).exp2() - 1.0;
+                assert!(relative.abs() < 3e-7, "2^{x} is off by {relative}");
+            }
+            assert!((0.0..1e-30).contains(&exp2(f32::NEG_INFINITY)));
         }
     }
 

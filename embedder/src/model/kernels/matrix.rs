@@ -92,8 +92,13 @@ impl Matrix {
         let output = Output::new(rows * self.columns);
         let panels = self.after.len();
         let row_tasks = rows.div_ceil(ROWS).max(1);
-        let wanted = rayon::current_num_threads() * TASKS_PER_CORE;
-        let column_tasks = wanted.div_ceil(row_tasks).min(panels.div_ceil(PANELS)).max(1);
+        let cores = rayon::current_num_threads();
+        let wanted = cores * TASKS_PER_CORE;
+        let few = wanted.div_ceil(row_tasks).min(panels.div_ceil(PANELS)).max(1);
+        // Where rows alone don't keep the cores busy, a task too many would keep all of them waiting for one.
+        let column_tasks = (few..=panels)
+            .find(|tasks| row_tasks >= cores || (tasks * row_tasks).is_multiple_of(cores))
+            .unwrap_or(few);
         let task = |index: usize| {
             let (row, column) = (index / column_tasks, index % column_tasks);
             let rows = row * rows / row_tasks..(row + 1) * rows / row_tasks;

@@ -3,10 +3,10 @@
 //! The bodies are plain Rust that the compiler vectorizes; sums run in sixteen lanes, so that it may.
 
 use super::dot::PANEL;
-use super::math::{ROUND, exp, gelu, gelu_tanh, silu};
+use super::math::{ROUND, exp2, fused, gelu, gelu_tanh, silu};
 
-/// Lanes of a sum: one AVX-512 register, two of AVX2.
-const LANES: usize = 16;
+/// Lanes of a register of AVX-512; two of AVX2.
+pub(super) const LANES: usize = 16;
 
 /// What a linear layer does with its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,8 +125,9 @@ by_instruction_set! {
     add_rms_norm = add_rms_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm)
 }
 by_instruction_set! {
-    /// `row = exp((row - max(row)) * scale)`, which is a softmax but for the division by the sum, which it gives.
-    softmax_exp = softmax_exp_body[fma](row: &mut [f32], scale: f32) -> f32
+    /// `row = exp((row - max(row)) * scale)`, which is a softmax but for the division by the sum, which it gives. Minus infinity
+    /// becomes as good as zero.
+    softmax_exp = softmax_exp_body[fma](row: &mut [[f32; LANES]], scale: f32) -> f32
 }
 by_instruction_set! {
     /// `row[i] -= slope * |i + first - position|`: attention that fades with distance.
@@ -279,12 +280,18 @@ fn add_rms_norm_body(row: &mut [f32], residual: &[f32], norm: &Norm) {
 }
 
 #[inline(always)]
-fn softmax_exp_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
-    let highest = highest(row);
-    for value in row.iter_mut() {
-        *value = exp::<FMA>((*value - highest) * scale);
+fn softmax_exp_body<const FMA: bool>(row: &mut [[f32; LANES]], scale: f32) -> f32 {
+    let scale = scale * std::f32::consts::LOG2_E;
+    // Rounded once for the whole row, which the division by the sum takes out again.
+    let shift = -scale * reduce(row.as_flattened(), f32::NEG_INFINITY, |value| value, larger);
+    let mut totals = [0.0; LANES];
+    for lanes in row {
+        for (value, total) in lanes.iter_mut().zip(&mut totals) {
+            *value = exp2::<FMA>(fused::<FMA>(*value, scale, shift));
+            *total += *value;
+        }
     }
-    sum(row, |value| value)
+    halve(totals, |a, b| a + b)
 }
 
 #[inline(always)]
@@ -341,14 +348,14 @@ fn bf16(value: f32) -> u16 {
 
 #[inline(always)]
 fn quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32) {
-    let (smallest, highest) = (-highest_of(row, |value| -value), highest(row));
+    let (smallest, highest) = range(row);
     let scale = (highest - smallest) / 255.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     if let Some(last) = words.last_mut() {
         *last = 0;
     }
     for (byte, value) in bytemuck::cast_slice_mut::<u32, u8>(words).iter_mut().zip(row) {
-        // Adding `ROUND` rounds to a whole number, which then stands in the low bits.
+        // Adding `ROUND` rounds to a whole number, which then stands in the low bits. Not fused: bytes are the same everywhere.
         #[expect(clippy::cast_possible_truncation, reason = "the quotient is between 0 and 255")]
         let rounded = ((value - smallest) * inverse + ROUND).to_bits() as u8;
         *byte = rounded;
@@ -356,43 +363,89 @@ fn quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32) {
     (scale, smallest)
 }
 
+/// The smallest and the largest number of a row.
 #[inline(always)]
-fn highest(row: &[f32]) -> f32 {
-    highest_of(row, |value| value)
+fn range(row: &[f32]) -> (f32, f32) {
+    // Two registers for each of them, because each waits for what was compared before.
+    let [mut low, mut lower] = [[f32::INFINITY; LANES]; 2];
+    let [mut high, mut higher] = [[f32::NEG_INFINITY; LANES]; 2];
+    let (registers, rest) = row.as_chunks::<LANES>();
+    let (pairs, last) = registers.as_chunks::<2>();
+    for [first, second] in pairs {
+        for index in 0..LANES {
+            low[index] = smaller(low[index], first[index]);
+            high[index] = larger(high[index], first[index]);
+            lower[index] = smaller(lower[index], second[index]);
+            higher[index] = larger(higher[index], second[index]);
+        }
+    }
+    for register in last {
+        for index in 0..LANES {
+            low[index] = smaller(low[index], register[index]);
+            high[index] = larger(high[index], register[index]);
+        }
+    }
+    for index in 0..LANES {
+        low[index] = smaller(low[index], lower[index]);
+        high[index] = larger(high[index], higher[index]);
+    }
+    rest.iter().fold((halve(low, smaller), halve(high, larger)), |(low, high), value| {
+        (smaller(low, *value), larger(high, *value))
+    })
 }
 
 #[inline(always)]
-fn highest_of(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = row.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            let value = term(*value);
-            *lane = if value > *lane { value } else { *lane };
-        }
-    }
-    // A loop and no adapters: those don't always come into the function, and then don't have its instructions.
-    let mut highest = f32::NEG_INFINITY;
-    for value in lanes {
-        highest = if value > highest { value } else { highest };
-    }
-    for value in chunks.remainder() {
-        let value = term(*value);
-        highest = if value > highest { value } else { highest };
-    }
-    highest
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 #[inline(always)]
 fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let mut chunks = row.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(*value);
+    reduce(row, 0.0, term, |a, b| a + b)
+}
+
+/// The terms of a row combined, in any order, beginning with `start`, which changes nothing.
+#[inline(always)]
+fn reduce(row: &[f32], start: f32, term: impl Fn(f32) -> f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    // Four registers, because each waits for what was combined before.
+    let [mut a, mut b, mut c, mut d] = [[start; LANES]; 4];
+    let (registers, rest) = row.as_chunks::<LANES>();
+    let (fours, registers) = registers.as_chunks::<4>();
+    for [first, second, third, fourth] in fours {
+        for index in 0..LANES {
+            a[index] = combine(a[index], term(first[index]));
+            b[index] = combine(b[index], term(second[index]));
+            c[index] = combine(c[index], term(third[index]));
+            d[index] = combine(d[index], term(fourth[index]));
         }
     }
-    lanes.iter().sum::<f32>() + chunks.remainder().iter().map(|value| term(*value)).sum::<f32>()
+    for index in 0..LANES {
+        a[index] = combine(combine(a[index], b[index]), combine(c[index], d[index]));
+    }
+    for register in registers {
+        for index in 0..LANES {
+            a[index] = combine(a[index], term(register[index]));
+        }
+    }
+    rest.iter().fold(halve(a, &combine), |result, value| combine(result, term(*value)))
+}
+
+/// All lanes combined, half of them with the other half at a time.
+#[inline(always)]
+fn halve(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for index in 0..half {
+            lanes[index] = combine(lanes[index], lanes[index + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -432,7 +485,8 @@ mod tests {
         for length in [1, 2, 15, 16, 17, 250, 512_u16] {
             let mut row: Vec<f32> = (0..length).map(|i| f32::from(i % 37) - 5.0).collect();
             let expected: Vec<f64> = row.iter().map(|x| f64::from(*x * 0.25).exp()).collect();
-            let sum = f64::from(softmax_exp(&mut row, 0.25));
+            row.resize(row.len().next_multiple_of(LANES), f32::NEG_INFINITY);
+            let sum = f64::from(softmax_exp(row.as_chunks_mut().0, 0.25));
             let total: f64 = expected.iter().sum();
             for (value, expected) in row.iter().zip(&expected) {
                 assert!((f64::from(*value) / sum - expected / total).abs() < 1e-6);
