@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use super::dot::{Format, Microkernel, Operands, PANEL, ZEROS};
 use super::output::Output;
 use super::panels::Panels;
-use super::rows::{self, LANES};
+use super::reduce::LANES;
+use super::rows;
 
 /// Which tokens a token attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

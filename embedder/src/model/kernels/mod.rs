@@ -7,6 +7,7 @@ mod math;
 mod matrix;
 mod output;
 mod panels;
+mod reduce;
 mod rows;
 
 pub(super) use attention::{Heads, Reach, Strided, attend};
