@@ -127,13 +127,13 @@ impl Dtype {
 pub struct RunningModel {
     /// Name under which the worker serves it.
     pub name: String,
-    /// SHA-256 of the weights, `sha256:…`.
+    /// SHA-256 of the files of the weights, in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// Length of a vector. Absent for a reranker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimension: Option<u32>,
-    /// Number format of the computation, for example `f32`.
+    /// Number format of the computation, as text-embeddings-inference names it, for example `float32`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Where it computes, for example `cuda:0` or `cpu (avx512)`.

@@ -92,10 +92,7 @@ impl Writer {
     /// for it.
     pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
         let Plan { actions, statuses, notes, targets: _, requeue_after: _, creations: _ } = plan;
-        let named: HashSet<(ResourceKey, String)> =
-            actions.iter().map(|action| (action.resource.clone(), action.write.object())).collect();
-        // What is no longer to be done can no longer fail.
-        self.waiting.retain(|key, _| named.contains(key) || key.1 == STATUS_OBJECT);
+        self.forget(&actions, &statuses);
         let (creations, others): (Vec<Action>, Vec<Action>) =
             actions.into_iter().partition(|action| matches!(action.write, Write::CreatePod(_)));
         let mut applied = Applied::default();
@@ -112,6 +109,14 @@ impl Writer {
         let left = applied.left.then_some(Duration::ZERO);
         applied.retry_after = [failed, skipped, left].into_iter().flatten().min();
         applied
+    }
+
+    /// What is no longer to be done can no longer fail.
+    fn forget(&mut self, actions: &[Action], statuses: &[StatusUpdate]) {
+        let actions = actions.iter().map(|action| (action.resource.clone(), action.write.object()));
+        let statuses = statuses.iter().map(|update| (update.key.clone(), STATUS_OBJECT.to_owned()));
+        let named: HashSet<(ResourceKey, String)> = actions.chain(statuses).collect();
+        self.waiting.retain(|key, _| named.contains(key));
     }
 
     async fn perform(&mut self, actions: Vec<Action>, term: &Term, applied: &mut Applied) {
@@ -324,4 +329,33 @@ where
         object: key.to_string(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::Kind;
+    use kube::Config;
+
+    #[tokio::test]
+    async fn what_is_no_longer_to_be_written_is_not_waited_for() -> Result<(), Box<dyn std::error::Error>> {
+        let client = Client::try_from(Config::new("http://127.0.0.1:1".parse()?))?;
+        let recorder = Recorder::new(client.clone(), "test".to_owned());
+        let mut writer = Writer::new(client, Arc::default(), recorder);
+        let key = |name: &str| ResourceKey {
+            kind: Kind::Reranker,
+            namespace: "demo".to_owned(),
+            name: name.to_owned(),
+        };
+        for name in ["there", "gone"] {
+            let error = WriteError::Taken { object: String::new() };
+            writer.failed((key(name), STATUS_OBJECT.to_owned()), &error);
+        }
+        let status = Status::Reranker(Box::default());
+        let update = StatusUpdate { key: key("there"), uid: String::new(), status };
+        writer.forget(&[], &[update]);
+        let waiting: Vec<_> = writer.failures().into_keys().collect();
+        assert_eq!(waiting, [key("there")], "a resource that was deleted would be tried again for ever");
+        Ok(())
+    }
 }

@@ -72,6 +72,7 @@ impl Fleet {
                 ollama_image: "ollama:1".to_owned(),
                 puller_image: "operator:1".to_owned(),
                 require_acceleration: true,
+                watch_namespace: None,
             }),
             ..Observed::default()
         };

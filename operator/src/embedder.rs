@@ -9,6 +9,7 @@ use crate::template::Template;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, Pod, Volume};
 use principium_api::model::{Dtype, ModelSource};
 use principium_api::pod::{PodSettings, SecretKeyRef};
+use std::collections::BTreeMap;
 
 /// Whether the pods of a model use a claim. It may be open to one pod only, and then a successor beside its predecessor
 /// would wait for it forever.
@@ -115,9 +116,6 @@ fn image(settings: &Settings, pod: &PodSettings) -> String {
 
 /// The fields of [`PodSettings`] that a running pod can't take on.
 pub fn settings_template(image: &str, pod: &PodSettings) -> Template {
-    // By name, so that a difference names the variable.
-    let env: Option<std::collections::BTreeMap<&str, &EnvVar>> =
-        pod.env.as_ref().map(|env| env.iter().map(|variable| (variable.name.as_str(), variable)).collect());
     Template::default()
         .with("image", &image)
         .with("imagePullPolicy", &pod.image_pull_policy)
@@ -126,7 +124,12 @@ pub fn settings_template(image: &str, pod: &PodSettings) -> Template {
         .with("tolerations", &pod.tolerations)
         .with("priorityClassName", &pod.priority_class_name)
         .with("resources", &pod.resources)
-        .with("env", &env)
+        .with("env", &env_by_name(pod))
+}
+
+/// The user's variables by name, so that a difference names the variable.
+pub fn env_by_name(pod: &PodSettings) -> Option<BTreeMap<&str, &EnvVar>> {
+    Some(pod.env.as_ref()?.iter().map(|variable| (variable.name.as_str(), variable)).collect())
 }
 
 /// The template of an embedder pod, to which its role adds.

@@ -162,6 +162,16 @@ impl GpuState<'_> {
         self.units.saturating_sub(held)
     }
 
+    /// Takes out the holders that `gone` says, with the memory that they use; whether there were any.
+    pub fn let_go(&mut self, gone: impl Fn(&Holder<'_>) -> bool) -> bool {
+        let before = self.holders.len();
+        let units: u64 =
+            self.holders.iter().filter(|holder| gone(holder)).map(|holder| u64::from(holder.units)).sum();
+        self.holders.retain(|holder| !gone(holder));
+        self.memory_free = self.memory_free.saturating_add(units * MIB_PER_UNIT);
+        self.holders.len() < before
+    }
+
     /// Units that pods have or were granted; reserved ones don't count.
     pub fn taken(&self) -> u32 {
         self.holders
@@ -273,7 +283,7 @@ fn read_node<'o>(
         .flat_map(|status| &status.gpus)
         .map(|gpu| {
             let offered = node.and_then(|node| node.allocatable.get(&gpu.index)).copied().unwrap_or_default();
-            read_gpu(gpu, offered, known)
+            read_gpu(gpu, offered, known, observed.settings.watch_namespace.as_deref())
         })
         .collect();
     gpus.sort_by_key(|gpu| gpu.index);
@@ -320,8 +330,18 @@ fn standing(
     }
 }
 
-fn read_gpu<'o>(gpu: &'o Gpu, offered: u32, known: &HashSet<(&str, &str)>) -> GpuState<'o> {
-    // A pod that has ended or is gone, but that the kubelet still lists, is ending: its units are not free yet.
+fn read_gpu<'o>(
+    gpu: &'o Gpu,
+    offered: u32,
+    known: &HashSet<(&str, &str)>,
+    watched: Option<&str>,
+) -> GpuState<'o> {
+    // A pod that has ended or is gone, but that the kubelet still lists, is ending: its units are not free yet. One of a
+    // namespace that is not watched may run.
+    let state = |namespace: &str| match watched {
+        Some(watched) if watched != namespace => HolderState::Holds,
+        _ => HolderState::Leaving,
+    };
     let holders = gpu
         .allocations
         .iter()
@@ -329,7 +349,7 @@ fn read_gpu<'o>(gpu: &'o Gpu, offered: u32, known: &HashSet<(&str, &str)>) -> Gp
         .map(|allocation| Holder {
             who: Who::Pod(allocation.namespace.clone(), allocation.pod.clone()),
             units: allocation.units,
-            state: HolderState::Leaving,
+            state: state(&allocation.namespace),
         })
         .collect();
     GpuState {

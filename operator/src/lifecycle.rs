@@ -8,7 +8,7 @@ mod settle;
 mod write;
 
 use crate::desired::{Desired, Slot};
-use crate::inventory::{Cause, Inventory, NodeGpus};
+use crate::inventory::{Admission, Cause, Inventory, NodeGpus};
 use crate::placement::{Need, Placement, Request, Round, SlotId, accepts};
 use crate::pods::PodView;
 use crate::resource::Role;
@@ -42,8 +42,8 @@ pub enum Found<'a> {
     Missing,
     /// Only pods that are ending.
     Leaving(&'a PodView),
-    /// A pod as it is wanted, and older ones that it replaces.
-    Current { pod: &'a PodView, older: Vec<&'a PodView>, off: Option<MoveOff> },
+    /// A pod as it is wanted, and the others, which it replaces.
+    Current { pod: &'a PodView, others: Vec<&'a PodView>, off: Option<MoveOff> },
     /// Pods made from an older spec, the newest first.
     Outdated { pods: Vec<&'a PodView>, why: Vec<String> },
     /// A pod that ended though it should run.
@@ -95,7 +95,7 @@ pub fn look<'a>(
 ) -> Found<'a> {
     let pods = family.of(slot);
     let alive: Vec<&PodView> = pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended()).collect();
-    let Some(newest) = alive.first().copied() else {
+    if alive.is_empty() {
         return match pods.iter().find(|pod| pod.leaving && !pod.ended()) {
             // That it has ended may never be heard. Its successor takes nothing that it has.
             Some(pod) if slot.surge && is_lost(pod, inventory) => Found::Missing,
@@ -105,16 +105,21 @@ pub fn look<'a>(
                 None => Found::Missing,
             },
         };
-    };
-    let node = newest.node.as_ref().and_then(|node| inventory.nodes.get(node));
-    let why = differences(desired, slot, newest, node, inventory);
-    if why.is_empty() {
-        let older = alive.into_iter().skip(1).collect();
-        let off = node.and_then(|node| move_off(desired, slot, newest, node, now));
-        Found::Current { pod: newest, older, off }
-    } else {
-        Found::Outdated { pods: alive, why }
     }
+    let mut why = Vec::new();
+    for pod in &alive {
+        let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
+        let differs = differences(desired, slot, pod, node, inventory);
+        if differs.is_empty() {
+            // Not always the newest: a spec that is taken back is that of the pod before.
+            let others = alive.iter().copied().filter(|other| other.uid != pod.uid).collect();
+            return Found::Current { pod, others, off: move_off(desired, slot, pod, inventory, now) };
+        }
+        if why.is_empty() {
+            why = differs;
+        }
+    }
+    Found::Outdated { pods: alive, why }
 }
 
 /// Whether the node of a pod is gone or doesn't answer.
@@ -190,9 +195,16 @@ fn move_off(
     desired: &Desired<'_>,
     slot: &Slot,
     pod: &PodView,
-    node: &NodeGpus<'_>,
+    inventory: &Inventory<'_>,
     now: Timestamp,
 ) -> Option<MoveOff> {
+    let name = pod.node.as_ref()?;
+    let node = inventory.nodes.get(name);
+    if !pod.scheduled {
+        let why = hopeless(slot, pod, name, node)?;
+        return Some(MoveOff { event: "Replanned", why, idle: true });
+    }
+    let node = node?;
     if !matches!(slot.wish.need, Need::Count(_)) {
         return None;
     }
@@ -200,9 +212,6 @@ fn move_off(
         let gpu = node.gpu(*index)?;
         let closed = gpu.closed.as_ref()?;
         let why = format!("GPU {index} on node {} {}", node.name, closed.message);
-        if !pod.scheduled {
-            return Some(MoveOff { event: "Replanned", why, idle: true });
-        }
         let settled = now.duration_since(pod.created) >= MOVE_COOL_DOWN;
         match closed.cause {
             Cause::Overheated if desired.on_overheat() == OnOverheat::Migrate && settled => {
@@ -212,6 +221,24 @@ fn move_off(
                 Some(MoveOff { event: "Replacing", why, idle: !pod.ready })
             }
             _ => None,
+        }
+    })
+}
+
+/// Why the scheduler will not bind a pod to the node that was chosen for it as things are.
+fn hopeless(slot: &Slot, pod: &PodView, name: &str, node: Option<&NodeGpus<'_>>) -> Option<String> {
+    let Some(node) = node else { return Some(format!("node {name} is gone")) };
+    if let Err(Admission::Closed(why)) = node.admits(&slot.wish.node_selector, &slot.wish.tolerations) {
+        return Some(format!("node {name} {why}"));
+    }
+    pod.units.keys().find_map(|index| {
+        let gpu = node.gpu(*index)?;
+        match &gpu.closed {
+            Some(closed) => Some(format!("GPU {index} on node {name} {}", closed.message)),
+            // The scheduler gave what was free to a pod that it knew first.
+            None => (gpu.taken() > gpu.units).then(|| {
+                format!("GPU {index} on node {name} was taken by a pod that does not belong to the operator")
+            }),
         }
     })
 }
@@ -236,7 +263,7 @@ pub fn may_change(
     let mut left: BTreeMap<Role, usize> = BTreeMap::new();
     for ((slot, found), serves) in found.iter().zip(&serves) {
         let away = match found {
-            Found::Current { older, .. } => !older.is_empty() || *serves != Some(true),
+            Found::Current { others, .. } => !others.is_empty() || *serves != Some(true),
             Found::Outdated { .. } => *serves != Some(true),
             Found::Leaving(_) | Found::Failed { .. } => true,
             // One that has been waiting for a GPU all the time is no reason to leave the others as they are.
@@ -307,10 +334,8 @@ fn patient_until(pod: &PodView) -> Timestamp {
 
 /// The GPUs that the status remembers for a worker: its pod is gone, and it comes back to them.
 fn remembered(desired: &Desired<'_>, slot: &Slot) -> Option<Placement> {
-    let prefix = format!("{}-{}-", desired.id.key.name, slot.ordinal);
-    let assignment = desired.assignments.iter().find(|assignment| {
-        assignment.pod.strip_prefix(&prefix).is_some_and(|rest| rest.parse::<u32>().is_ok())
-    })?;
+    let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
+    let assignment = desired.assignments.iter().find(|assignment| id.is_of(&assignment.pod))?;
     Some(Placement {
         node: assignment.node.clone(),
         gpus: assignment.gpus.clone(),

@@ -47,6 +47,8 @@ pub struct Settings {
     /// Image of this program, which also pulls models beside Ollama.
     pub puller_image: String,
     pub require_acceleration: bool,
+    /// The namespace that is looked after; absent: all. Of others no pod is seen.
+    pub watch_namespace: Option<String>,
 }
 
 /// A node as the plan needs it.
@@ -137,7 +139,7 @@ pub struct WorkerInfo {
     #[serde(default)]
     pub model_id: String,
     #[serde(default)]
-    pub model_sha: Option<String>,
+    pub weights_digest: Option<String>,
     #[serde(default)]
     pub model_dtype: Option<String>,
     #[serde(default)]

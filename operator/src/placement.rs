@@ -4,8 +4,9 @@
 //! devices get exactly those; the same input gives the same result, whatever the order of the requests.
 //!
 //! Requests are served in three rounds, each in [`Order`]: pods that come back to the GPU that they had, then new pods,
-//! then pods that could start beside one that still runs. A request for exact devices that waits keeps its devices from
-//! those that come after it; a request for a count keeps nothing.
+//! then pods that could start beside one that still runs. A pod comes back also where the kubelet still counts its
+//! predecessor, which has ended, on its GPUs: they are kept for it. Of the others a request for exact devices that waits
+//! keeps its devices from those that come after it; a request for a count keeps nothing.
 //!
 //! Requests that want the same ([`Wish`]) share what was found out about the nodes, so that the time of a pass grows with
 //! the nodes and with the requests, not with their product.
@@ -26,7 +27,7 @@ use principium_api::status::AssignedGpu;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use words::coming_back;
+use words::{explain, starting};
 
 /// What a pod wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,6 +122,17 @@ pub struct SlotId {
     pub ordinal: u32,
 }
 
+impl SlotId {
+    /// Whether a pod of this name is one of the slot's, of any revision.
+    pub fn is_of(&self, pod: &str) -> bool {
+        let revision = pod
+            .strip_prefix(self.resource.name.as_str())
+            .and_then(|rest| rest.strip_prefix('-')?.split_once('-'))
+            .filter(|(ordinal, _)| ordinal.parse() == Ok(self.ordinal));
+        revision.is_some_and(|(_, revision)| revision.parse::<u32>().is_ok())
+    }
+}
+
 /// A pod that wants GPUs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -138,6 +150,15 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Granted(Placement),
+    /// It comes back to these in a moment: what is waited for, in a sentence.
+    Returning {
+        message: String,
+        placement: Placement,
+    },
+    /// It can start beside the pod that works meanwhile once other pods have ended: a sentence that says what is waited for.
+    Soon {
+        message: String,
+    },
     /// It can come by itself: a sentence that says what is waited for, and the devices that are kept for it.
     Waiting {
         message: String,
@@ -156,20 +177,20 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
     let mut outcomes = BTreeMap::new();
     let mut later = Vec::new();
     for request in requests {
-        // A choice of the operator can be chosen anew where its old GPU is not to be had; exact devices can't.
-        let Need::Count(need) = &request.wish.need else {
-            later.push(request);
-            continue;
-        };
         if request.round != Round::Return {
             later.push(request);
-        } else if let Some(placement) = returned(inventory, &request, need) {
-            enter(inventory, &request, &placement);
-            outcomes.insert(request.slot, Outcome::Granted(placement));
-        } else if let Some(message) = coming_back(inventory, &request) {
-            outcomes.insert(request.slot, Outcome::Waiting { message, kept: request.previous });
+        } else if let Some(outcome) = comes_back(inventory, &request) {
+            match &outcome {
+                Outcome::Granted(placement) => enter(inventory, &request, placement),
+                Outcome::Returning { placement, .. } => keep(inventory, &request, placement),
+                Outcome::Soon { .. } | Outcome::Waiting { .. } | Outcome::Impossible { .. } => {}
+            }
+            outcomes.insert(request.slot, outcome);
         } else {
-            later.push(Request { round: Round::Fresh, ..request });
+            // A choice of the operator is made anew where its old GPU is not to be had; exact devices are not.
+            let round =
+                if matches!(request.wish.need, Need::Count(_)) { Round::Fresh } else { request.round };
+            later.push(Request { round, ..request });
         }
     }
     later.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
@@ -192,7 +213,10 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
                 keep(inventory, &request, kept);
                 classes.changed.extend(inventory.nodes.number(&kept.node));
             }
-            Outcome::Waiting { .. } | Outcome::Impossible { .. } => {}
+            Outcome::Returning { .. }
+            | Outcome::Soon { .. }
+            | Outcome::Waiting { .. }
+            | Outcome::Impossible { .. } => {}
         }
         outcomes.insert(request.slot, outcome);
     }
@@ -314,27 +338,52 @@ impl CountNeed {
     }
 }
 
-/// The GPUs of the former pod, if they can be had now.
-fn returned(inventory: &Inventory<'_>, request: &Request, need: &CountNeed) -> Option<Placement> {
+/// What becomes of a pod that had GPUs, where it comes back to them: now, or in a moment.
+fn comes_back(inventory: &Inventory<'_>, request: &Request) -> Option<Outcome> {
     let previous = request.previous.as_ref()?;
     let node = inventory.nodes.get(&previous.node)?;
-    node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
     if !accepts(Some(node), &request.wish.need, &previous.gpus) {
         return None;
     }
-    let mut gpus = Vec::new();
+    if request.patient
+        && let Some(message) = starting(node, previous)
+    {
+        return Some(Outcome::Waiting { message, kept: Some(previous.clone()) });
+    }
+    node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
+    let (mut gpus, mut counted) = (Vec::new(), None);
     for former in &previous.gpus {
         let gpu = node.gpu(former.index)?;
-        if !need.is_cool(gpu) || blocked(gpu, former.units).is_some() {
+        if matches!(&request.wish.need, Need::Count(need) if !need.is_cool(gpu)) {
             return None;
+        }
+        if let Some(why) = blocked(gpu, former.units) {
+            if blocked(&without_former(gpu, &request.slot)?, former.units).is_some() {
+                return None;
+            }
+            counted.get_or_insert_with(|| explain(node, gpu, former.units, why));
         }
         gpus.push(assigned(gpu, former.units));
     }
-    Some(Placement {
-        node: node.name.to_string(),
-        gpus,
-        reason: "the GPUs that its former pod had".to_owned(),
+    let exact = matches!(request.wish.need, Need::Exact(_));
+    let reason = if exact { exact::REASON } else { "the GPUs that its former pod had" };
+    let placement = Placement { node: node.name.to_string(), gpus, reason: reason.to_owned() };
+    Some(match counted {
+        Some(message) => Outcome::Returning { message, placement },
+        None => Outcome::Granted(placement),
     })
+}
+
+/// The GPU as it is once the kubelet no longer counts the former pods of a slot, which have ended; `None` where it counts none.
+fn without_former<'o>(gpu: &GpuState<'o>, slot: &SlotId) -> Option<GpuState<'o>> {
+    let former = |holder: &Holder<'_>| match &holder.who {
+        Who::Pod(namespace, name) => {
+            holder.state == HolderState::Leaving && *namespace == slot.resource.namespace && slot.is_of(name)
+        }
+        Who::Resource(_) => false,
+    };
+    let mut gpu = gpu.clone();
+    gpu.let_go(former).then_some(gpu)
 }
 
 /// What keeps these units of this GPU from being granted now.

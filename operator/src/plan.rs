@@ -162,19 +162,18 @@ fn settle(
     }
 }
 
-/// The nodes that have instances of a pool, or get one.
+/// The nodes that have instances of a pool, or get one, or get one back.
 fn nodes(desired: &Desired<'_>, pods: &[&PodView], outcomes: &[Option<&Outcome>]) -> BTreeSet<String> {
     let living = pods
         .iter()
-        .filter(|pod| {
-            pod.owner.as_deref() == Some(&desired.id.uid) && pod.role == Role::Worker && !pod.ended()
-        })
+        .filter(|pod| pod.owner.as_deref() == Some(&desired.id.uid) && pod.role == Role::Worker)
         .filter_map(|pod| pod.node.clone());
+    let remembered = desired.assignments.iter().map(|assignment| assignment.node.clone());
     let coming = outcomes.iter().flatten().filter_map(|outcome| match outcome {
-        Outcome::Granted(placement) => Some(placement.node.clone()),
-        Outcome::Waiting { .. } | Outcome::Impossible { .. } => None,
+        Outcome::Granted(placement) | Outcome::Returning { placement, .. } => Some(placement.node.clone()),
+        Outcome::Soon { .. } | Outcome::Waiting { .. } | Outcome::Impossible { .. } => None,
     });
-    living.chain(coming).collect()
+    living.chain(remembered).chain(coming).collect()
 }
 
 /// Pods that no slot wants: the resource was scaled down, lost its analyzer, or is being deleted.

@@ -40,7 +40,13 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         log: _,
         log_json: _,
     } = args;
-    let settings = Arc::new(Settings { embedder_image, ollama_image, puller_image, require_acceleration });
+    let settings = Arc::new(Settings {
+        embedder_image,
+        ollama_image,
+        puller_image,
+        require_acceleration,
+        watch_namespace: watch_namespace.clone(),
+    });
     let metrics = Arc::new(Metrics::default());
     let ready = Arc::new(AtomicBool::new(false));
     let changed = Arc::new(Notify::new());

@@ -159,6 +159,14 @@ pub struct Acceleration {
     pub allows_ready: bool,
 }
 
+impl Acceleration {
+    /// Whether this is why the workers don't get ready: one that must not compute on the CPU, and does, takes no requests.
+    pub fn explains(&self, progress: &Progress) -> bool {
+        let starting = matches!(progress, Progress::Reconciling { reason: reason::STARTING, .. });
+        starting && !self.allows_ready && self.verdict.status == Some(false)
+    }
+}
+
 /// The condition `Accelerated` from what workers say: `Some(true)` it computes on its GPUs, `Some(false)` on the CPU,
 /// `None` it has not said.
 pub fn acceleration(
@@ -263,7 +271,7 @@ pub fn running_model(info: &WorkerInfo) -> RunningModel {
     };
     RunningModel {
         name: info.model_id.clone(),
-        digest: info.model_sha.clone(),
+        digest: info.weights_digest.clone(),
         dimension: info.dimension,
         dtype: info.model_dtype.clone(),
         device,

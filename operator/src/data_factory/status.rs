@@ -30,7 +30,8 @@ pub fn report(with: &Reporting<'_, '_>, resource: &DataFactory, plan: &mut Plan)
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
     let enrichment = enrichment(observed, resource, &key.namespace);
-    let progress = summary::progress(desired, reports, observed.failures.get(key)).unwrap_or_else(|| {
+    let progress = summary::progress(desired, reports, observed.failures.get(key));
+    let progress = progress.filter(|progress| !acceleration.explains(progress)).unwrap_or_else(|| {
         if !acceleration.allows_ready {
             return summary::not_accelerated(&acceleration);
         }

@@ -51,7 +51,7 @@ pub fn settle<'a>(
             report.pod = Some(pod);
             report.state = State::Starting(format!("Pod {} is ending; its successor starts then", pod.name));
         }
-        Found::Current { pod, older, off } => {
+        Found::Current { pod, others, off } => {
             report.pod = Some(pod);
             let ready = (with.ready)(pod);
             report.state = match closed_under(pod, with.inventory) {
@@ -59,12 +59,13 @@ pub fn settle<'a>(
                 Some(why) => State::WaitingForGpu(why),
                 None => State::Starting(unready(pod)),
             };
-            if ready || !older.iter().any(|pod| (with.ready)(pod)) {
-                for former in older {
-                    delete(with, former, plan);
+            if ready || !others.iter().any(|pod| (with.ready)(pod)) {
+                for other in others {
+                    delete(with, other, plan);
                 }
             }
             if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome)
+                && (with.gate)(&placement.node).is_none()
                 && !plan.is_full()
             {
                 let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
@@ -115,7 +116,8 @@ fn in_vain(
         return None;
     }
     match outcome? {
-        Outcome::Granted(_) => None,
+        Outcome::Granted(_) | Outcome::Returning { .. } => None,
+        Outcome::Soon { message } => slot.surge.then(|| State::Updating(message.clone())),
         Outcome::Impossible { reason, message } => Some(State::Impossible(reason, message.clone())),
         Outcome::Waiting { message, .. } => {
             let node = pods.first()?.node.as_deref()?;
@@ -174,6 +176,11 @@ fn enter<'a>(
     let had = || failed.is_some() || remembered(with.desired, slot).is_some();
     let placement = match outcome {
         Some(Outcome::Granted(placement)) => Some(placement),
+        Some(Outcome::Returning { message, placement }) => {
+            report.state = State::Starting(message.clone());
+            Some(placement)
+        }
+        Some(Outcome::Soon { .. }) => return,
         Some(Outcome::Waiting { message, kept }) => {
             report.state = State::WaitingForGpu(message.clone());
             if let Some((pod, _)) = failed
@@ -202,6 +209,9 @@ fn enter<'a>(
             plan.requeue(retry_at.duration_since(with.now));
             return;
         }
+    }
+    if matches!(outcome, Some(Outcome::Returning { .. })) {
+        return;
     }
     if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
         report.state = State::WaitingForStore(why);

@@ -2,7 +2,7 @@
 //! containers: a sidecar that serves the store inside the pod, then one container a model.
 
 use super::store::{Store, VOLUME};
-use crate::embedder::settings_template;
+use crate::embedder::{env_by_name, settings_template};
 use crate::observed::Observed;
 use crate::pod_parts::{
     RunAs, container_security, empty_dir, env, exec_probe, http_probe, image_volume, join, mount, pod_spec,
@@ -66,8 +66,11 @@ pub fn puller_template(observed: &Observed, resource: &OllamaPool) -> Template {
     let image = image(observed, resource);
     Template::default()
         .with("image", &image)
+        .with("imagePullPolicy", &spec.pod.image_pull_policy)
         .with("imagePullSecrets", &spec.pod.image_pull_secrets)
         .with("tolerations", &spec.pod.tolerations)
+        .with("priorityClassName", &spec.pod.priority_class_name)
+        .with("env", &env_by_name(&spec.pod))
         .with("store", &spec.store)
         .with("models", &spec.models)
         .with("registryCaConfigMapRef", &spec.registry_ca_config_map_ref)

@@ -17,6 +17,17 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Fields of a puller's template that say how models are pulled.
+const HOW: [&str; 7] = [
+    "env",
+    "image",
+    "imagePullPolicy",
+    "imagePullSecrets",
+    "priorityClassName",
+    "registryCaConfigMapRef",
+    "tolerations",
+];
+
 /// The UIDs of the resources whose puller writes to each place now.
 pub type Writers = BTreeMap<String, String>;
 
@@ -110,7 +121,11 @@ fn at_place<'a>(
     if newest.leaving {
         return waiting(format!("Pod {} is ending before the models are pulled anew", newest.name), None);
     }
-    let differences = template.differences(newest.template.as_deref());
+    let mut differences = template.differences(newest.template.as_deref());
+    if newest.phase == Phase::Succeeded {
+        // How the models came does not matter any more; the registry may be away by now.
+        differences.retain(|difference| !how(difference));
+    }
     if !differences.is_empty() {
         let text = format!("Pod {} is stopped for its successor: {}", newest.name, differences.join("; "));
         plan.note(&with.desired.id, Severity::Normal, "PullingAgain", text);
@@ -140,6 +155,12 @@ fn at_place<'a>(
             waiting(message, Some(newest))
         }
     }
+}
+
+/// Whether a difference is one in how models are pulled, not in which ones or where to.
+fn how(difference: &str) -> bool {
+    let field = difference.split([' ', '.', '[']).next().unwrap_or_default();
+    HOW.contains(&field)
 }
 
 /// Makes a puller, unless another pool's writes there. `failures`: pullers before it that failed one after another.

@@ -2,9 +2,9 @@
 
 use super::survey::impossible;
 use super::words::{brief, degrees, shortage};
-use super::{CountNeed, Outcome, Placement, Request, Wish, assigned, blocked};
+use super::{CountNeed, Outcome, Placement, Request, Round, Wish, assigned, blocked};
 use crate::conditions::reason;
-use crate::inventory::{Admission, GpuState, Inventory, NodeGpus, Who};
+use crate::inventory::{Admission, GpuState, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::gpu::Strategy;
 use std::cmp::Reverse;
@@ -23,6 +23,8 @@ pub(super) struct Candidates {
     seen: usize,
     /// Once no node can serve, none can for the rest of the pass: what is free only gets less.
     refused: Option<Outcome>,
+    /// Whether one could once the pods that are ending have ended; looked at when it is asked for.
+    frees_up: Option<bool>,
 }
 
 impl Candidates {
@@ -44,8 +46,8 @@ impl Candidates {
         {
             return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
         }
-        if let Some(outcome) = &self.refused {
-            return outcome.clone();
+        if let Some(outcome) = self.refused.clone() {
+            return self.beside(inventory, request, need, wanted, outcome);
         }
         self.catch_up(inventory, wish, need, wanted, changed);
         let mut best: Option<(u32, &NodeGpus<'_>)> = None;
@@ -67,7 +69,31 @@ impl Candidates {
         }
         let outcome = refusal(inventory, wish, need, wanted);
         self.refused = Some(outcome.clone());
-        outcome
+        self.beside(inventory, request, need, wanted, outcome)
+    }
+
+    /// The same for a pod that works meanwhile: it need not be stopped where GPUs are about to be free for its successor.
+    fn beside(
+        &mut self,
+        inventory: &Inventory<'_>,
+        request: &Request,
+        need: &CountNeed,
+        wanted: usize,
+        refused: Outcome,
+    ) -> Outcome {
+        let Outcome::Waiting { message, .. } = &refused else { return refused };
+        if request.round != Round::Beside {
+            return refused;
+        }
+        let frees_up = || {
+            let ending = |gpu: &GpuState<'_>| gpu.holders.iter().any(|it| it.state == HolderState::Leaving);
+            let mut nodes = inventory.nodes.all().iter().filter(|node| node.gpus.iter().any(ending));
+            nodes.any(|node| rank(&without_leaving(node), &request.wish, need, wanted).is_some())
+        };
+        if *self.frees_up.get_or_insert_with(frees_up) {
+            return Outcome::Soon { message: message.clone() };
+        }
+        refused
     }
 
     fn catch_up(
@@ -101,6 +127,15 @@ impl Candidates {
         }
         self.seen = changed.len();
     }
+}
+
+/// The node as it is once the pods that are ending there have ended.
+fn without_leaving<'o>(node: &NodeGpus<'o>) -> NodeGpus<'o> {
+    let mut node = node.clone();
+    for gpu in &mut node.gpus {
+        gpu.let_go(|holder| holder.state == HolderState::Leaving);
+    }
+    node
 }
 
 /// How good a node's best GPUs are; the least is the best.
@@ -216,7 +251,9 @@ fn refusal(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed, wanted: usi
             continue;
         }
         let fitting = node.gpus.iter().filter(|gpu| need.is_product(gpu) && need.wanted(gpu) <= gpu.units);
-        if fitting.count() < wanted {
+        // What a closed node has that tells of no GPUs is not known.
+        let unknown = node.gpus.is_empty() && admission.is_err();
+        if fitting.count() < wanted && !unknown {
             continue;
         }
         if let Err(Admission::Closed(why)) = admission {
@@ -234,7 +271,7 @@ fn refusal(inventory: &Inventory<'_>, wish: &Wish, need: &CountNeed, wanted: usi
     if let Some(message) = closed {
         return Outcome::Waiting { message, kept: None };
     }
-    impossible(inventory, wish, need).unwrap_or_else(|| nowhere(inventory, unselected))
+    impossible(inventory, wish, need).unwrap_or_else(|| nowhere(unselected))
 }
 
 /// What is against each GPU that would fit.
@@ -254,8 +291,8 @@ fn against(node: &NodeGpus<'_>, need: &CountNeed) -> Vec<String> {
 }
 
 /// No node was even looked at: the cluster has none yet, or none is selected.
-pub(super) fn nowhere(inventory: &Inventory<'_>, unselected: usize) -> Outcome {
-    let message = if inventory.nodes.all().is_empty() {
+pub(super) fn nowhere(unselected: usize) -> Outcome {
+    let message = if unselected == 0 {
         "no node reports GPUs yet; does the device plugin run?".to_owned()
     } else {
         format!("spec.nodeSelector matches none of the {unselected} nodes with GPUs")

@@ -6,6 +6,9 @@ use crate::conditions::reason;
 use crate::inventory::{Admission, GpuState, Inventory, NodeGpus};
 use principium_api::gpu::{GpuDevice, GpuMemory};
 
+/// Why exact devices are where they are.
+pub(super) const REASON: &str = "named in spec.gpu.devices";
+
 /// What was found out about the nodes for requests that name the same devices.
 #[derive(Default)]
 pub(super) struct Candidates {
@@ -15,6 +18,8 @@ pub(super) struct Candidates {
     homes: usize,
     first: Option<usize>,
     impossible: Option<(&'static str, String)>,
+    /// Why the first node that is closed and tells of no GPUs does so.
+    silent: Option<String>,
     unselected: usize,
 }
 
@@ -34,6 +39,9 @@ impl Candidates {
             match look(node, &request.wish, devices) {
                 Verdict::Granted(placement) => return Outcome::Granted(placement),
                 Verdict::NotSelected => self.unselected += 1,
+                Verdict::Silent(why) => {
+                    self.silent.get_or_insert_with(|| format!("node {} {why}", node.name));
+                }
                 Verdict::Missing(why) => {
                     self.impossible.get_or_insert_with(|| unresolved(node, &why));
                 }
@@ -71,9 +79,12 @@ impl Candidates {
             let kept = (self.homes == 1).then(|| placement(node, &wanted));
             return Outcome::Waiting { message, kept };
         }
+        if let Some(message) = &self.silent {
+            return Outcome::Waiting { message: message.clone(), kept: None };
+        }
         match &self.impossible {
             Some((reason, message)) => Outcome::Impossible { reason, message: message.clone() },
-            None => super::count::nowhere(inventory, self.unselected),
+            None => super::count::nowhere(self.unselected),
         }
     }
 }
@@ -85,6 +96,8 @@ pub(super) fn fits(node: &NodeGpus<'_>, wish: &Wish, devices: &[GpuDevice]) -> b
 
 enum Verdict<'a> {
     NotSelected,
+    /// It is closed, and what it has is not known.
+    Silent(String),
     Missing(Unresolved<'a>),
     Blocked,
     Granted(Placement),
@@ -92,14 +105,19 @@ enum Verdict<'a> {
 
 fn look<'a>(node: &'a NodeGpus<'_>, wish: &Wish, devices: &'a [GpuDevice]) -> Verdict<'a> {
     let admission = node.admits(&wish.node_selector, &wish.tolerations);
-    if admission == Err(Admission::NotSelected) {
-        return Verdict::NotSelected;
-    }
-    match resolve(node, devices) {
-        Err(why) => Verdict::Missing(why),
-        Ok(_) if admission.is_err() => Verdict::Blocked,
-        Ok(wanted) if wanted.iter().any(|(gpu, units)| blocked(gpu, *units).is_some()) => Verdict::Blocked,
-        Ok(wanted) => Verdict::Granted(placement(node, &wanted)),
+    let closed = match admission {
+        Ok(()) => None,
+        Err(Admission::NotSelected) => return Verdict::NotSelected,
+        Err(Admission::Closed(why)) => Some(why),
+    };
+    match (resolve(node, devices), closed) {
+        (Err(_), Some(why)) if node.gpus.is_empty() => Verdict::Silent(why),
+        (Err(why), _) => Verdict::Missing(why),
+        (Ok(_), Some(_)) => Verdict::Blocked,
+        (Ok(wanted), None) if wanted.iter().any(|(gpu, units)| blocked(gpu, *units).is_some()) => {
+            Verdict::Blocked
+        }
+        (Ok(wanted), None) => Verdict::Granted(placement(node, &wanted)),
     }
 }
 
@@ -107,7 +125,7 @@ fn placement(node: &NodeGpus<'_>, wanted: &[(&GpuState<'_>, u32)]) -> Placement 
     Placement {
         node: node.name.to_string(),
         gpus: wanted.iter().map(|(gpu, units)| assigned(gpu, *units)).collect(),
-        reason: "named in spec.gpu.devices".to_owned(),
+        reason: REASON.to_owned(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Sentences on why a GPU can't be had. They decide nothing.
 
 use super::exact::Unresolved;
-use super::{Blocked, CountNeed, Request};
-use crate::inventory::{GpuState, HolderState, Inventory, NodeGpus, Who};
+use super::{Blocked, CountNeed, Placement};
+use crate::inventory::{GpuState, HolderState, NodeGpus, Who};
 use principium_api::gpu::{GpuDevice, GpuMemory};
 use std::collections::BTreeMap;
 
@@ -68,9 +68,7 @@ pub(super) fn unresolved(node: &NodeGpus<'_>, why: &Unresolved<'_>) -> (&'static
 }
 
 /// Why a pod waits for the node of its former pod: the node, or its device plugin, is only just starting.
-pub(super) fn coming_back(inventory: &Inventory<'_>, request: &Request) -> Option<String> {
-    let previous = request.previous.as_ref().filter(|_| request.patient)?;
-    let node = inventory.nodes.get(&previous.node)?;
+pub(super) fn starting(node: &NodeGpus<'_>, previous: &Placement) -> Option<String> {
     if node.lost {
         let why = node.closed.as_deref().unwrap_or("is not ready");
         return Some(format!("node {} {why}; its pod comes back to the GPUs that it had", node.name));

@@ -56,6 +56,15 @@ async fn look(http: &Http, target: &Target, models: &[String], shared: &Shared) 
     let listed: Listed = http.get(&format!("{}/api/tags", target.url)).await?;
     let before = shared.models(&target.uid);
     let mut answers: Vec<ModelAnswer> = models.iter().map(|name| as_listed(name, &listed, &before)).collect();
+    if answers.iter().any(|answer| answer.step == ModelStep::Ready) {
+        // Ollama unloads a model that nobody asks, and may later load less of it into the GPU's memory.
+        let running: Listed = http.get(&format!("{}/api/ps", target.url)).await?;
+        for answer in answers.iter_mut().filter(|answer| answer.step == ModelStep::Ready) {
+            if let Some(model) = find(&running.models, &answer.name) {
+                *answer = answer.clone().located(model);
+            }
+        }
+    }
     shared.instance_said(&target.uid, answers.clone());
     // The last first: one model is loaded at a time, and the first of the spec is to stay.
     for at in (0..answers.len()).rev() {
@@ -118,28 +127,27 @@ async fn load(http: &Http, target: &Target, answer: ModelAnswer) -> ModelAnswer 
     }
     match http.get::<Listed>(&format!("{url}/api/ps")).await {
         Ok(running) => {
-            let loaded = find(&running.models, &answer.name);
-            let size_vram = loaded.and_then(|model| model.size_vram);
-            let size = loaded.and_then(|model| model.size);
-            ModelAnswer { step: ModelStep::Ready, size_vram, ..answer.clone() }.located(size)
+            let loaded = find(&running.models, &answer.name).cloned().unwrap_or_default();
+            ModelAnswer { step: ModelStep::Ready, ..answer.clone() }.located(&loaded)
         }
         Err(error) => failed(&error),
     }
 }
 
 impl ModelAnswer {
-    /// With where it computes, of all the bytes that it takes in memory. What is small beside the rest, such as a table of
-    /// words, may stay with the CPU.
-    fn located(self, size: Option<u64>) -> Self {
-        let (Some(in_vram), Some(size)) = (self.size_vram, size) else {
-            return Self { on_gpu: self.size_vram.map(|size| size > 0), message: None, ..self };
+    /// With where it computes, by what `/api/ps` says of it. What is small beside the rest, such as a table of words, may stay
+    /// with the CPU.
+    fn located(self, loaded: &Model) -> Self {
+        let size_vram = loaded.size_vram;
+        let (Some(in_vram), Some(size)) = (size_vram, loaded.size) else {
+            return Self { size_vram, on_gpu: size_vram.map(|size| size > 0), message: None, ..self };
         };
         let on_gpu = in_vram > 0 && in_vram >= size - size / 10;
         let message = (in_vram > 0 && !on_gpu).then(|| {
             let mib = |bytes: u64| bytes >> 20;
             format!("only {} of {} MiB are in GPU memory; the CPU does the rest", mib(in_vram), mib(size))
         });
-        Self { on_gpu: Some(on_gpu), message, ..self }
+        Self { size_vram, on_gpu: Some(on_gpu), message, ..self }
     }
 }
 
@@ -162,7 +170,12 @@ mod tests {
     use axum::{Json, Router};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    /// Its first model is loaded into the CPU's memory at first, and later into the GPU's.
     async fn instance(asked: Arc<AtomicUsize>) -> Target {
+        let looks = AtomicUsize::new(0);
+        let loaded =
+            move || json!([{"name": "tiny:latest", "size_vram": looks.fetch_add(1, Ordering::Relaxed) / 2}]);
+        let loaded = Arc::new(loaded);
         let router = Router::new()
             .route(
                 "/api/tags",
@@ -190,7 +203,10 @@ mod tests {
             .route("/api/embed", post(|| async { Json(json!({"embeddings": [[0.0]]})) }))
             .route(
                 "/api/ps",
-                get(|| async { Json(json!({"models": [{"name": "tiny:latest", "size_vram": 0}]})) }),
+                get(move || {
+                    let models = loaded();
+                    async move { Json(json!({"models": models})) }
+                }),
             );
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -207,8 +223,9 @@ mod tests {
             (Some(95), Some(100), Some(true), false),
             (Some(50), Some(100), Some(false), true),
         ] {
-            let answer = ModelAnswer { size_vram: vram.map(|mib: u64| mib << 20), ..ModelAnswer::default() };
-            let found = answer.located(size.map(|mib: u64| mib << 20));
+            let bytes = |mib: Option<u64>| mib.map(|mib| mib << 20);
+            let loaded = Model { size_vram: bytes(vram), size: bytes(size), ..Model::default() };
+            let found = ModelAnswer::default().located(&loaded);
             assert_eq!((found.on_gpu, found.message.is_some()), (on_gpu, told), "{vram:?} of {size:?}");
         }
     }
@@ -229,5 +246,7 @@ mod tests {
         let first = asked.load(Ordering::Relaxed);
         look(&http, &target, &models, &shared).await.unwrap();
         assert_eq!(asked.load(Ordering::Relaxed), first + 1, "only the broken one is asked again");
+        let now = &shared.models("u")[0];
+        assert_eq!((now.size_vram, now.on_gpu), (Some(1), Some(true)), "where it lies is looked at again");
     }
 }

@@ -32,10 +32,10 @@ pub async fn ask(http: Http, target: Target, shared: Shared) {
 
 /// What of an answer goes into a status.
 fn taken_over(info: WorkerInfo) -> WorkerInfo {
-    let WorkerInfo { model_id, model_sha, model_dtype, dimension, kernel, device, accelerated } = info;
+    let WorkerInfo { model_id, weights_digest, model_dtype, dimension, kernel, device, accelerated } = info;
     WorkerInfo {
         model_id: bounded(model_id),
-        model_sha: model_sha.map(bounded),
+        weights_digest: weights_digest.map(bounded),
         model_dtype: model_dtype.map(bounded),
         kernel: kernel.map(bounded),
         device: device.map(bounded),

@@ -32,7 +32,8 @@ pub fn report(with: &Reporting<'_, '_>, resource: &Reranker, plan: &mut Plan) {
         || summary::simulated(inventory, &assignments),
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
-    let progress = summary::progress(desired, reports, observed.failures.get(key)).unwrap_or_else(|| {
+    let progress = summary::progress(desired, reports, observed.failures.get(key));
+    let progress = progress.filter(|progress| !acceleration.explains(progress)).unwrap_or_else(|| {
         if replicas(resource) == 0 {
             return Progress::Ready {
                 reason: reason::SCALED_TO_ZERO,

@@ -218,8 +218,10 @@ proptest! {
             let alone = allocate(&mut one_by_one, vec![request]).remove(&slot);
             let kind = |outcome: Option<&Outcome>| match outcome {
                 Some(Outcome::Granted(placement)) => (0, Some(placement.clone())),
+                Some(Outcome::Returning { placement, .. }) => (4, Some(placement.clone())),
                 Some(Outcome::Waiting { kept, .. }) => (1, kept.clone()),
                 Some(Outcome::Impossible { .. }) => (2, None),
+                Some(Outcome::Soon { .. }) => (5, None),
                 None => (3, None),
             };
             prop_assert_eq!(kind(outcomes.get(&slot)), kind(alone.as_ref()));

@@ -11,7 +11,7 @@ use crate::pods::{MODELS_READY_GATE, PodView};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use principium_api::gpu_node::{Gpu, GpuMemoryStatus, GpuNodeStatus, Withheld, WithheldReason};
+use principium_api::gpu_node::{Allocation, Gpu, GpuMemoryStatus, GpuNodeStatus, Withheld, WithheldReason};
 use principium_api::status::{Assignment, Condition};
 use principium_api::{DataFactory, GPUNode, Ingestion, OllamaPool, Reranker};
 use serde_json::{Value, json};
@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// Units of every GPU.
 pub const UNITS: u32 = 8;
+/// How long the kubelet's list, as GPUNode tells it, still counts a pod that is gone.
+const COUNTED: SignedDuration = SignedDuration::from_secs(5);
 
 pub struct Cluster {
     pub observed: Observed,
@@ -31,11 +33,17 @@ pub struct Cluster {
     pub simulated: bool,
     /// Whether pulls of models stand still on their way.
     pub pulling: bool,
+    /// Why the device plugins measure no GPUs.
+    pub silent: Option<String>,
+    /// The image whose containers never start.
+    pub stuck: Option<String>,
     /// All Events so far: reason and text.
     pub notes: Vec<(&'static str, String)>,
     /// What the DataFactories know of jobs.
     pub jobs: Jobs,
     pub targets: Vec<Target>,
+    /// What pods had that are gone and still counted: until when, on which GPU.
+    counted: Vec<(Timestamp, String, u32, Allocation)>,
     count: u32,
 }
 
@@ -47,6 +55,7 @@ impl Cluster {
             ollama_image: "ollama:1".to_owned(),
             puller_image: "operator:1".to_owned(),
             require_acceleration: true,
+            watch_namespace: None,
         };
         let nodes =
             gpus.iter().enumerate().map(|(at, count)| (format!("n{at}"), (0..*count).map(gpu).collect()));
@@ -58,9 +67,12 @@ impl Cluster {
             accelerated: true,
             simulated: false,
             pulling: false,
+            silent: None,
+            stuck: None,
             notes: Vec::new(),
             jobs: Jobs::default(),
             targets: Vec::new(),
+            counted: Vec::new(),
             count: 0,
         }
     }
@@ -120,11 +132,14 @@ impl Cluster {
         self.nodes.get(node).is_some_and(|gpus| gpus.iter().any(|gpu| gpu.index == index))
     }
 
-    /// A node goes for good, its pods and its GPUNode with it.
+    /// A node goes for good, its GPUNode and the pods that were bound to it with it.
     pub fn lose(&mut self, name: &str) {
         self.nodes.remove(name);
         self.observed.nodes.remove(name);
-        self.pods.retain(|_, pod| PodView::read(pod).node.as_deref() != Some(name));
+        self.pods.retain(|_, pod| {
+            let pod = PodView::read(pod);
+            !pod.scheduled || pod.node.as_deref() != Some(name)
+        });
     }
 
     /// A node restarts without its last GPU: its pods fail, and those on the lost GPU can't come back.
@@ -229,31 +244,38 @@ impl Cluster {
 
     /// Plans once, and does what the plan says.
     pub fn pass(&mut self) -> Plan {
-        self.look();
-        let plan = plan(&self.observed, self.now);
+        let plan = self.plan();
         assert_eq!(plan, crate::plan::plan(&self.observed, self.now), "the same input gives the same plan");
         self.perform(&plan);
         self.check_after_pass();
         plan
     }
 
+    /// What would be done now.
+    pub fn plan(&mut self) -> Plan {
+        self.look();
+        plan(&self.observed, self.now)
+    }
+
     /// Plans and runs pods until nothing changes.
     pub fn settle(&mut self) {
-        for _ in 0..40 {
+        for _ in 0..100 {
             let plan = self.pass();
             let later = plan.requeue_after.is_none_or(|after| after > SignedDuration::from_secs(20));
-            let idle = plan.actions.is_empty() && plan.statuses.is_empty() && later;
+            let idle =
+                plan.actions.is_empty() && plan.statuses.is_empty() && later && self.counted.is_empty();
             if !self.run_pods() && idle {
                 return;
             }
             self.now += SignedDuration::from_secs(1);
         }
-        panic!("no rest after 40 passes; pods: {:?}", self.pod_names());
+        panic!("no rest after 100 passes; pods: {:?}", self.pod_names());
     }
 
     /// What the caches would show.
     fn look(&mut self) {
         let expiry = self.now + SignedDuration::from_secs(30);
+        self.counted.retain(|(until, ..)| *until > self.now);
         self.observed.pods = self.pods.values().map(PodView::read).map(Arc::new).collect();
         self.observed.data_factories.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.observed.rerankers.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
@@ -263,8 +285,9 @@ impl Cluster {
         for (name, gpus) in &self.nodes {
             let mut gpu_node = GPUNode::new(name, principium_api::gpu_node::GpuNodeSpec {});
             gpu_node.status = Some(GpuNodeStatus {
-                gpus: gpus.clone(),
+                gpus: gpus.iter().map(|gpu| self.measured(name, gpu)).collect(),
                 simulated: self.simulated,
+                message: self.silent.clone(),
                 ..GpuNodeStatus::default()
             });
             self.observed.gpu_nodes.push(Arc::new(gpu_node));
@@ -313,7 +336,7 @@ impl Cluster {
                     let pod = self.pods.get_mut(&key).unwrap();
                     assert_eq!(pod.metadata.uid.as_ref(), Some(uid));
                     if PodView::read(pod).ended() {
-                        self.pods.remove(&key);
+                        self.kill(&key);
                     } else {
                         pod.metadata.deletion_timestamp = Some(Time(self.now));
                     }
@@ -397,7 +420,9 @@ impl Cluster {
     /// What must always hold: nothing is granted twice.
     pub fn check(&self) {
         let mut granted: BTreeMap<(String, u32), u32> = BTreeMap::new();
-        for pod in self.pods.values().map(PodView::read).filter(|pod| !pod.ended()) {
+        // What is deleted before it was bound never is.
+        let counts = |pod: &PodView| !pod.ended() && (pod.scheduled || !pod.leaving);
+        for pod in self.pods.values().map(PodView::read).filter(counts) {
             for (index, units) in &pod.units {
                 *granted.entry((pod.node.clone().unwrap(), *index)).or_default() += units;
             }
@@ -419,18 +444,6 @@ impl Cluster {
             message: "92 °C, the limit is 85 °C".to_owned(),
             since: String::new(),
         });
-    }
-
-    /// Lets a pod fail as the kubelet does.
-    pub fn fail(&mut self, name: &str, reason: &str) {
-        let pod = self.pods.get_mut(&("demo".to_owned(), name.to_owned())).unwrap();
-        let status = pod.status.get_or_insert_with(PodStatus::default);
-        status.phase = Some("Failed".to_owned());
-        status.reason = Some(reason.to_owned());
-        let at = Time(self.now);
-        for condition in status.conditions.iter_mut().flatten() {
-            condition.last_transition_time = Some(at.clone());
-        }
     }
 }
 

@@ -373,6 +373,9 @@ fn every_change_of_a_live_resource_gets_there_and_says_what_restarts() {
             match effect {
                 Restart(words) => {
                     assert!(before.iter().all(|pod| !after.contains(pod)), "{kind} {field}: {after:?}");
+                    let pods = cluster.pods.values().filter_map(|pod| pod.spec.as_ref());
+                    let worker = json!(pods.filter(|spec| spec.restart_policy.is_none()).last());
+                    assert!(carries(&worker, field, &change), "{kind} {field}: {worker}");
                     assert!(told.iter().any(|text| text.contains(words)), "{kind} {field}: {told:?}");
                     assert!(!told.iter().any(|text| text.contains("secret")), "{kind} {field}: {told:?}");
                 }
@@ -392,6 +395,23 @@ fn every_change_of_a_live_resource_gets_there_and_says_what_restarts() {
 fn workers(cluster: &Cluster) -> Vec<String> {
     let names = cluster.pod_names();
     names.into_iter().filter(|name| !name.contains("puller") && !name.contains("analyzer")).collect()
+}
+
+/// Whether a pod's spec has what a change of the resource's spec says; true for fields that have another form there.
+fn carries(pod: &Value, field: &str, change: &Value) -> bool {
+    let (container, wanted) = (&pod["containers"][0], &change[field]);
+    match field {
+        "image" | "imagePullPolicy" => container[field] == *wanted,
+        "imagePullSecrets" | "tolerations" | "priorityClassName" | "nodeSelector" => pod[field] == *wanted,
+        "resources" => container["resources"]["limits"]["memory"] == wanted["limits"]["memory"],
+        "env" => container["env"].as_array().is_some_and(|env| env.contains(&wanted[0])),
+        "model.hub.revision" => container["env"].as_array().is_some_and(|env| {
+            env.contains(
+                &json!({"name": "PRINCIPIUM_MODEL_REVISION", "value": change["model"]["hub"]["revision"]}),
+            )
+        }),
+        _ => true,
+    }
 }
 
 /// The fields below a schema that have no fields of their own.

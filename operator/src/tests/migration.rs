@@ -42,6 +42,7 @@ fn a_pod_migrates_off_a_hot_gpu_successor_first_and_only_where_a_gpu_is_free() {
     assert_eq!(cluster.held(), ["other-0-1 n0 1:8", "rr-0-1 n0 0:8"], "nowhere to go");
     cluster.delete("other");
     cluster.run_pods();
+    cluster.now += SignedDuration::from_secs(10);
     cluster.pass();
     assert_eq!(cluster.held(), ["rr-0-1 n0 0:8", "rr-0-2 n0 1:8"], "the successor starts beside it");
     cluster.settle();

@@ -11,4 +11,5 @@ mod nodes;
 mod ollama_pools;
 mod order_of_events;
 mod placing;
+mod restarts;
 mod rollout;

@@ -4,6 +4,7 @@ use super::cluster::{Cluster, factory, reranker};
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
+use std::sync::Arc;
 
 fn replicas(count: u32, gpu: serde_json::Value) -> serde_json::Value {
     let mut spec = reranker(gpu);
@@ -59,6 +60,50 @@ fn a_pod_that_is_ending_on_a_silent_node_gets_a_successor_elsewhere_but_a_data_f
     cluster.node("n0", |node| node.ready = true);
     cluster.settle();
     assert_eq!(cluster.held(), ["df-0-2 n0 1:8", "rr-0-2 n1 0:8"]);
+}
+
+#[test]
+fn a_pod_that_the_scheduler_can_no_longer_bind_is_planned_anew() {
+    for exact in [false, true] {
+        for what in ["gone", "cordoned", "taken"] {
+            let mut cluster = Cluster::new(&[1]);
+            let gpu = if exact { json!({"devices": [{"index": 0}]}) } else { json!({"count": 1}) };
+            cluster.apply("Reranker", "rr", reranker(gpu));
+            cluster.pass();
+            assert_eq!(cluster.held(), ["rr-0-1 n0 0:8"], "made, and not bound yet");
+            match what {
+                "gone" => cluster.lose("n0"),
+                "cordoned" => cluster.node("n0", |node| node.unschedulable = true),
+                _ => cluster.foreign_pod("thief", "n0", &[(0, 8)]),
+            }
+            let plan = cluster.plan();
+            assert!(plan.actions.is_empty(), "{what}: there is no better place: {:?}", plan.actions);
+            cluster.restore("n1", 1);
+            cluster.settle();
+            assert!(cluster.held().contains(&"rr-0-2 n1 0:8".to_owned()), "{what}: {:?}", cluster.held());
+            assert_eq!(cluster.ready("rr").0, "True");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_measures_no_gpus_yet_is_waited_for() {
+    for gpu in [json!({"count": 1}), json!({"devices": [{"index": 0}]})] {
+        let mut cluster = Cluster::new(&[0]);
+        cluster.silent = Some("the driver library is not there".to_owned());
+        cluster.apply("Reranker", "rr", reranker(gpu));
+        cluster.settle();
+        let expected = "node n0 measures no GPUs: the driver library is not there";
+        assert_eq!(
+            (cluster.ready("rr").1.as_str(), cluster.ready("rr").2.as_str()),
+            ("WaitingForGPU", expected)
+        );
+        assert_eq!(cluster.condition("rr", "Stalled").status, "False");
+        cluster.silent = None;
+        cluster.restore("n0", 1);
+        cluster.settle();
+        assert_eq!(cluster.ready("rr").0, "True");
+    }
 }
 
 #[test]
@@ -144,6 +189,22 @@ fn budgets_follow_the_number_of_pods_and_what_may_be_away() {
         cluster.settle();
         let expected: Vec<_> = expected.map(IntOrString::Int).into_iter().collect();
         assert_eq!(least(&cluster), expected, "{count} replicas of which {away:?} may be away");
+    }
+}
+
+#[test]
+fn a_pod_of_a_namespace_that_is_not_watched_is_not_said_to_end() {
+    for (watched, said) in [
+        (None, "is still held by Pod other/x (8 of 8 GiB), which is ending"),
+        (Some("demo"), "is held by Pod other/x (8 of 8 GiB)"),
+    ] {
+        let mut cluster = Cluster::new(&[1]);
+        Arc::make_mut(&mut cluster.observed.settings).watch_namespace = watched.map(str::to_owned);
+        let listed = json!([{"namespace": "other", "pod": "x", "container": "c", "units": 8}]);
+        cluster.nodes.get_mut("n0").unwrap()[0].allocations = serde_json::from_value(listed).unwrap();
+        cluster.reranker_on("rr", 0);
+        cluster.settle();
+        assert_eq!(cluster.ready("rr").2, format!("GPU 0 on node n0 {said}; waiting for 8 GiB"));
     }
 }
 

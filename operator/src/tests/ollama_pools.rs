@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use crate::pods::PodView;
+use jiff::SignedDuration;
 use principium_api::ollama_pool::OllamaModelState;
 use serde_json::json;
 
@@ -68,6 +69,74 @@ fn a_puller_is_removed_with_the_last_instance_of_its_node() {
     cluster.settle();
     assert_eq!(cluster.pod_names(), [""; 0]);
     assert_eq!(cluster.ready("pool").1, "ScaledToZero");
+}
+
+#[test]
+fn a_reboot_pulls_nothing_again() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", shared(1));
+    cluster.settle();
+    let puller = |cluster: &Cluster| -> Vec<String> {
+        cluster.pod_names().into_iter().filter(|name| name.starts_with("pool-puller")).collect()
+    };
+    let before = puller(&cluster);
+    cluster.node("n0", |node| node.ready = false);
+    cluster.fail("pool-0-1", "UnexpectedAdmissionError");
+    for _ in 0..3 {
+        cluster.pass();
+        cluster.now += SignedDuration::from_secs(5);
+    }
+    // The registry may be away when the node is back.
+    cluster.pulling = true;
+    cluster.node("n0", |node| node.ready = true);
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
+    let mut spec = shared(1);
+    spec["image"] = json!("ollama:2");
+    spec["env"] = json!([{"name": "HTTPS_PROXY", "value": "http://proxy"}]);
+    cluster.apply("OllamaPool", "pool", spec);
+    cluster.settle();
+    assert_eq!((cluster.ready("pool").0.as_str(), puller(&cluster)), ("True", before));
+}
+
+#[test]
+fn a_pull_that_does_not_succeed_is_tried_anew_with_what_was_changed_for_it() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.pulling = true;
+    cluster.apply("OllamaPool", "pool", shared(1));
+    for _ in 0..3 {
+        cluster.pass();
+        cluster.run_pods();
+    }
+    let mut spec = shared(1);
+    spec["env"] = json!([{"name": "HTTPS_PROXY", "value": "http://proxy"}]);
+    cluster.apply("OllamaPool", "pool", spec);
+    for _ in 0..4 {
+        cluster.pass();
+        cluster.run_pods();
+    }
+    let said = cluster.noted("PullingAgain");
+    assert!(said.len() == 1 && said[0].contains("env.HTTPS_PROXY"), "{said:?}");
+    let pod = cluster.pods.values().next().unwrap().spec.clone().unwrap();
+    let given = pod.containers[0].env.iter().flatten().any(|variable| variable.name == "HTTPS_PROXY");
+    assert!(given, "{:?}", pod.containers[0].env);
+}
+
+#[test]
+fn an_instance_moves_to_another_node_once_its_models_are_there() {
+    let mut cluster = Cluster::new(&[1, 1]);
+    let mut spec = shared(1);
+    spec["gpu"] = json!({"count": 1, "onOverheat": "Migrate"});
+    cluster.apply("OllamaPool", "pool", spec);
+    cluster.settle();
+    cluster.now += SignedDuration::from_mins(10);
+    cluster.heat("n0", 0, 92);
+    cluster.pulling = true;
+    cluster.settle();
+    assert_eq!(cluster.held(), ["pool-0-1 n0 0:8"], "its successor would have no models");
+    cluster.pulling = false;
+    cluster.settle();
+    assert_eq!(cluster.held(), ["pool-0-2 n1 0:8"]);
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn happen(cluster: &mut Cluster, what: &Happening) {
         Happening::Kill { pod } => {
             let keys: Vec<_> = cluster.pods.keys().cloned().collect();
             if let Some(key) = keys.get(pod) {
-                cluster.pods.remove(key);
+                cluster.kill(key);
             }
         }
         Happening::RunPods => {

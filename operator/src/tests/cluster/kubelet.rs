@@ -1,6 +1,7 @@
 //! Runs pods as the scheduler and the kubelet would, and answers for them.
 
 use super::*;
+use k8s_openapi::api::core::v1::EnvVar;
 
 impl Cluster {
     /// Ends what is being deleted, starts what fits, and answers what is asked. Returns whether anything changed.
@@ -10,18 +11,61 @@ impl Cluster {
             node.as_ref().is_some_and(|node| self.observed.nodes.get(node).is_some_and(|node| !node.ready))
         };
         // What a silent node does about its pods is not heard.
-        self.pods.retain(|_, pod| {
-            pod.metadata.deletion_timestamp.is_none() || {
-                let pod = PodView::read(pod);
-                pod.scheduled && silent(&pod.node)
-            }
-        });
+        let ends = |pod: &Pod| {
+            let view = PodView::read(pod);
+            view.leaving && !(view.scheduled && silent(&view.node))
+        };
+        let ending: Vec<_> =
+            self.pods.iter().filter(|(_, pod)| ends(pod)).map(|(key, _)| key.clone()).collect();
+        for key in ending {
+            self.kill(&key);
+        }
         let keys: Vec<_> = self.pods.keys().cloned().collect();
         for key in keys {
             self.start(&key);
         }
         self.answer();
         before != (self.pods.clone(), self.observed.answers.clone())
+    }
+
+    /// A GPU as its node tells of it: what had it a moment ago is still counted, and has its memory.
+    pub fn measured(&self, node: &str, gpu: &Gpu) -> Gpu {
+        let mut gpu = gpu.clone();
+        for (_, at, index, allocation) in &self.counted {
+            if at == node && *index == gpu.index {
+                gpu.memory.free = gpu.memory.free.saturating_sub(u64::from(allocation.units) * 1024);
+                gpu.allocations.push(allocation.clone());
+            }
+        }
+        gpu
+    }
+
+    /// A pod goes; what it had is counted for a while.
+    pub fn kill(&mut self, key: &(String, String)) {
+        let Some(pod) = self.pods.remove(key) else { return };
+        let pod = PodView::read(&pod);
+        let Some(node) = pod.node.as_ref().filter(|_| pod.scheduled) else { return };
+        for (index, units) in &pod.units {
+            let allocation = Allocation {
+                namespace: pod.namespace.clone(),
+                pod: pod.name.clone(),
+                container: "c".to_owned(),
+                units: *units,
+            };
+            self.counted.push((self.now + COUNTED, node.clone(), *index, allocation));
+        }
+    }
+
+    /// Lets a pod fail as the kubelet does.
+    pub fn fail(&mut self, name: &str, reason: &str) {
+        let pod = self.pods.get_mut(&("demo".to_owned(), name.to_owned())).unwrap();
+        let status = pod.status.get_or_insert_with(PodStatus::default);
+        status.phase = Some("Failed".to_owned());
+        status.reason = Some(reason.to_owned());
+        let at = Time(self.now);
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_transition_time = Some(at.clone());
+        }
     }
 
     fn start(&mut self, key: &(String, String)) {
@@ -31,9 +75,8 @@ impl Cluster {
         }
         let anywhere = || self.nodes.keys().next().cloned().unwrap_or_default();
         let node = view.node.clone().unwrap_or_else(anywhere);
-        if view.leaving
-            || (!view.units.is_empty() && !self.observed.nodes.get(&node).is_some_and(|node| node.ready))
-        {
+        let open = |found: &Arc<NodeView>| found.ready && (view.scheduled || !found.unschedulable);
+        if view.leaving || (!view.units.is_empty() && !self.observed.nodes.get(&node).is_some_and(open)) {
             return;
         }
         let fits = view.scheduled
@@ -42,7 +85,7 @@ impl Cluster {
                     pod.scheduled && pod.node.as_ref() == Some(&node) && !pod.ended() && pod.uid != view.uid
                 });
                 let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
-                let gpu = self.nodes[&node].iter().find(|gpu| gpu.index == *index);
+                let gpu = self.nodes.get(&node).and_then(|gpus| gpus.iter().find(|gpu| gpu.index == *index));
                 gpu.is_some_and(|gpu| gpu.withheld.is_none() && taken + units <= gpu.units)
             });
         let pod = self.pods.get_mut(key).unwrap();
@@ -55,6 +98,9 @@ impl Cluster {
         let once = spec.restart_policy.as_deref() == Some("OnFailure");
         let pulls = spec.init_containers.is_some();
         let status = pod.status.get_or_insert_with(PodStatus::default);
+        if self.stuck.is_some() && spec.containers[0].image == self.stuck {
+            return;
+        }
         if pulls && self.pulling {
             status.pod_ip = Some("10.0.0.1".to_owned());
             let running = json!([{"name": "model-0", "image": "", "imageID": "", "ready": false, "restartCount": 0,
@@ -74,7 +120,16 @@ impl Cluster {
         }
         set_condition(pod, "ContainersReady", true);
         let ready = !gated || PodView::read(pod).gate == Some(true);
-        set_condition(pod, "Ready", ready);
+        // A worker answers that it is not ready where it must compute on its GPUs and can't.
+        let must = EnvVar {
+            name: "PRINCIPIUM_REQUIRE_ACCELERATION".to_owned(),
+            value: Some("true".to_owned()),
+            value_from: None,
+        };
+        let mut variables = pod.spec.iter().flat_map(|spec| spec.containers[0].env.iter().flatten());
+        let refuses =
+            !self.accelerated && !view.units.is_empty() && variables.any(|variable| *variable == must);
+        set_condition(pod, "Ready", ready && !refuses);
     }
 
     fn answer(&mut self) {
@@ -87,8 +142,12 @@ impl Cluster {
                 Question::Worker => {
                     let info = WorkerInfo {
                         model_id: "mini".to_owned(),
+                        weights_digest: Some("sha256:1".to_owned()),
+                        model_dtype: Some("f16".to_owned()),
+                        dimension: Some(384),
+                        kernel: Some("cuda".to_owned()),
+                        device: Some("cuda:0".to_owned()),
                         accelerated: self.accelerated,
-                        ..WorkerInfo::default()
                     };
                     answers.workers.insert(target.uid.clone(), info);
                 }
