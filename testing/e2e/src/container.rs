@@ -74,10 +74,19 @@ impl Container {
     /// # Errors
     /// When the process is gone.
     pub fn root_options(&self) -> Result<BTreeSet<String>> {
+        self.mount_options("/")
+    }
+
+    /// Options with which it has something mounted at this path.
+    ///
+    /// # Errors
+    /// When the process is gone, or has nothing mounted there.
+    pub fn mount_options(&self, path: &str) -> Result<BTreeSet<String>> {
         let mounts = std::fs::read_to_string(self.proc("mountinfo"))?;
-        let root =
-            mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|mount| mount[4] == "/");
-        Ok(root.context("no root")?[5].split(',').map(str::to_owned).collect())
+        let mount =
+            mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|mount| mount[4] == path);
+        let mount = mount.with_context(|| format!("nothing is mounted at {path}"))?;
+        Ok(mount[5].split(',').map(str::to_owned).collect())
     }
 
     /// Its environment.

@@ -1,6 +1,7 @@
 //! The installed device plugin: its pod, its process, its flags, its metrics, and what the kubelet has been told by it.
 
 use crate::World;
+use crate::world::event;
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -206,16 +207,6 @@ impl World {
     /// # Errors
     /// When there is none in time.
     pub async fn wait_for_event(&self, reason: &str, parts: &[&str]) -> Result<()> {
-        use k8s_openapi::api::events::v1::Event;
-        let events = Api::<Event>::namespaced(self.client.clone(), "default");
-        self.eventually(&format!("an Event {reason} with {parts:?}"), || async {
-            let list = events.list(&ListParams::default()).await?;
-            let told = list.iter().any(|event| {
-                let note = event.note.as_deref().unwrap_or_default();
-                event.reason.as_deref() == Some(reason) && parts.iter().all(|part| note.contains(part))
-            });
-            Ok(told.then_some(()))
-        })
-        .await
+        event(&Api::namespaced(self.client.clone(), "default"), reason, parts).await
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind, NamespaceResourceScope};
 use kube::{Client, Resource, ResourceExt};
@@ -50,7 +51,8 @@ where
             world.print_state().await;
         }
         crate::gpus::reset()?;
-        world.remove_namespace().await?;
+        // The next test waits for the GPUs; that the namespace is gone takes the API server some seconds more.
+        delete_namespace(&world.client, &world.namespace).await?;
         match outcome {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -193,6 +195,14 @@ impl World {
         .await
     }
 
+    /// Waits for an Event in the test's namespace whose text contains all of these.
+    ///
+    /// # Errors
+    /// When there is none after [`PATIENCE`].
+    pub async fn told(&self, reason: &str, parts: &[&str]) -> Result<()> {
+        event(&self.api(), reason, parts).await
+    }
+
     /// Prints what somebody needs who looks at a failed test.
     async fn print_state(&self) {
         let output = tokio::process::Command::new(principium_local_cluster::kubectl())
@@ -233,6 +243,22 @@ pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(
     }
 }
 
+/// See [`World::told`]; for Events of any namespace.
+///
+/// # Errors
+/// When there is none after [`PATIENCE`].
+pub async fn event(events: &Api<Event>, reason: &str, parts: &[&str]) -> Result<()> {
+    eventually(&format!("an Event {reason} with {parts:?}"), PATIENCE, || async {
+        let list = events.list(&ListParams::default()).await?;
+        let told = list.iter().any(|event| {
+            let note = event.note.as_deref().unwrap_or_default();
+            event.reason.as_deref() == Some(reason) && parts.iter().all(|part| note.contains(part))
+        });
+        Ok(told.then_some(()))
+    })
+    .await
+}
+
 /// See [`World::ready`]; for objects of any kind.
 ///
 /// # Errors
@@ -267,14 +293,21 @@ fn find_condition(object: &serde_json::Value, kind: &str) -> Result<Option<Condi
 /// # Errors
 /// When it is still there after [`PATIENCE`].
 pub async fn remove_namespace(client: &Client, name: &str) -> Result<()> {
+    delete_namespace(client, name).await?;
     let namespaces = Api::<Namespace>::all(client.clone());
-    if namespaces.get_opt(name).await?.is_some() {
-        namespaces.delete(name, &DeleteParams::default()).await?;
-    }
     eventually(&format!("namespace {name} is gone"), PATIENCE, || async {
         Ok(namespaces.get_opt(name).await?.is_none().then_some(()))
     })
     .await
+}
+
+/// The same without waiting.
+async fn delete_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    if namespaces.get_opt(name).await?.is_some() {
+        namespaces.delete(name, &DeleteParams::default()).await?;
+    }
+    Ok(())
 }
 
 /// Applies every document of a manifest file, of any kind, and returns the objects.

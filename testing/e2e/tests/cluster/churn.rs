@@ -8,12 +8,14 @@ use crate::restarts::restart_part;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use principium_api::{DataFactory, OllamaPool, Reranker};
+use principium_e2e::container::Container;
 use principium_e2e::world::PATIENCE;
 use principium_e2e::{World, gpus, run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Steps between two times of quiet.
@@ -31,8 +33,16 @@ fn whatever_happens_no_memory_is_granted_twice_and_all_come_to_rest() -> Result<
     let seed = number("PRINCIPIUM_SOAK_SEED")?.unwrap_or(1);
     let lasts = Duration::from_secs(60 * number("PRINCIPIUM_SOAK_MINUTES")?.unwrap_or(0));
     run("churn", move |world| async move {
-        let mut churn =
-            Churn { world, random: Random(seed), steps: BTreeMap::new(), slowest: Duration::ZERO };
+        let before = parts(&world).await?.into_iter();
+        let mut churn = Churn {
+            restarts: before.map(|(_, pod)| (pod.uid().unwrap_or_default(), restarts(&pod))).collect(),
+            world,
+            random: Random(seed),
+            steps: BTreeMap::new(),
+            settled: Vec::new(),
+            looks: AtomicU64::new(0),
+            memory: BTreeMap::new(),
+        };
         let started = Instant::now();
         let mut rounds = 0;
         // One round at least, which is the short form.
@@ -41,10 +51,9 @@ fn whatever_happens_no_memory_is_granted_twice_and_all_come_to_rest() -> Result<
             churn.round().await.with_context(|| format!("round {rounds} with seed {seed}"))?;
         }
         println!(
-            "seed {seed}: {rounds} rounds in {:.0} s, slowest to be Ready {:.1} s; {}",
+            "seed {seed}: {rounds} rounds in {:.0} s\n{}",
             started.elapsed().as_secs_f64(),
-            churn.slowest.as_secs_f64(),
-            churn.steps.iter().map(|(step, count)| format!("{step} {count}")).collect::<Vec<_>>().join(", ")
+            churn.told()
         );
         Ok(())
     })
@@ -53,9 +62,16 @@ fn whatever_happens_no_memory_is_granted_twice_and_all_come_to_rest() -> Result<
 struct Churn {
     world: World,
     random: Random,
+    /// How often containers of operator and plugin had been started anew before, by the UID of their pod.
+    restarts: BTreeMap<String, i32>,
     /// How often each was done.
     steps: BTreeMap<&'static str, u32>,
-    slowest: Duration,
+    /// How long it took after each quiet until all were Ready.
+    settled: Vec<Duration>,
+    /// How often no memory was granted twice.
+    looks: AtomicU64,
+    /// The most resident memory of each part, KiB.
+    memory: BTreeMap<&'static str, u64>,
 }
 
 impl Churn {
@@ -163,7 +179,7 @@ impl Churn {
         gpus::reset()?;
         let offered = Instant::now();
         while !self.all_offered().await? {
-            nothing_is_granted_twice(&self.world).await?;
+            self.look().await?;
             anyhow::ensure!(offered.elapsed() < PROOF, "not every GPU is offered again");
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
@@ -178,14 +194,55 @@ impl Churn {
             self.world.apply::<Reranker>(&reranker("whole", "{count: 1}")).await?;
             self.settle().await?;
         }
-        requests_podresources_and_devices_agree(&self.world).await
+        requests_podresources_and_devices_agree(&self.world).await?;
+        self.parts_are_well().await
+    }
+
+    /// No memory is granted twice.
+    async fn look(&self) -> Result<()> {
+        nothing_is_granted_twice(&self.world).await?;
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Operator and plugin end when they are told to, and never by themselves.
+    async fn parts_are_well(&mut self) -> Result<()> {
+        for (part, pod) in parts(&self.world).await? {
+            let before = self.restarts.get(&pod.uid().unwrap_or_default()).copied().unwrap_or_default();
+            anyhow::ensure!(restarts(&pod) == before, "{} ended by itself: {:?}", pod.name_any(), pod.status);
+            let resident = Container::of(&pod, part)?.status("VmRSS")?;
+            let resident = resident.trim_end_matches(" kB").parse::<u64>().context("VmRSS")?;
+            let most = self.memory.entry(part).or_default();
+            *most = resident.max(*most);
+        }
+        Ok(())
+    }
+
+    /// What was done and found.
+    fn told(&self) -> String {
+        let mut settled: Vec<f64> = self.settled.iter().map(Duration::as_secs_f64).collect();
+        settled.sort_by(f64::total_cmp);
+        let at =
+            |share: usize| settled.get((settled.len() * share / 100).min(settled.len().saturating_sub(1)));
+        let [median, late, slowest] = [50, 99, 100].map(|share| at(share).copied().unwrap_or_default());
+        let steps: Vec<String> = self.steps.iter().map(|(step, count)| format!("{step} {count}")).collect();
+        let memory: Vec<String> =
+            self.memory.iter().map(|(part, most)| format!("{part} {} MiB", most / 1024)).collect();
+        format!(
+            "steps: {}\nno memory granted twice: {} looks\nall Ready again: {} times, median {median:.1} s, p99 {late:.1} s, \
+             slowest {slowest:.1} s\nmost resident memory: {}",
+            steps.join(", "),
+            self.looks.load(Ordering::Relaxed),
+            settled.len(),
+            memory.join(", ")
+        )
     }
 
     /// Waits until everything is Ready.
     async fn settle(&mut self) -> Result<()> {
         let started = Instant::now();
         loop {
-            nothing_is_granted_twice(&self.world).await?;
+            self.look().await?;
             let waiting = self.waiting().await?;
             if waiting.is_empty() {
                 break;
@@ -195,7 +252,7 @@ impl Churn {
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-        self.slowest = self.slowest.max(started.elapsed());
+        self.settled.push(started.elapsed());
         Ok(())
     }
 
@@ -238,7 +295,7 @@ impl Churn {
         let look = async {
             loop {
                 // The kubelet and the plugin may be away: the API server, which is asked, is not.
-                nothing_is_granted_twice(&self.world).await?;
+                self.look().await?;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
         };
@@ -255,6 +312,23 @@ impl Churn {
         })
         .await
     }
+}
+
+/// The pods of operator and device plugin.
+async fn parts(world: &World) -> Result<Vec<(&'static str, Pod)>> {
+    let pods = Api::<Pod>::namespaced(world.client.clone(), principium_local_cluster::NAMESPACE);
+    let mut found = Vec::new();
+    for part in ["operator", "device-plugin"] {
+        let labels = ListParams::default().labels(&format!("app.kubernetes.io/component={part}"));
+        found.extend(pods.list(&labels).await?.items.into_iter().map(|pod| (part, pod)));
+    }
+    Ok(found)
+}
+
+/// How often containers of a pod were started anew.
+fn restarts(pod: &Pod) -> i32 {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers.map(|container| container.restart_count).sum()
 }
 
 const NAMES: [&str; 6] = ["one", "two", "three", "whole", "factory", "pool"];

@@ -2,7 +2,7 @@
 
 use crate::pods::{data_factory, identity, reranker};
 use anyhow::Result;
-use principium_api::status::condition::{READY, STALLED};
+use principium_api::status::condition::{ACCELERATED, READY, STALLED};
 use principium_api::{DataFactory, Reranker};
 use principium_e2e::run;
 
@@ -36,6 +36,29 @@ fn a_spec_that_can_not_work_is_stalled_and_recovers_when_it_is_mended() -> Resul
         world.apply::<Reranker>(&reranker("ranker", "{devices: [{index: 4}]}")).await?;
         world.ready::<Reranker>("ranker").await?;
         Ok(())
+    })
+}
+
+#[test]
+fn what_must_compute_on_its_gpus_and_does_not_is_stalled_until_it_may_use_the_cpu() -> Result<()> {
+    run("accelerated", |world| async move {
+        let ranker = reranker("ranker", "{count: 1, memory: 2Gi}");
+        let factory = data_factory("factory", "{count: 1, memory: 2Gi}");
+        let required = "  requireAcceleration: true\n";
+        world.apply::<Reranker>(&format!("{ranker}{required}")).await?;
+        world.apply::<DataFactory>(&format!("{factory}{required}")).await?;
+        let messages = [
+            world.reason::<Reranker>("ranker", STALLED, "NotAccelerated").await?,
+            world.reason::<DataFactory>("factory", STALLED, "NotAccelerated").await?,
+        ];
+        for message in messages {
+            assert!(message.contains("simulated") && message.contains("requireAcceleration"), "{message}");
+        }
+        world.reason::<Reranker>("ranker", ACCELERATED, "SimulatedHardware").await?;
+        world.apply::<Reranker>(&ranker).await?;
+        world.apply::<DataFactory>(&factory).await?;
+        world.ready::<Reranker>("ranker").await?;
+        world.ready::<DataFactory>("factory").await.map(drop)
     })
 }
 

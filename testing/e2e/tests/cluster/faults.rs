@@ -2,13 +2,12 @@
 //! API server. After each: no memory is granted twice, requests, podresources and devices agree, and the cluster gets
 //! there in bounded time. `cargo xtask soak` runs the long forms; faults of all kinds at random are in [`crate::churn`].
 
-use crate::pods::{phase, reranker};
+use crate::pods::{phase, requested, reranker};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use principium_api::Reranker;
-use principium_api::names::gpu_index;
 use principium_api::status::condition::{READY, STALLED};
 use principium_e2e::container::Container;
 use principium_e2e::operator::{Operator, without_operator};
@@ -21,13 +20,6 @@ use std::time::{Duration, Instant};
 /// Whether the long forms are run.
 fn soaks() -> bool {
     std::env::var_os("PRINCIPIUM_SOAK").is_some()
-}
-
-/// Units that a pod asks for, by index of the GPU.
-fn requested(pod: &Pod) -> BTreeMap<u32, u32> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let limits = containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref()).flatten();
-    limits.filter_map(|(name, amount)| Some((gpu_index(name)?, amount.0.parse().ok()?))).collect()
 }
 
 /// Σ requests ≤ memory, and a whole GPU has one owner, whatever the operator has just done.

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt;
-use kube::api::DeleteParams;
+use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use principium_api::ingestion::{IngestionRun, RunState};
+use principium_api::names::LABEL_NAME;
 use principium_api::status::condition::{READY, STALLED};
 use principium_api::{DataFactory, Ingestion};
 use principium_e2e::{World, run};
@@ -188,6 +189,15 @@ fn what_a_data_factory_cannot_do_is_stalled_with_its_reason() -> Result<()> {
     })
 }
 
+/// What the pods with these labels log.
+async fn log(pods: &Api<Pod>, labels: &str) -> Result<String> {
+    let mut log = String::new();
+    for pod in pods.list(&ListParams::default().labels(labels)).await? {
+        log += &pods.logs(&pod.name_any(), &LogParams::default()).await?;
+    }
+    Ok(log)
+}
+
 #[test]
 fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Result<()> {
     run("ingestion-key", |world| async move {
@@ -216,6 +226,17 @@ fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Resul
         let ready = world.ready::<Ingestion>("handbook").await?;
         let told = serde_json::to_string(&ready.status)?;
         assert!(!told.contains("open-sesame"), "a key is in the status");
+        let ours = Api::<Pod>::namespaced(world.client.clone(), NAMESPACE);
+        for (pods, labels) in [
+            (ours, "app.kubernetes.io/component=operator".to_owned()),
+            (world.api::<Pod>(), format!("{LABEL_NAME}=factory")),
+        ] {
+            let log = log(&pods, &labels).await?;
+            assert!(
+                !log.is_empty() && !log.contains("open-sesame"),
+                "a key is in the log of {labels}: {log}"
+            );
+        }
         world.delete::<Ingestion>("handbook").await?;
         world.delete::<DataFactory>("factory").await
     })

@@ -57,6 +57,30 @@ fn each_pod_sees_exactly_its_gpus_and_no_others() -> Result<()> {
 }
 
 #[test]
+fn the_status_tells_which_model_runs_and_how_it_computes() -> Result<()> {
+    run("model", |world| async move {
+        world.apply::<DataFactory>(&data_factory("factory", "{count: 1, memory: 2Gi}")).await?;
+        let api = world.api::<DataFactory>();
+        let model = world
+            .eventually("the worker has said what it runs", || async {
+                Ok(api.get("factory").await?.status.and_then(|status| status.model))
+            })
+            .await?;
+        assert_eq!((model.name.as_str(), model.dimension), ("all-minilm-l6-v2", Some(384)));
+        assert_eq!(model.dtype.as_deref(), Some("float32"));
+        let digest = model.digest.unwrap_or_default();
+        assert!(
+            digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "SHA-256: {digest}"
+        );
+        // With the instruction set, which depends on the machine.
+        let device = model.device.unwrap_or_default();
+        assert!(device.starts_with("cpu (") && device.len() > "cpu ()".len(), "{device}");
+        Ok(())
+    })
+}
+
+#[test]
 fn assignments_in_status_are_what_the_kubelet_gave() -> Result<()> {
     run("assignments", |world| async move {
         world

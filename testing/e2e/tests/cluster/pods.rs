@@ -3,8 +3,9 @@
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use principium_api::names::gpu_resource;
+use principium_api::names::{gpu_index, gpu_resource};
 use principium_e2e::World;
+use std::collections::BTreeMap;
 
 /// The image registry and tag of the chart's defaults, under which the local cluster has the images.
 pub fn image(name: &str) -> String {
@@ -87,6 +88,21 @@ pub fn identity(pod: &Pod) -> (String, Option<String>, i32) {
 /// The phase of a pod.
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether a pod is ready and not being deleted.
+pub fn serves(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready =
+        conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Units that a pod asks for, by index of the GPU.
+pub fn requested(pod: &Pod) -> BTreeMap<u32, u32> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let limits = containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref()).flatten();
+    limits.filter_map(|(name, amount)| Some((gpu_index(name)?, amount.0.parse().ok()?))).collect()
 }
 
 /// Waits until a pod runs.
