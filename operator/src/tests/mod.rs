@@ -13,3 +13,4 @@ mod order_of_events;
 mod placing;
 mod restarts;
 mod rollout;
+mod templates;
