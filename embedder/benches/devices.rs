@@ -42,7 +42,7 @@ async fn run(folder: &str, devices: usize, documents: &Value) -> f64 {
     let files = ModelFiles::read(Path::new(folder)).unwrap();
     let tokenizer = load_tokenizer(&files).unwrap();
     let budget = Budget { tokens: BATCH_TOKENS, inputs: 1024 };
-    let worker = || Worker { replica: Paced, budget, temperature: Temperature::default() };
+    let worker = || Worker { replica: Paced, budget, temperature: Temperature::default(), express: false };
     let workers = std::iter::repeat_with(worker).take(devices).collect();
     let limits = EngineLimits { queue_inputs: 16_384 };
     let engine = Engine::start(workers, limits, Arc::new(Metrics::default())).unwrap();

@@ -2,14 +2,18 @@
 //!
 //! Inputs of small requests are interactive, all others bulk. The two kinds take turns while both wait: an interactive
 //! input waits for one bulk batch at most, and however many of them come, every second batch is a bulk one. Within a kind
-//! the oldest input always goes; the rest of the budget is filled with inputs of about its length, because a batch of like
+//! the first input always goes; the rest of the budget is filled with inputs of about its length, because a batch of like
 //! lengths keeps every core and every GPU kernel evenly busy.
 
 /// Requests of at most this many inputs count as interactive.
 pub const INTERACTIVE_INPUTS: usize = 8;
 
-/// How far behind the oldest input one of a better length is looked for.
-pub const WINDOW: usize = 256;
+/// How far behind the first input one of a better length is looked for, in inputs: a batch of the shortest ones holds no more.
+/// Sorting so many takes some microseconds, a batch takes milliseconds.
+pub const WINDOW: usize = 1024;
+
+/// The same in tokens, as a multiple of a batch's: with more to choose from, inputs of a rare length would be passed over for long.
+const WINDOW_BATCHES: usize = 4;
 
 /// Batches without trouble after which a budget that was halved is doubled again.
 const RECOVERY: u32 = 256;
@@ -51,13 +55,20 @@ pub fn turn(interactive: usize, bulk: usize, last: Kind) -> Option<Kind> {
     }
 }
 
-/// Positions of the inputs for the next batch, in ascending order, of a queue of inputs of so many tokens, oldest first. Empty
-/// only for an empty queue. Looks at the first [`WINDOW`] inputs.
+/// Positions of the inputs for the next batch, in ascending order, of a queue of inputs of so many tokens in the order of their
+/// turns. Empty only for an empty queue. Looks at the first [`WINDOW`] inputs, and at no more than fill some batches.
 pub fn choose(queue: &[usize], budget: Budget) -> Vec<usize> {
-    let Some(&oldest) = queue.first() else { return Vec::new() };
-    let mut order: Vec<usize> = (0..queue.len().min(WINDOW)).collect();
-    // Stable: of equal lengths the older one goes first. The oldest has distance zero to itself.
-    order.sort_by_key(|index| (*index != 0, queue[*index].abs_diff(oldest)));
+    let Some(&first) = queue.first() else { return Vec::new() };
+    let most = budget.tokens.saturating_mul(WINDOW_BATCHES);
+    let mut before = 0;
+    let within = queue.iter().take(WINDOW).take_while(|tokens| {
+        let within = before < most;
+        before += **tokens;
+        within
+    });
+    let mut order: Vec<usize> = (0..within.count().max(1)).collect();
+    // Stable: of equal lengths the one in front goes first. The first one has distance zero to itself.
+    order.sort_by_key(|index| (*index != 0, queue[*index].abs_diff(first)));
     let (mut chosen, mut tokens) = (Vec::new(), 0);
     for index in order {
         let fits = tokens + queue[index] <= budget.tokens && chosen.len() < budget.inputs;
@@ -137,7 +148,8 @@ mod tests {
             ("the budget of tokens holds", &[50, 50, 50], &[0, 1]),
             ("the budget of inputs holds", &[1, 1, 1, 1, 1], &[0, 1, 2, 3]),
             ("like lengths go together", &[30, 90, 31, 29], &[0, 2, 3]),
-            ("the oldest goes though the others are alike", &[90, 10, 10], &[0, 1]),
+            ("the first goes though the others are alike", &[90, 10, 10], &[0, 1]),
+            ("what lies four batches behind is not looked at", &[30, 90, 90, 90, 90, 90, 30], &[0]),
         ];
         for (name, queue, expected) in cases {
             assert_eq!(choose(queue, BUDGET), *expected, "{name}");
@@ -160,14 +172,20 @@ mod tests {
     }
 
     #[test]
-    fn no_input_waits_for_more_than_its_window_of_older_ones() {
-        // Whatever the lengths, the oldest goes with every batch, so that position p is the oldest after p batches.
+    fn a_batch_holds_as_many_short_inputs_as_the_budget_has_room_for() {
+        let budget = Budget { tokens: 16_384, inputs: 1024 };
+        assert_eq!(choose(&[4; 5000], budget).len(), 1024);
+    }
+
+    #[test]
+    fn no_input_waits_for_more_batches_than_inputs_in_front_of_it() {
+        // Whatever the lengths, the first goes with every batch, so that position p is the first after p batches.
         let mut queue: Vec<(usize, usize)> = (0..1000).map(|n| (n, 1 + (n * 7919) % 120)).collect();
         let mut batches = 0;
         while !queue.is_empty() {
             let lengths: Vec<usize> = queue.iter().map(|(_, tokens)| *tokens).collect();
             let chosen = choose(&lengths, BUDGET);
-            assert_eq!(chosen.first(), Some(&0), "the oldest did not go");
+            assert_eq!(chosen.first(), Some(&0), "the first did not go");
             for index in chosen.into_iter().rev() {
                 let (arrived, _) = queue.remove(index);
                 assert!(batches <= arrived, "input {arrived} went only with batch {batches}");

@@ -1,24 +1,23 @@
 //! Puts a process together: model, workers, routes of the role, and the way from SIGTERM to the end.
 
-use std::collections::BTreeMap;
-use std::num::NonZero;
+mod model;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use serde_json::json;
+pub use model::{CPU_BATCH_TOKENS, GPU_BATCH_TOKENS};
 
 use crate::args::{Gpu, Role, Secret, ServeArgs};
-use crate::batch::{self, Budget, Footprint};
-use crate::engine::{Engine, EngineLimits, PipelineEmbedder, Worker};
+use crate::engine::{Engine, PipelineEmbedder};
 use crate::format::Reader;
 use crate::gpus::{Temperature, Watched};
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Probe, Routes, Served, Shared};
 use crate::jobs::{Jobs, Store, Tools};
 use crate::metrics::Metrics;
-use crate::model::{self, Model, ModelFiles, ModelSource, Precision};
+use crate::model::{Accelerator, accelerators};
 use crate::objects::Objects;
 use crate::ollama::{self, OllamaConfig, Timing};
 use crate::pipeline::PipelineConfig;
@@ -29,16 +28,6 @@ use crate::{analyze, gpus, jobs, page, pipeline, search};
 
 /// How long a process that is told to end still takes requests, so that every proxy has heard of it.
 const LAME_DUCK: Duration = Duration::from_secs(2);
-
-/// Most inputs of a batch; the tokens are what limits it.
-const BATCH_INPUTS: usize = 1024;
-/// Tokens of a batch on a GPU, where its memory suffices.
-pub const GPU_BATCH_TOKENS: usize = 16_384;
-/// Tokens of a batch on the CPU, where larger ones are no faster and make others wait.
-pub const CPU_BATCH_TOKENS: usize = 1024;
-
-/// Cores that compute a batch together: more of them would mostly wait for one another.
-const CORES: usize = 4;
 
 /// What one process serves.
 pub struct Service {
@@ -64,7 +53,7 @@ struct RoleParts {
 
 /// Which devices are used for what was given.
 struct Devices {
-    accelerators: Vec<model::Accelerator>,
+    accelerators: Vec<Accelerator>,
     info: Vec<GpuInfo>,
     /// Of each GPU that was given.
     temperatures: Vec<Temperature>,
@@ -88,7 +77,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
             let devices = devices(args);
             gpus::watch(args.nvml_library.clone(), devices.watched(args), &metrics)
                 .context("starting the thread that watches the GPUs")?;
-            let (served, info) = load(args, &devices, &metrics)?;
+            let (served, info) = model::load(args, &devices, &metrics)?;
             let engine = Some(served.engine.clone());
             let probe = Some(Probe::new(&served).context("tokenizing a word")?);
             let (routes, jobs) = model_routes(args, &served, ollama, &metrics)?;
@@ -131,7 +120,7 @@ pub fn load_model(args: &ServeArgs) -> anyhow::Result<Arc<Served>> {
     if let Some(reason) = devices.missing.as_ref().filter(|_| !args.gpus.0.is_empty()) {
         tracing::warn!("computing on the CPU although GPUs were given: {reason}");
     }
-    Ok(load(args, &devices, &Arc::new(Metrics::default()))?.0)
+    Ok(model::load(args, &devices, &Arc::new(Metrics::default()))?.0)
 }
 
 /// Serves until SIGTERM or SIGINT, then lets running requests end.
@@ -240,7 +229,7 @@ fn devices(args: &ServeArgs) -> Devices {
     // The analyzer computes nothing.
     let gpus = if args.role == Role::DocAnalyzer { &[] } else { args.gpus.0.as_slice() };
     let mut names = gpus::names(&args.nvml_library, gpus).into_iter();
-    let (accelerators, missing) = model::accelerators(gpus.len());
+    let (accelerators, missing) = accelerators(gpus.len());
     let used = accelerators.len();
     let info = gpus.iter().enumerate().map(|(position, gpu)| GpuInfo {
         index: gpu.index,
@@ -262,137 +251,6 @@ impl Devices {
         };
         args.gpus.0.iter().zip(&self.temperatures).map(watched).collect()
     }
-}
-
-fn load(
-    args: &ServeArgs,
-    devices: &Devices,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<(Arc<Served>, ModelInfo)> {
-    let model = given(args.model.as_ref())
-        .with_context(|| format!("the role {} needs a model: set PRINCIPIUM_MODEL", args.role.name()))?;
-    let source = ModelSource {
-        model: model.clone(),
-        revision: given(args.model_revision.as_ref()),
-        cache: args.model_cache.clone(),
-    };
-    let (folder, commit) = model::fetch(&source)?;
-    let mut files = ModelFiles::read(&folder)?;
-    if let Some(name) = given(args.default_prompt_name.as_ref()) {
-        let prompts = &files.prompts.by_name;
-        anyhow::ensure!(
-            prompts.contains_key(&name),
-            "the model has no prompt {name:?} for PRINCIPIUM_DEFAULT_PROMPT_NAME; it has {:?}",
-            prompts.keys().collect::<Vec<_>>()
-        );
-        files.prompts.default = Some(name);
-    }
-    let files = Arc::new(files);
-    check_role(args.role, &files)?;
-    let tokenizer = model::load_tokenizer(&files)?;
-    let workers = replicas(&files, devices, args.gpus.0.len(), args.dtype)?;
-    let tokens = batch_tokens(args, &files, devices)?;
-    let name = given(args.model_name.as_ref()).unwrap_or(model);
-    let info = ModelInfo {
-        model_id: name.clone(),
-        model_sha: commit.unwrap_or_else(|| files.weights_digest.clone()),
-        weights_digest: files.weights_digest.clone(),
-        model_dtype: workers.first().map_or(Precision::Auto, Model::precision).name(),
-        model_type: model_type(&files),
-        architecture: files.architecture.clone(),
-        dimension: files.heads.dense.as_ref().map(|head| head.width),
-        outputs: files.heads.outputs(),
-        prompts: files.prompts.by_name.keys().cloned().collect(),
-        max_input_length: files.max_input_length,
-        max_batch_tokens: tokens.iter().copied().min().unwrap_or_default(),
-        max_batch_requests: BATCH_INPUTS,
-        max_concurrent_requests: args.max_queue,
-        max_client_batch_size: args.max_queue,
-        auto_truncate: true,
-        tokenization_workers: rayon::current_num_threads(),
-        kernel: workers.first().map_or("", Model::kernel_name),
-        workers: workers.len(),
-    };
-    tracing::info!(
-        model = name,
-        digest = files.weights_digest,
-        workers = workers.len(),
-        kernel = info.kernel,
-        "loaded the model"
-    );
-    // On the CPU all workers have the one budget.
-    let budgets = tokens.iter().copied().cycle().map(|tokens| Budget { tokens, inputs: BATCH_INPUTS });
-    // Where GPUs are given but not used, a worker stands for each of them.
-    let temperatures =
-        devices.temperatures.iter().cloned().chain(std::iter::repeat_with(Temperature::default));
-    let workers = workers.into_iter().zip(budgets).zip(temperatures);
-    let workers =
-        workers.map(|((replica, budget), temperature)| Worker { replica, budget, temperature }).collect();
-    let limits = EngineLimits { queue_inputs: args.max_queue };
-    let engine =
-        Engine::start(workers, limits, Arc::clone(metrics)).context("starting the model's threads")?;
-    Ok((Arc::new(Served { engine, tokenizer, files, name }), info))
-}
-
-/// Tokens of a batch for each accelerator in use, as far as this pod's share of its memory allows; one number for the CPU.
-fn batch_tokens(args: &ServeArgs, files: &ModelFiles, devices: &Devices) -> anyhow::Result<Vec<usize>> {
-    if devices.accelerators.is_empty() {
-        return Ok(vec![args.max_batch_tokens.unwrap_or(CPU_BATCH_TOKENS)]);
-    }
-    let most = args.max_batch_tokens.unwrap_or(GPU_BATCH_TOKENS);
-    let (weights, token) = files.footprint().context("reading the size of the weights")?;
-    let within = |gpu: &Gpu| batch::tokens_within(gpu.memory_mib << 20, Footprint { weights, token }, most);
-    Ok(args.gpus.0.iter().take(devices.accelerators.len()).map(within).collect())
-}
-
-/// The kind of model as text-embeddings-inference tells it.
-fn model_type(files: &ModelFiles) -> serde_json::Value {
-    let Some(labels) = &files.heads.labels else {
-        let pooling = match (&files.heads.dense, &files.heads.sparse) {
-            (Some(head), _) => head.pooling.iter().map(|mode| mode.name()).collect::<Vec<_>>().join("+"),
-            (None, Some(_)) => "splade".to_owned(),
-            (None, None) => "none".to_owned(),
-        };
-        return json!({ "embedding": { "pooling": pooling } });
-    };
-    let by_id: BTreeMap<String, &String> = (0..).map(|id: usize| id.to_string()).zip(labels).collect();
-    let by_label: BTreeMap<&String, usize> = labels.iter().zip(0..).collect();
-    let kind = if labels.len() == 1 { "reranker" } else { "classifier" };
-    json!({ (kind): { "id2label": by_id, "label2id": by_label } })
-}
-
-fn check_role(role: Role, files: &ModelFiles) -> anyhow::Result<()> {
-    match (role, &files.heads.labels) {
-        (Role::Reranker, None) => anyhow::bail!(
-            "the role reranker needs a model with labels, but {} in {} embeds texts",
-            files.architecture,
-            files.folder.display()
-        ),
-        (Role::DataFactory, Some(_)) => anyhow::bail!(
-            "the role data-factory needs a model that embeds texts, but {} in {} scores pairs",
-            files.architecture,
-            files.folder.display()
-        ),
-        _ => Ok(()),
-    }
-}
-
-/// One replica a GPU. On the CPU as many as GPUs were given, or one for every [`CORES`]: they share the weights, and each has
-/// its part of the cores.
-fn replicas(
-    files: &ModelFiles,
-    devices: &Devices,
-    given: usize,
-    precision: Precision,
-) -> anyhow::Result<Vec<Model>> {
-    if !devices.accelerators.is_empty() {
-        let load = |it| Ok(Model::load(files, Some(it), precision)?);
-        return devices.accelerators.iter().map(load).collect();
-    }
-    let model = Model::load(files, None, precision)?;
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = given.max(cores.div_ceil(CORES));
-    (0..workers).map(|_| Ok(model.on_cores(cores.div_ceil(workers))?)).collect()
 }
 
 fn model_routes(

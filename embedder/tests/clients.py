@@ -7,14 +7,17 @@ Both servers want the key. Needs the packages that testing/local-cluster/src/cli
 """
 
 import asyncio
+import json
 import math
 import sys
+import urllib.request
 
 import cohere
 import openai
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+from openapi_spec_validator import validate
 
 EMBED, RERANK, KEY = sys.argv[1:4]
 TEXTS = ["a hot card", "Berlin is the capital of Germany.", "Fans cool the graphics card when it gets hot."]
@@ -111,12 +114,18 @@ def with_llama_index(vectors):
     same(client.get_query_embedding(TEXTS[0]), vectors[0])
 
 
+def with_openapi(_):
+    for url in EMBED, RERANK:
+        with urllib.request.urlopen(f"{url}/openapi.json") as answer:
+            validate(json.load(answer))
+
+
 def main():
     vectors = with_openai()
     print("openai")
     for name, check in [
         ("cohere", with_cohere), ("huggingface_hub", with_hub), ("langchain", with_langchain),
-        ("llama-index", with_llama_index),
+        ("llama-index", with_llama_index), ("openapi", with_openapi),
     ]:
         check(vectors)
         print(name)

@@ -1,6 +1,8 @@
 //! `cargo xtask check`: what must hold of the sources, without a cluster.
 
 mod chart;
+mod cuda;
+mod digest;
 mod gitops;
 mod manifests;
 mod schemas;
@@ -18,6 +20,8 @@ pub enum Part {
     Chart,
     /// What Argo CD and Flux make of the resources.
     Gitops,
+    /// That the embedder compiles for CUDA.
+    Cuda,
 }
 
 /// Checks one part, or all.
@@ -32,6 +36,9 @@ pub fn run(only: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Gitops) {
         gitops::check(&cache)?;
+    }
+    if only == Some(Part::Cuda) {
+        cuda::check(&cache)?;
     }
     Ok(())
 }

@@ -176,7 +176,7 @@ impl Ours {
         let budget = Budget { tokens: serve::CPU_BATCH_TOKENS, inputs: 1024 };
         let limits = EngineLimits { queue_inputs: 16_384 };
         let replica = Model::load(&files, None, precision)?;
-        let worker = Worker { replica, budget, temperature: Temperature::default() };
+        let worker = Worker { replica, budget, temperature: Temperature::default(), express: false };
         Ok(Self {
             name: format!("principium {}", short_name(precision)),
             engine: Engine::start(vec![worker], limits, Arc::new(Metrics::default()))?,

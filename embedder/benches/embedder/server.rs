@@ -32,16 +32,17 @@ pub fn measure(model: &str, texts: &Value) -> Result<Value> {
         let listener = tokio::net::TcpListener::bind(args.listen).await?;
         let url = format!("http://{}/embed", listener.local_addr()?);
         tokio::spawn(async move { axum::serve(listener, service.router).await });
-        let alone = interactive(&url, &short).await?;
+        let client = reqwest::Client::new();
+        let alone = interactive(&client, &url, &short).await?;
         let (running, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
         // Two, so that the next request waits in the queue before the last one ends.
         let clients: Vec<_> = (0..2)
             .map(|_| {
                 let (running, done) = (Arc::clone(&running), Arc::clone(&done));
-                let (url, bulk) = (url.clone(), bulk.clone());
+                let (client, url, bulk) = (client.clone(), url.clone(), bulk.clone());
                 tokio::spawn(async move {
                     while running.load(Ordering::Relaxed) {
-                        post(&url, &bulk).await?;
+                        post(&client, &url, &bulk).await?;
                         done.fetch_add(1, Ordering::Relaxed);
                     }
                     anyhow::Ok(())
@@ -49,7 +50,7 @@ pub fn measure(model: &str, texts: &Value) -> Result<Value> {
             })
             .collect();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let beside = interactive(&url, &short).await?;
+        let beside = interactive(&client, &url, &short).await?;
         running.store(false, Ordering::Relaxed);
         for client in clients {
             client.await??;
@@ -60,11 +61,11 @@ pub fn measure(model: &str, texts: &Value) -> Result<Value> {
 }
 
 /// Milliseconds of each request, sorted.
-async fn interactive(url: &str, body: &str) -> Result<Vec<f64>> {
+async fn interactive(client: &reqwest::Client, url: &str, body: &str) -> Result<Vec<f64>> {
     let mut times = Vec::with_capacity(REQUESTS);
     for _ in 0..REQUESTS {
         let started = Instant::now();
-        post(url, body).await?;
+        post(client, url, body).await?;
         times.push(started.elapsed().as_secs_f64() * 1000.0);
         tokio::time::sleep(PAUSE).await;
     }
@@ -72,8 +73,9 @@ async fn interactive(url: &str, body: &str) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-async fn post(url: &str, body: &str) -> Result<()> {
-    let response = reqwest::Client::new().post(url).body(body.to_owned()).send().await?;
+/// The client is made before the clock runs: it reads the system's certificates.
+async fn post(client: &reqwest::Client, url: &str, body: &str) -> Result<()> {
+    let response = client.post(url).body(body.to_owned()).send().await?;
     response.error_for_status().context("a request was refused")?.bytes().await?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The queue and the threads that own a model each. Inputs come in, outputs go out through oneshots; no HTTP, no tensors.
 
+mod line;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,8 @@ use crate::batch::{Budget, Kind};
 use crate::gpus::Temperature;
 use crate::metrics::{Metrics, WorkerLabels};
 use crate::model::{Input, Model, ModelError, Output};
-use queue::{Batch, Job, Queue};
+use line::Job;
+use queue::{Batch, Place, Queue};
 
 /// Why inputs were not computed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -27,6 +29,8 @@ pub enum EngineError {
     Overloaded {
         /// Inputs in the queue.
         waiting: usize,
+        /// Seconds after which they will have been computed, at the pace of late.
+        seconds: u32,
     },
     /// The model failed.
     #[error("{0}")]
@@ -70,6 +74,8 @@ pub struct Worker<R> {
     pub budget: Budget,
     /// How warm the device is: of the workers that are free the coolest one gets the next batch.
     pub temperature: Temperature,
+    /// Whether it shares its device with the others, and computes interactive inputs alone, while all others are busy.
+    pub express: bool,
 }
 
 /// Deals batches to one thread a worker; clones share them.
@@ -103,8 +109,7 @@ impl Engine {
         limits: EngineLimits,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let places = workers.iter().map(|worker| (worker.budget, worker.temperature.clone()));
-        let queue = Mutex::new(Queue::new(places));
+        let queue = Mutex::new(Queue::new(workers.iter().map(Place::of).collect()));
         let woken = workers.iter().map(|_| Condvar::new()).collect();
         let shared = Arc::new(Shared { limits, metrics, queue, woken });
         for (number, worker) in workers.into_iter().enumerate() {
@@ -118,6 +123,12 @@ impl Engine {
         Ok(Self { shared })
     }
 
+    /// Refuses a request, and counts it, where the queue is full or the engine has stopped, as [`Self::run`] would. Who asks first
+    /// prepares nothing in vain.
+    pub fn admit(&self) -> Result<(), EngineError> {
+        self.shared.admit(&self.shared.lock())
+    }
+
     /// Computes `inputs` in batches with those of other requests; one result for each, in order.
     /// Dropping the future takes back what has not begun.
     pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Output>, EngineError> {
@@ -128,21 +139,15 @@ impl Engine {
     /// The same for inputs of `kind`, however many they are, with how long each of them waited.
     pub async fn run_as(&self, kind: Kind, inputs: Vec<Input>) -> Result<Vec<(Output, Waited)>, EngineError> {
         let arrived = Instant::now();
-        let mut answers = Vec::with_capacity(inputs.len());
+        let job = |input| {
+            let (answer, receiver) = oneshot::channel();
+            (Job { input, arrived, answer }, receiver)
+        };
+        let (jobs, answers): (Vec<_>, Vec<_>) = inputs.into_iter().map(job).unzip();
         {
             let mut queue = self.shared.lock();
-            if queue.stopped {
-                return Err(EngineError::Stopped);
-            }
-            if queue.len() >= self.shared.limits.queue_inputs {
-                self.shared.metrics.overloaded.inc();
-                return Err(EngineError::Overloaded { waiting: queue.len() });
-            }
-            for input in inputs {
-                let (answer, receiver) = oneshot::channel();
-                answers.push(receiver);
-                queue.push(kind, Job { input, arrived, answer });
-            }
+            self.shared.admit(&queue)?;
+            queue.add(kind, jobs);
             self.shared.deal(&mut queue);
         }
         let mut results = Vec::with_capacity(answers.len());
@@ -183,6 +188,18 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses a request where it can't be taken, and counts it.
+    fn admit(&self, queue: &Queue) -> Result<(), EngineError> {
+        if queue.stopped {
+            return Err(EngineError::Stopped);
+        }
+        if queue.len() >= self.limits.queue_inputs {
+            self.metrics.overloaded.inc();
+            return Err(EngineError::Overloaded { waiting: queue.len(), seconds: queue.seconds_of_work() });
+        }
+        Ok(())
+    }
+
     fn wake_all(&self) {
         self.woken.iter().for_each(Condvar::notify_all);
     }
@@ -218,15 +235,10 @@ impl Shared {
         }
     }
 
-    /// Takes note of how a batch went that `failed_on` may have failed on before; whether what failed is left to another worker.
-    fn computed(&self, worker: usize, failed_on: Option<usize>, failed: bool) -> bool {
-        let (mut queue, now) = (self.lock(), Instant::now());
-        if failed {
-            queue.failed(worker);
-            failed_on.is_none() && queue.another(worker, now)
-        } else {
-            queue.computed(worker, failed_on, now);
-            false
-        }
+    /// Takes note that a batch failed that `failed_on` may have failed on before; whether it is left to another worker.
+    fn failed(&self, worker: usize, failed_on: Option<usize>) -> bool {
+        let mut queue = self.lock();
+        queue.failed(worker);
+        failed_on.is_none() && queue.another(worker, Instant::now())
     }
 }

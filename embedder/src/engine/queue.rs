@@ -3,28 +3,28 @@
 //! Of the workers that are free the one on the coolest GPU gets the next batch. Where several are free, what waits is
 //! shared out among them: a batch that fills one GPU while others idle would take longer than one for each. A batch that fails
 //! goes to another worker once; where that one computes it, the fault was the first one's, which then rests for a while.
+//!
+//! An express worker computes beside the ordinary ones on the same device. It is given interactive inputs alone, while no ordinary worker is
+//! ready: they share the device with the batches that run instead of waiting for their end. All that is said of workers otherwise
+//! is said of the ordinary ones.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
-use super::{EngineError, Waited};
+use super::Worker;
+use super::line::{Job, Line};
 use crate::batch::{self, Budget, Kind};
 use crate::gpus::Temperature;
-use crate::model::{Input, Output};
 
 /// How long a worker rests after its first fault; twice as long after each further one.
 const REST: Duration = Duration::from_secs(1);
 /// The most doublings of that: about a minute.
 const MOST_DOUBLINGS: u32 = 6;
 
-/// One input and who waits for it.
-pub struct Job {
-    pub input: Input,
-    pub arrived: Instant,
-    pub answer: oneshot::Sender<Result<(Output, Waited), EngineError>>,
-}
+/// What a batch before the last one still says of a worker's pace.
+const FADING: f64 = 0.9;
+/// The longest that anybody is told to wait, in seconds: others may leave before.
+const LONGEST_WAIT: f64 = 60.0;
 
 /// What one worker computes at once.
 pub struct Batch {
@@ -34,11 +34,13 @@ pub struct Batch {
 }
 
 /// What the queue knows of a worker.
-struct Place {
+pub struct Place {
     standing: Standing,
     /// What its next batch may hold.
     budget: Budget,
     temperature: Temperature,
+    express: bool,
+    pace: Pace,
     /// Whether its last batch failed.
     failed: bool,
     /// How often in a row others computed what it had failed on.
@@ -53,7 +55,28 @@ enum Standing {
     Busy,
 }
 
+/// Tokens and seconds of the last batches, of which older ones count less.
+#[derive(Default)]
+struct Pace {
+    tokens: f64,
+    seconds: f64,
+}
+
 impl Place {
+    /// The place of a worker that is not free yet.
+    pub fn of<R>(worker: &Worker<R>) -> Self {
+        Self {
+            standing: Standing::Busy,
+            budget: worker.budget,
+            temperature: worker.temperature.clone(),
+            express: worker.express,
+            pace: Pace::default(),
+            failed: false,
+            faults: 0,
+            rests_until: None,
+        }
+    }
+
     fn rests(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -65,8 +88,8 @@ impl Place {
 
 pub struct Queue {
     /// Inputs of small requests; kept apart, so that no number of bulk inputs hides them.
-    interactive: VecDeque<Job>,
-    bulk: VecDeque<Job>,
+    interactive: Line,
+    bulk: Line,
     /// Whose turn was last.
     last: Kind,
     /// Batches that failed, for another worker.
@@ -76,22 +99,14 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A queue for so many workers, none of which is free yet.
-    pub fn new(workers: impl Iterator<Item = (Budget, Temperature)>) -> Self {
-        let place = |(budget, temperature)| Place {
-            standing: Standing::Busy,
-            budget,
-            temperature,
-            failed: false,
-            faults: 0,
-            rests_until: None,
-        };
+    /// A queue for these workers.
+    pub fn new(places: Vec<Place>) -> Self {
         Self {
-            interactive: VecDeque::new(),
-            bulk: VecDeque::new(),
+            interactive: Line::default(),
+            bulk: Line::default(),
             last: Kind::Bulk,
             again: VecDeque::new(),
-            places: workers.map(place).collect(),
+            places,
             stopped: false,
         }
     }
@@ -105,17 +120,17 @@ impl Queue {
 
     /// Tokens of a batch on every worker.
     pub fn capacity(&self) -> usize {
-        self.places.iter().map(|place| place.budget.tokens).sum()
+        self.ordinary().map(|(_, place)| place.budget.tokens).sum()
     }
 
     /// Workers that could be given a batch.
     pub fn ready(&self, now: Instant) -> usize {
-        self.places.iter().filter(|place| place.is_ready(now)).count()
+        self.ordinary().filter(|(_, place)| place.is_ready(now)).count()
     }
 
     /// Whether the last batch of every worker failed: either the inputs were bad, or nothing can be computed any more.
     pub fn is_suspect(&self) -> bool {
-        self.places.iter().all(|place| place.failed)
+        self.ordinary().all(|(_, place)| place.failed)
     }
 
     /// Whether nothing will come any more.
@@ -124,9 +139,18 @@ impl Queue {
         self.stopped && self.len() == 0 && self.places.iter().all(|it| matches!(it.standing, Standing::Free))
     }
 
-    /// Adds an input.
-    pub fn push(&mut self, kind: Kind, job: Job) {
-        self.of(kind).push_back(job);
+    /// Seconds from 1 to 60 until what waits is computed, at the pace of the last batches.
+    pub fn seconds_of_work(&self) -> u32 {
+        let tokens = self.interactive.tokens() + self.bulk.tokens();
+        let measured = self.ordinary().map(|(_, place)| &place.pace).filter(|pace| pace.seconds > 0.0);
+        let pace: f64 = measured.map(|pace| pace.tokens / pace.seconds).sum();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1, at most 60")]
+        if pace > 0.0 { (tokens as f64 / pace).ceil().clamp(1.0, LONGEST_WAIT) as u32 } else { 1 }
+    }
+
+    /// Adds the inputs of one request.
+    pub fn add(&mut self, kind: Kind, request: Vec<Job>) {
+        self.of(kind).add(request);
     }
 
     /// Takes note that `worker` is free for a batch of `budget`.
@@ -152,11 +176,13 @@ impl Queue {
         self.places[worker].rests_until.and_then(|until| until.checked_duration_since(now))
     }
 
-    /// Lays a batch ready for each worker that is free, as long as something waits; the workers that got one, and the inputs
-    /// that were dropped because nobody waits for them any more.
+    /// Lays a batch ready for each worker that is free, as long as something waits for it; the workers that got one, and the
+    /// inputs that were dropped because nobody waits for them any more.
     pub fn deal(&mut self, now: Instant) -> (Vec<usize>, usize) {
         let mut given = Vec::new();
-        if self.len() == 0 || self.ready(now) == 0 {
+        let for_ordinary = self.len() > 0 && self.ready(now) > 0;
+        let for_express = self.interactive.len() > 0 && self.express(now).is_some();
+        if !for_ordinary && !for_express {
             return (given, 0);
         }
         let before = self.len();
@@ -174,9 +200,15 @@ impl Queue {
         while let Some(worker) = self.coolest(now, None)
             && let Some(kind) = batch::turn(self.interactive.len(), self.bulk.len(), self.last)
         {
-            let jobs = self.choose(kind, self.places[worker].budget, now);
             self.last = kind;
-            self.places[worker].standing = Standing::Given(Batch { jobs, failed_on: None });
+            self.give(worker, kind, now);
+            given.push(worker);
+        }
+        // What is left waits because no ordinary worker is ready.
+        while self.interactive.len() > 0
+            && let Some(worker) = self.express(now)
+        {
+            self.give(worker, Kind::Interactive, now);
             given.push(worker);
         }
         (given, cancelled)
@@ -184,7 +216,7 @@ impl Queue {
 
     /// Whether a batch that `worker` failed on can be left to another one.
     pub fn another(&self, worker: usize, now: Instant) -> bool {
-        self.places.iter().enumerate().any(|(other, place)| other != worker && !place.rests(now))
+        self.ordinary().any(|(other, place)| other != worker && !place.rests(now))
     }
 
     /// Leaves a batch that a worker failed on to another one.
@@ -197,10 +229,19 @@ impl Queue {
         self.places[worker].failed = true;
     }
 
-    /// Takes note that `worker` computed a batch, which another one may have failed on: that one rests.
-    pub fn computed(&mut self, worker: usize, failed_on: Option<usize>, now: Instant) {
+    /// Takes note that `worker` computed a batch of so many tokens within a time. Where another one had failed on it, that one
+    /// rests.
+    pub fn computed(
+        &mut self,
+        worker: usize,
+        failed_on: Option<usize>,
+        (tokens, inference): (usize, Duration),
+        now: Instant,
+    ) {
         let place = &mut self.places[worker];
         (place.failed, place.faults, place.rests_until) = (false, 0, None);
+        place.pace.tokens = place.pace.tokens * FADING + tokens as f64;
+        place.pace.seconds = place.pace.seconds * FADING + inference.as_secs_f64();
         if let Some(other) = failed_on {
             let place = &mut self.places[other];
             let rest = REST * (1 << place.faults.min(MOST_DOUBLINGS));
@@ -214,39 +255,39 @@ impl Queue {
         }
     }
 
-    fn of(&mut self, kind: Kind) -> &mut VecDeque<Job> {
+    fn of(&mut self, kind: Kind) -> &mut Line {
         match kind {
             Kind::Interactive => &mut self.interactive,
             Kind::Bulk => &mut self.bulk,
         }
     }
 
+    fn ordinary(&self) -> impl Iterator<Item = (usize, &Place)> {
+        self.places.iter().enumerate().filter(|(_, place)| !place.express)
+    }
+
     /// The worker for the next batch; of equally warm ones the first.
     fn coolest(&self, now: Instant, except: Option<usize>) -> Option<usize> {
-        let ready = self.places.iter().enumerate();
-        let ready = ready.filter(|(worker, place)| place.is_ready(now) && Some(*worker) != except);
+        let ready = self.ordinary().filter(|(worker, place)| place.is_ready(now) && Some(*worker) != except);
         // A GPU that does not answer is the last one to be given work.
         ready.min_by_key(|(_, place)| place.temperature.get().unwrap_or(i32::MAX)).map(|(worker, _)| worker)
     }
 
-    /// Takes the next inputs of `kind` for one of the workers that are ready.
-    fn choose(&mut self, kind: Kind, budget: Budget, now: Instant) -> Vec<Job> {
-        let ready = self.ready(now);
-        let waiting = self.of(kind);
-        let tokens: Vec<usize> = waiting.iter().take(batch::WINDOW).map(|job| job.input.len()).collect();
-        // Those behind the window are taken to be as long as those in it.
-        let all = tokens.iter().sum::<usize>() * waiting.len() / tokens.len().max(1);
-        let budget = Budget { tokens: budget.tokens.min(all.div_ceil(ready.max(1))), ..budget };
-        // From the back, so that the positions before stay what they are.
-        let chosen = batch::choose(&tokens, budget).into_iter().rev();
-        let mut jobs: Vec<Job> = chosen.filter_map(|index| waiting.remove(index)).collect();
-        jobs.reverse();
-        jobs
+    /// An express worker that is ready.
+    pub fn express(&self, now: Instant) -> Option<usize> {
+        self.places.iter().position(|place| place.express && place.is_ready(now))
+    }
+
+    /// Lays the next inputs of `kind` ready for one of the workers that are ready.
+    fn give(&mut self, worker: usize, kind: Kind, now: Instant) {
+        let (ready, budget) = (self.ready(now), self.places[worker].budget);
+        let jobs = self.of(kind).take(budget, ready);
+        self.places[worker].standing = Standing::Given(Batch { jobs, failed_on: None });
     }
 
     fn drop_cancelled(&mut self) {
-        self.interactive.retain(|job| !job.answer.is_closed());
-        self.bulk.retain(|job| !job.answer.is_closed());
+        self.interactive.drop_cancelled();
+        self.bulk.drop_cancelled();
         for batch in &mut self.again {
             batch.jobs.retain(|job| !job.answer.is_closed());
         }

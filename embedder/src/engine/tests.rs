@@ -5,7 +5,8 @@ use crate::model::Wants;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-/// Answers with the first id; fails above so many tokens; reports its batches and waits to be let go on.
+/// Answers with the first id, but not with a number for the id 777; fails above so many tokens; reports its batches and waits to be
+/// let go on.
 struct Scripted {
     most_tokens: usize,
     begun: mpsc::Sender<Vec<u32>>,
@@ -22,7 +23,10 @@ impl Replica for Scripted {
             return Err(ModelError::Tensor { doing: "testing".to_owned(), source });
         }
         assert!(inputs.iter().all(|input| input.ids[0] != 666), "the number that panics");
-        let vector = |input: &&Input| vec![input.ids[0] as f32];
+        let vector = |input: &&Input| match input.ids[0] {
+            777 => vec![1.0, f32::NAN],
+            id => vec![id as f32],
+        };
         Ok(inputs.iter().map(|input| Output { vector: vector(input), ..Output::default() }).collect())
     }
 
@@ -44,7 +48,7 @@ fn fixture(budget: usize, most_tokens: usize) -> Fixture {
     let metrics = Arc::new(Metrics::default());
     let replica = Scripted { most_tokens, begun, go_on };
     let budget = Budget { tokens: budget, inputs: 100 };
-    let worker = Worker { replica, budget, temperature: Temperature::default() };
+    let worker = Worker { replica, budget, temperature: Temperature::default(), express: false };
     let limits = EngineLimits { queue_inputs: 20 };
     let engine = Engine::start(vec![worker], limits, Arc::clone(&metrics)).unwrap();
     Fixture { engine, metrics, begun: batches, go_on: sender }
@@ -87,13 +91,11 @@ async fn an_interactive_input_waits_for_one_bulk_batch_at_most_and_bulk_for_one_
         tokio::spawn(async move { engine.run(inputs(id..id + 2)).await })
     });
     fixture.until_waiting(12).await;
-    for expected in [&[100, 101][..], &[2, 3], &[200, 201], &[4, 5]] {
+    // The two small requests have the same claim, and may have come in either order.
+    for expected in [[100, 200], [2, 3], [101, 201], [4, 5]] {
         fixture.go_on.send(()).unwrap();
         let mut batch = fixture.batch();
-        // The two small requests may come in either order.
-        if batch[0] >= 100 && batch[0] != expected[0] {
-            batch = batch.iter().map(|id| if *id >= 200 { id - 100 } else { id + 100 }).collect();
-        }
+        batch.sort_unstable();
         assert_eq!(batch, expected);
     }
     drop(fixture.go_on);
@@ -135,9 +137,12 @@ async fn a_full_queue_refuses_and_a_stopped_engine_finishes_what_it_has() {
     });
     fixture.until_waiting(20).await;
     let refused = fixture.engine.run(inputs([99])).await.unwrap_err();
-    assert!(matches!(refused, EngineError::Overloaded { waiting: 20 }), "{refused}");
+    assert!(matches!(refused, EngineError::Overloaded { waiting: 20, seconds: 1 }), "{refused}");
     assert_eq!(fixture.metrics.overloaded.get(), 1);
+    assert!(matches!(fixture.engine.admit(), Err(EngineError::Overloaded { waiting: 20, seconds: 1 })));
+    assert_eq!(fixture.metrics.overloaded.get(), 2);
     fixture.engine.stop();
+    assert!(matches!(fixture.engine.admit(), Err(EngineError::Stopped)));
     assert!(matches!(fixture.engine.run(inputs([99])).await, Err(EngineError::Stopped)));
     drop(fixture.go_on);
     assert_eq!(waiting.await.unwrap().unwrap().len(), 22);
@@ -163,6 +168,58 @@ async fn a_panic_fails_its_batch_alone() {
     assert!(error.to_string().contains("panicked on a batch of 1 inputs"), "{error}");
     assert_eq!(numbers(fixture.engine.run(inputs([7])).await.unwrap()), [7.0]);
     assert_eq!(fixture.metrics.padding.get_or_create(&WorkerLabels { worker: 0 }).get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_is_no_number_fails_its_input_alone() {
+    let fixture = fixture(100, usize::MAX);
+    let ask = |id: u32| {
+        let engine = fixture.engine.clone();
+        tokio::spawn(async move { engine.run(inputs([id])).await })
+    };
+    let first = ask(1);
+    assert_eq!(fixture.batch(), [1]);
+    let [before, broken, after] = [2, 777, 3].map(ask);
+    fixture.until_waiting(3).await;
+    drop(fixture.go_on);
+    assert_eq!(numbers(first.await.unwrap().unwrap()), [1.0]);
+    for (request, number) in [(before, 2.0), (after, 3.0)] {
+        assert_eq!(numbers(request.await.unwrap().unwrap()), [number]);
+    }
+    let error = broken.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, EngineError::Backend(message) if message.contains("try the dtype f32")),
+        "{error}"
+    );
+    assert_eq!(fixture.begun.recv().unwrap().len(), 3, "they were one batch");
+    assert_eq!(fixture.metrics.batch_failures.get_or_create(&WorkerLabels { worker: 0 }).get(), 0);
+}
+
+#[test]
+fn who_is_refused_is_told_how_long_the_work_that_waits_takes() {
+    let budget = Budget { tokens: 1000, inputs: 100 };
+    let worker = |express| Worker { replica: (), budget, temperature: Temperature::default(), express };
+    let mut queue =
+        Queue::new([false, false, true].iter().map(|express| Place::of(&worker(*express))).collect());
+    let second = Duration::from_secs(1);
+    let add = |queue: &mut Queue, count: u32| {
+        let job = |input| Job { input, arrived: Instant::now(), answer: oneshot::channel().0 };
+        queue.add(Kind::Bulk, inputs(0..count).into_iter().map(job).collect());
+    };
+    add(&mut queue, 100);
+    assert_eq!(queue.seconds_of_work(), 1, "nothing was measured");
+    for (worker, tokens) in [(0, 50), (1, 100), (2, 10_000)] {
+        queue.computed(worker, None, (tokens, second), Instant::now());
+    }
+    assert_eq!(
+        queue.seconds_of_work(),
+        7,
+        "1000 tokens at 150 a second; the express worker has no device of its own"
+    );
+    queue.computed(0, None, (500, second), Instant::now());
+    assert_eq!(queue.seconds_of_work(), 3, "the last batches count most");
+    add(&mut queue, 10_000);
+    assert_eq!(queue.seconds_of_work(), 60);
 }
 
 /// One of several devices: tells its number with each batch, waits to be let go on, and fails while it is broken.
@@ -201,16 +258,22 @@ struct Devices {
 
 /// Devices of these temperatures, all of which are free.
 async fn devices(celsius: &[Option<i32>]) -> Devices {
+    devices_with(celsius, false).await
+}
+
+/// The same, the last of which is an express worker where that is wanted.
+async fn devices_with(celsius: &[Option<i32>], express: bool) -> Devices {
     let (begun, batches) = mpsc::channel();
     let (mut workers, mut senders, mut switches) = (Vec::new(), Vec::new(), Vec::new());
     let temperatures: Vec<Temperature> = celsius.iter().map(|_| Temperature::default()).collect();
-    for (number, (celsius, temperature)) in celsius.iter().zip(&temperatures).enumerate() {
-        temperature.set(*celsius);
+    for (number, (degrees, temperature)) in celsius.iter().zip(&temperatures).enumerate() {
+        temperature.set(*degrees);
         let (sender, go_on) = mpsc::channel();
         let broken = Arc::new(AtomicBool::new(false));
         let replica = Device { number, broken: Arc::clone(&broken), begun: begun.clone(), go_on };
         let budget = Budget { tokens: 1000, inputs: 100 };
-        workers.push(Worker { replica, budget, temperature: temperature.clone() });
+        let express = express && number + 1 == celsius.len();
+        workers.push(Worker { replica, budget, temperature: temperature.clone(), express });
         senders.push(sender);
         switches.push(broken);
     }
@@ -218,13 +281,22 @@ async fn devices(celsius: &[Option<i32>]) -> Devices {
     let limits = EngineLimits { queue_inputs: 1000 };
     let engine = Engine::start(workers, limits, Arc::clone(&metrics)).unwrap();
     let devices = Devices { engine, metrics, begun: batches, go_on: senders, broken: switches, temperatures };
-    devices.until_free(celsius.len()).await;
+    devices.until_free(celsius.len() - usize::from(express)).await;
+    if express {
+        devices.until_express_is_free().await;
+    }
     devices
 }
 
 impl Devices {
     async fn until_free(&self, count: usize) {
         while self.engine.shared.lock().ready(Instant::now()) != count {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn until_express_is_free(&self) {
+        while self.engine.shared.lock().express(Instant::now()).is_none() {
             tokio::task::yield_now().await;
         }
     }
@@ -338,4 +410,51 @@ async fn an_engine_that_is_stopped_leaves_a_failed_batch_to_a_device_that_is_fre
     assert_eq!(devices.batch(), (1, vec![1]));
     devices.go_on[1].send(()).unwrap();
     request.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_express_worker_computes_interactive_inputs_beside_a_bulk_batch_and_nothing_else() {
+    let mut devices = devices_with(&[None, None], true).await;
+    assert_eq!(devices.engine.capacity(), 1000, "it has no device of its own");
+    let bulk = devices.ask(0..20);
+    assert_eq!(devices.batch(), (0, (0..20).collect()), "nothing is shared out to it");
+    let more = devices.ask(20..40);
+    let small = devices.ask([99]);
+    assert_eq!(devices.batch(), (1, vec![99]));
+    devices.go_on[1].send(()).unwrap();
+    small.await.unwrap().unwrap();
+    devices.until_express_is_free().await;
+    assert!(devices.begun.try_recv().is_err(), "bulk does not go there");
+    devices.let_go();
+    assert_eq!((bulk.await.unwrap().unwrap().len(), more.await.unwrap().unwrap().len()), (20, 20));
+    assert_eq!(devices.batch(), (0, (20..40).collect()));
+    devices.until_free(1).await;
+    devices.ask([100]).await.unwrap().unwrap();
+    assert_eq!(devices.batch(), (0, vec![100]), "an ordinary worker that is ready comes first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_express_worker_fails_on_goes_to_an_ordinary_one_and_never_the_other_way() {
+    let mut devices = devices_with(&[None, None], true).await;
+    devices.broken[1].store(true, Ordering::Relaxed);
+    let bulk = devices.ask(0..20);
+    assert_eq!(devices.batch().0, 0);
+    let small = devices.ask([99]);
+    assert_eq!(devices.batch(), (1, vec![99]));
+    devices.let_go();
+    small.await.unwrap().unwrap();
+    assert_eq!(devices.batch(), (0, vec![99]));
+    bulk.await.unwrap().unwrap();
+    devices.broken[0].store(true, Ordering::Relaxed);
+    devices.broken[1].store(false, Ordering::Relaxed);
+    devices.until_express_is_free().await;
+    devices.until_free(1).await;
+    devices.ask([1]).await.unwrap().unwrap_err();
+    assert_eq!(devices.batch(), (0, vec![1]));
+    devices.until_free(1).await;
+    let error = devices.engine.check(inputs([2])[0].clone()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("computing on 0"),
+        "the last batch of every ordinary worker failed: {error}"
+    );
 }

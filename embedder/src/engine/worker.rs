@@ -30,11 +30,15 @@ pub fn work<R: Replica>(shared: &Shared, worker: &Worker<R>, number: usize) {
         metrics.tokens.get_or_create(&labels).inc_by(tokens as u64);
         metrics.padding.get_or_create(&labels).inc_by(worker.replica.padding(&lengths) as u64);
         let error = results.iter().find_map(|result| result.as_ref().err());
-        let again = shared.computed(number, failed_on, error.is_some());
-        if let Some(error) = error {
+        let again = if let Some(error) = error {
+            let again = shared.failed(number, failed_on);
             metrics.batch_failures.get_or_create(&labels).inc();
             tracing::error!(worker = number, inputs = jobs.len(), tokens, %error, again, "a batch failed");
-        }
+            again
+        } else {
+            shared.lock().computed(number, failed_on, (tokens, inference), Instant::now());
+            false
+        };
         let mut failed = Vec::new();
         for (job, result) in jobs.into_iter().zip(results) {
             if result.is_err() && again {
@@ -42,6 +46,7 @@ pub fn work<R: Replica>(shared: &Shared, worker: &Worker<R>, number: usize) {
                 continue;
             }
             let waited = Waited { queue: started - job.arrived, inference };
+            let result = result.and_then(finite);
             // Nobody is there to hear it where the request was cancelled meanwhile.
             drop(job.answer.send(result.map(|output| (output, waited))));
         }
@@ -49,6 +54,17 @@ pub fn work<R: Replica>(shared: &Shared, worker: &Worker<R>, number: usize) {
             shared.lock().leave(Batch { jobs: failed, failed_on: Some(number) });
         }
     }
+}
+
+/// Refuses an output that JSON has no numbers for. The batch has not failed by that: another worker would compute the same, and
+/// the other inputs have nothing to do with it.
+fn finite(output: Output) -> Result<Output, EngineError> {
+    if output.is_finite() {
+        return Ok(output);
+    }
+    let message = "the model computed a value for this input that is no finite number: the number format may be too small for it \
+                   (try the dtype f32), or the weights are damaged";
+    Err(EngineError::Backend(message.to_owned()))
 }
 
 /// One result for each input. Where the device runs out of memory, the batch is computed in two halves, and so on.

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::engine::EngineError;
 use crate::model::TokenizeError;
 
-/// Seconds after which a refused client may come back: some batches are done by then.
-const RETRY_AFTER_SECONDS: u32 = 1;
+/// Seconds after which a refused client may come back, where nothing tells how long it will take.
+const SOON: u32 = 1;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,8 @@ pub struct ApiError {
     /// text-embeddings-inference's name for it.
     kind: &'static str,
     message: String,
+    /// Seconds after which the client may come back, where it is told to.
+    retry_after: u32,
 }
 
 /// Whose clients are answered.
@@ -49,65 +51,69 @@ impl Dialect {
 }
 
 impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), retry_after: SOON }
+    }
+
     /// No input at all: 400.
     pub fn empty(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, kind: "Empty", message: message.into() }
+        Self::new(StatusCode::BAD_REQUEST, "Empty", message)
     }
 
     /// A body beyond the limit: 413.
     pub fn too_large() -> Self {
         let message = "the request's body is larger than the payload limit: send it in several requests";
-        Self { status: StatusCode::PAYLOAD_TOO_LARGE, kind: "Validation", message: message.to_owned() }
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Validation", message)
     }
 
     /// A request that can't be understood or fulfilled: 422.
     pub fn validation(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, kind: "Validation", message: message.into() }
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Validation", message)
     }
 
     /// The process can't answer now: 503.
     pub fn unhealthy(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "Unhealthy", message: message.into() }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unhealthy", message)
     }
 
     /// A fault on this side: 424, as text-embeddings-inference answers it.
     pub fn backend(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::FAILED_DEPENDENCY, kind: "Backend", message: message.into() }
+        Self::new(StatusCode::FAILED_DEPENDENCY, "Backend", message)
     }
 
     /// No key, or a wrong one: 401.
     pub fn unauthorized(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::UNAUTHORIZED, kind: "Unauthorized", message: message.into() }
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
 
     /// What the path names is not there: 404.
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::NOT_FOUND, kind: "Validation", message: message.into() }
+        Self::new(StatusCode::NOT_FOUND, "Validation", message)
     }
 
     /// What is asked for contradicts what is there: 409.
     pub fn conflict(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::CONFLICT, kind: "Validation", message: message.into() }
+        Self::new(StatusCode::CONFLICT, "Validation", message)
     }
 
     /// Too much waits already: 429.
     pub fn overloaded(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::TOO_MANY_REQUESTS, kind: "Overloaded", message: message.into() }
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "Overloaded", message)
     }
 
     /// The volume fails or is full: 507.
     pub fn storage(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::INSUFFICIENT_STORAGE, kind: "Backend", message: message.into() }
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "Backend", message)
     }
 
     /// No such route or method.
     pub fn no_route(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, kind: "Validation", message: message.into() }
+        Self::new(status, "Validation", message)
     }
 
     /// The answer in the form that `dialect`'s clients read.
     pub fn response(self, dialect: Dialect) -> Response {
-        let Self { status, kind, message } = self;
+        let Self { status, kind, message, retry_after } = self;
         let body = match dialect {
             Dialect::Tei => json!({ "error": message, "error_type": kind }),
             Dialect::OpenAi => {
@@ -119,7 +125,7 @@ impl ApiError {
         };
         let mut response = (status, Json(body)).into_response();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
         }
         response
     }
@@ -137,8 +143,8 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let message = error.to_string();
         match error {
-            EngineError::Overloaded { .. } => {
-                Self { status: StatusCode::TOO_MANY_REQUESTS, kind: "Overloaded", message }
+            EngineError::Overloaded { seconds, .. } => {
+                Self { retry_after: seconds, ..Self::overloaded(message) }
             }
             EngineError::Backend(_) => Self::backend(message),
             EngineError::Stopped => Self::unhealthy(message),
@@ -149,10 +155,12 @@ impl From<EngineError> for ApiError {
 impl From<TokenizeError> for ApiError {
     fn from(error: TokenizeError) -> Self {
         let kind = match error {
-            TokenizeError::TooLong { .. } | TokenizeError::UnknownId { .. } => "Validation",
+            TokenizeError::TooLong { .. } | TokenizeError::NoTokens | TokenizeError::UnknownId { .. } => {
+                "Validation"
+            }
             TokenizeError::Tokenizer(_) => "Tokenizer",
         };
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, kind, message: error.to_string() }
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, error.to_string())
     }
 }
 
@@ -160,7 +168,7 @@ impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => Self::too_large(),
-            status => Self { status, kind: "Validation", message: rejection.body_text() },
+            status => Self::new(status, "Validation", rejection.body_text()),
         }
     }
 }

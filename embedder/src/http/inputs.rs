@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::error::ApiError;
 use super::{Served, cost};
-use crate::batch::Kind;
+use crate::batch::{INTERACTIVE_INPUTS, Kind};
 use crate::model::{self, Input, Output, Side, TextTokenizer, Truncation, Wants, normalize};
 
 /// `"text"`, `["text", …]`, `[1, 2]` (the ids of one text) or `[[1, 2], …]`.
@@ -110,13 +110,22 @@ pub(super) fn prompt(model: &Served, name: Option<&str>) -> Result<Option<String
     })
 }
 
-/// Tokenizes beside the threads that serve, on all cores where there is much to do.
-async fn tokenize<T, F>(items: Vec<T>, tokenize: F) -> Result<Vec<Input>, ApiError>
+/// Tokenizes beside the threads that serve, on all cores where there is much to do. A few items don't share these cores: they would
+/// wait for all that a bulk request has there.
+async fn tokenize<T, U, F>(items: Vec<T>, tokenize: F) -> Result<Vec<U>, ApiError>
 where
     T: Send + 'static,
-    F: Fn(T) -> Result<Input, ApiError> + Send + Sync + 'static,
+    U: Send + 'static,
+    F: Fn(T) -> Result<U, ApiError> + Send + Sync + 'static,
 {
-    tokio::task::spawn_blocking(move || items.into_par_iter().map(tokenize).collect())
+    let all = move || {
+        if items.len() <= INTERACTIVE_INPUTS {
+            items.into_iter().map(tokenize).collect()
+        } else {
+            items.into_par_iter().map(tokenize).collect()
+        }
+    };
+    tokio::task::spawn_blocking(all)
         .await
         .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
 }
@@ -129,7 +138,8 @@ pub(super) struct Run {
     pub(super) tokens: usize,
 }
 
-/// Makes inputs of `items`, which have so many `characters`, and computes them; the request is told what it cost.
+/// Makes inputs of `items`, which have so many `characters`, and computes them; the request is told what it cost. A request
+/// that the engine would refuse is refused before anything is made of it.
 pub(super) async fn run<T, F>(
     model: &Served,
     items: Vec<T>,
@@ -140,6 +150,7 @@ where
     T: Send + 'static,
     F: Fn(T) -> Result<Input, ApiError> + Send + Sync + 'static,
 {
+    model.engine.admit()?;
     let started = Instant::now();
     let inputs = tokenize(items, prepare).await?;
     let tokenization = started.elapsed();
@@ -199,9 +210,7 @@ pub(super) async fn beginnings(
 ) -> Result<Vec<String>, ApiError> {
     let tokenizer = model.tokenizer.plain();
     let cut = move |text: String| Ok(model::beginning(&tokenizer, &text, most)?.to_owned());
-    tokio::task::spawn_blocking(move || texts.into_par_iter().map(cut).collect())
-        .await
-        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
+    tokenize(texts, cut).await
 }
 
 /// Embeds a list of inputs as a request wants it.
@@ -264,6 +273,19 @@ mod tests {
         }
         assert!(serde_json::from_str::<Inputs>("[]").unwrap().into_list("inputs").is_err());
         assert!(serde_json::from_str::<Inputs>(r#"{"a":1}"#).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_few_texts_do_not_wait_for_those_of_a_bulk_request() {
+        // A bulk request that has all of the cores until the other one is answered.
+        let (answered, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        rayon::spawn_broadcast(move |_| drop(wait.lock().map(|wait| wait.recv())));
+        let few = tokenize(vec![1; INTERACTIVE_INPUTS], |number| Ok(number + 1));
+        let few = tokio::time::timeout(std::time::Duration::from_secs(10), few).await;
+        drop(answered);
+        assert_eq!(few.unwrap().unwrap(), [2; INTERACTIVE_INPUTS]);
+        assert_eq!(tokenize(vec![1; 100], |number| Ok(number + 1)).await.unwrap(), [2; 100]);
     }
 
     #[test]

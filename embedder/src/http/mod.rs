@@ -42,7 +42,7 @@ use crate::metrics::{Metrics, RequestLabels, RouteLabels};
 use crate::model::{Input, ModelFiles, TextTokenizer, TokenizeError, Truncation, Wants};
 use crate::trace;
 use openapi::Operation;
-use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PROCESS};
+use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PROCESS, ROOT_HEALTH};
 
 /// A model that is served.
 pub struct Served {
@@ -110,8 +110,8 @@ struct App {
 pub struct Routes {
     router: Router,
     operations: Vec<&'static Operation>,
-    /// What is served to everybody: the page, which holds nothing of its own.
-    open: Router,
+    /// What is served to everybody at the root: the page, which holds nothing of its own.
+    page: Option<Router>,
 }
 
 impl Routes {
@@ -120,7 +120,7 @@ impl Routes {
             .iter()
             .filter_map(|operation| Some((operation.path, operation.handler?)))
             .fold(Router::new(), |router, (path, handler)| router.route(path, handler()));
-        Self { router: router.with_state(App { model }), operations, open: Router::new() }
+        Self { router: router.with_state(App { model }), operations, page: None }
     }
 
     /// Routes that embed, for the role data-factory.
@@ -142,7 +142,7 @@ impl Routes {
 
     /// Routes that analyze documents, for the role doc-analyzer.
     pub fn analyzing(router: Router) -> Self {
-        Self { router, operations: vec![&ANALYZE], open: Router::new() }
+        Self { router, operations: vec![&ANALYZE], page: None }
     }
 
     /// The same with the route that processes documents.
@@ -157,13 +157,16 @@ impl Routes {
     #[must_use]
     pub fn with_jobs(mut self, router: Router, page: Router, kept: bool) -> Self {
         self.operations.extend(JOBS.iter().filter(|_| kept));
-        Self { router: self.router.merge(router), open: self.open.merge(page), ..self }
+        Self { router: self.router.merge(router), page: Some(page), ..self }
     }
 }
 
 /// Adds to a role's routes what every role has: status, metrics, limits, keys, answers to what is not there.
 pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: usize, keys: Keys) -> Router {
-    let document = Arc::new(openapi::document(&routes.operations, COMMON, !keys.is_empty()));
+    let root_health = routes.page.is_none().then_some(ROOT_HEALTH);
+    let common: Vec<Operation> = COMMON.iter().copied().chain(root_health).collect();
+    let document = Arc::new(openapi::document(&routes.operations, &common, !keys.is_empty()));
+    let health = Router::new().route("/", get(status::health)).with_state(Arc::clone(&shared));
     let common = Router::new()
         .route("/info", get(status::info))
         .route("/health", get(status::health))
@@ -178,7 +181,7 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
         .layer(DefaultBodyLimit::max(payload_limit))
         .route_layer(middleware::from_fn_with_state(Arc::new(keys), access::guard))
         .merge(common)
-        .merge(routes.open)
+        .merge(routes.page.unwrap_or(health))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(shared, measure))
@@ -191,6 +194,9 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let route = operations::known(matched).unwrap_or("other");
     let id = access::id_of(request.headers());
     let headers = request.headers().clone();
+    // Nobody asks for a computation with GET at the root.
+    let probed =
+        COMMON.iter().any(|it| it.path == route) || (route == "/" && request.method() == Method::GET);
     let span = tracing::info_span!("request", id, route, trace = trace::id_of(&headers));
     let answer = cost::told(shared.info.compute_type(), next.run(request));
     let mut response = trace::within(&headers, answer).instrument(span.clone()).await;
@@ -205,7 +211,7 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     });
     shared.metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
     // Probes and scrapes would hide the requests of clients.
-    if !COMMON.iter().any(|it| it.path == route) && route != JOB_EVENTS {
+    if !probed && route != JOB_EVENTS {
         shared.metrics.request_duration.get_or_create(&RouteLabels { route }).observe(seconds);
     }
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -16,6 +16,7 @@ pub(super) const PAGE: &str = include_str!("docs.html");
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     pub(super) method: &'static str,
+    /// As axum writes it: `/v1/jobs/{id}`, `/v1/models/{*model}`.
     pub(super) path: &'static str,
     pub(super) summary: &'static str,
     /// The body of a request.
@@ -48,7 +49,8 @@ pub(super) fn document(operations: &[&Operation], common: &[Operation], guarded:
     let mut paths: Map<String, Value> = Map::new();
     let all = operations.iter().map(|it| (*it, guarded)).chain(common.iter().map(|it| (it, false)));
     for (operation, guarded) in all {
-        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        // OpenAPI has no kind of variable for those that may hold slashes.
+        let path = paths.entry(operation.path.replace("{*", "{")).or_insert_with(|| json!({}));
         path[operation.method] = describe(operation, guarded, &mut generator);
     }
     let schemas = generator.take_definitions(true);
@@ -76,6 +78,11 @@ fn describe(operation: &Operation, guarded: bool, generator: &mut SchemaGenerato
     };
     let mut responses = json!({ "200": answer });
     let mut described = json!({ "summary": operation.summary });
+    let parameters: Vec<Value> = variables(operation.path).map(parameter).collect();
+    if !parameters.is_empty() {
+        described["parameters"] = json!(parameters);
+        responses["404"] = json!({ "description": "There is no such thing." });
+    }
     if let Some(schema) = operation.request {
         described["requestBody"] = json!({ "required": true, "content": content(schema(generator)) });
         let error = refusal(Dialect::of(operation.path));
@@ -96,6 +103,17 @@ fn describe(operation: &Operation, guarded: bool, generator: &mut SchemaGenerato
     }
     described["responses"] = responses;
     described
+}
+
+/// The names of the variables in a path.
+fn variables(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter_map(|part| {
+        Some(part.strip_prefix('{')?.strip_suffix('}')?).map(|name| name.trim_start_matches('*'))
+    })
+}
+
+fn parameter(name: &str) -> Value {
+    json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
 }
 
 /// The body of a refusal.

@@ -300,6 +300,9 @@ pub(super) const COMMON: &[Operation] = &[
     },
 ];
 
+/// Beside [`COMMON`] where no page is there: text-embeddings-inference is asked for its health at its root as well.
+pub(super) const ROOT_HEALTH: Operation = reading("/", "The same as /health", None);
+
 /// A route that only reads, which another module brings along.
 const fn reading(
     path: &'static str,

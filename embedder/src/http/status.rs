@@ -50,6 +50,8 @@ impl Info {
 pub struct ModelInfo {
     /// The name that clients see.
     pub model_id: String,
+    /// The same: the name for clients of OpenAI.
+    pub served_model_name: String,
     /// The hub's commit, or the SHA-256 of the weights where the model came from a folder.
     pub model_sha: String,
     /// SHA-256 of the weights.

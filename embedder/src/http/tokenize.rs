@@ -56,10 +56,15 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
             })
             .collect::<Result<Vec<_>, _>>()
     };
-    tokio::task::spawn_blocking(tokenize)
-        .await
-        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
-        .map(Json)
+    beside(tokenize).await.map(Json)
+}
+
+/// Does what may take a while beside the threads that serve.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::backend(format!("asking the tokenizer: {error}")))?
 }
 
 /// What is put together again.
@@ -79,10 +84,13 @@ enum Ids {
 }
 
 pub(super) async fn decode(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
-    answer(respond_decode(&app, body), Dialect::Tei)
+    answer(respond_decode(&app, body).await, Dialect::Tei)
 }
 
-fn respond_decode(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<Vec<String>>, ApiError> {
+async fn respond_decode(
+    app: &App,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Vec<String>>, ApiError> {
     let request: DecodeRequest = parse(body)?;
     let list = match request.ids {
         Ids::One(ids) if ids.is_empty() => Vec::new(),
@@ -92,8 +100,9 @@ fn respond_decode(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json
     if list.is_empty() {
         return Err(ApiError::empty("ids is []: give the ids of at least one token"));
     }
-    let text = |ids: Vec<u32>| Ok(app.model.tokenizer.decode(&ids, request.skip_special_tokens)?);
-    list.into_iter().map(text).collect::<Result<_, _>>().map(Json)
+    let tokenizer = app.model.tokenizer.clone();
+    let text = move |ids: Vec<u32>| Ok(tokenizer.decode(&ids, request.skip_special_tokens)?);
+    beside(move || list.into_iter().map(text).collect()).await.map(Json)
 }
 
 fn tokens(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<Token>, ApiError> {

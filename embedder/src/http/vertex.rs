@@ -5,7 +5,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
-use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ use serde_json::Value;
 
 use super::error::{ApiError, Dialect, answer};
 use super::{App, embed, parse, predict, rerank};
+
+/// Instances that are computed at the same time: enough to fill batches, without a thread and a place in the queue for each of thousands.
+const AT_ONCE: usize = 64;
 
 /// Bodies of requests, each as the route takes it that the model is for: `/embed`, `/embed_sparse`, `/rerank` or `/predict`.
 #[derive(Deserialize, JsonSchema)]
@@ -42,7 +45,7 @@ pub(super) async fn vertex(State(app): State<App>, body: Result<Bytes, BytesReje
 async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<VertexResponse>, ApiError> {
     let VertexRequest { instances } = parse(body)?;
     let answers = instances.into_iter().enumerate().map(|(place, instance)| one(app, place, instance));
-    Ok(Json(VertexResponse { predictions: try_join_all(answers).await? }))
+    Ok(Json(VertexResponse { predictions: stream::iter(answers).buffered(AT_ONCE).try_collect().await? }))
 }
 
 async fn one(app: &App, place: usize, instance: Value) -> Result<Answer, ApiError> {

@@ -3,6 +3,8 @@
 //! On the CPU it is an op of our own. On any other device candle's functions do it, for which the texts are padded to the
 //! longest of a group of like lengths: inside of attention alone, where it costs the least.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
+
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
 
 pub(super) use super::kernels::Reach;
@@ -19,15 +21,102 @@ pub(super) struct Texts {
     pub(super) lengths: Vec<usize>,
     /// How many of these, from the first on, are attended to.
     seen: Vec<usize>,
+    /// What candle's functions need of the texts, the same in every layer.
+    arranged: OnceLock<Arranged>,
 }
 
 impl Texts {
     pub(super) fn of(inputs: &[&Input]) -> Self {
-        Self {
-            lengths: inputs.iter().map(|input| input.len()).collect(),
-            seen: inputs.iter().map(|input| input.len() - input.unseen).collect(),
+        let lengths = inputs.iter().map(|input| input.len()).collect();
+        Self::new(lengths, inputs.iter().map(|input| input.len() - input.unseen).collect())
+    }
+
+    fn new(lengths: Vec<usize>, seen: Vec<usize>) -> Self {
+        Self { lengths, seen, arranged: OnceLock::new() }
+    }
+
+    fn arranged(&self, device: &Device) -> Result<&Arranged> {
+        if let Some(arranged) = self.arranged.get() {
+            return Ok(arranged);
+        }
+        let arranged = Arranged::new(&self.lengths, &self.seen, device)?;
+        Ok(self.arranged.get_or_init(|| arranged))
+    }
+}
+
+/// Texts in groups that are computed together, on a device.
+struct Arranged {
+    groups: Vec<(Group, Tensor)>,
+    /// Where each token's row is, once the outputs of all groups are one behind another.
+    places: Tensor,
+    /// What is added to the scores of each group, by what layers differ in.
+    masks: Mutex<Vec<(Heads, Vec<Tensor>)>>,
+}
+
+impl Arranged {
+    fn new(lengths: &[usize], seen: &[usize], device: &Device) -> Result<Self> {
+        let number = |position: usize| u32::try_from(position).map_err(candle_core::Error::wrap);
+        let mut places = vec![0_u32; lengths.iter().sum()];
+        let (mut next, mut arranged) = (0, Vec::new());
+        for group in groups(lengths, seen) {
+            let Group { texts, longest } = &group;
+            let mut rows = Vec::with_capacity(texts.len() * longest);
+            for Text { start, length, .. } in texts {
+                for position in 0..*longest {
+                    // Padding repeats the text's last token; the mask leaves it out.
+                    rows.push(number(start + position.min(length - 1))?);
+                }
+                for position in 0..*length {
+                    places[start + position] = number(next + position)?;
+                }
+                next += longest;
+            }
+            let rows = Tensor::new(rows, device)?;
+            arranged.push((group, rows));
+        }
+        Ok(Self { groups: arranged, places: Tensor::new(places, device)?, masks: Mutex::default() })
+    }
+
+    /// What is added to the scores of each group: [texts, 1 or heads, 1 or longest, longest].
+    fn masks(&self, heads: &Heads) -> Result<Vec<Tensor>> {
+        let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |other: &Heads| other.reach == heads.reach && other.slopes == heads.slopes;
+        if let Some((_, found)) = masks.iter().find(|(other, _)| same(other)) {
+            return Ok(found.clone());
+        }
+        let device = self.places.device();
+        let made =
+            self.groups.iter().map(|(group, _)| mask(heads, group, device)).collect::<Result<Vec<_>>>()?;
+        masks.push((heads.clone(), made.clone()));
+        Ok(made)
+    }
+}
+
+fn mask(heads: &Heads, group: &Group, device: &Device) -> Result<Tensor> {
+    let Group { texts, longest } = group;
+    let slopes: &[f32] = if heads.slopes.is_empty() { &[0.0] } else { &heads.slopes };
+    // Where every token attends to the same ones, one row does for all.
+    let rows = if heads.reach == Reach::All && heads.slopes.is_empty() { 1 } else { *longest };
+    let mut mask = Vec::with_capacity(texts.len() * slopes.len() * rows * longest);
+    for Text { length, seen, .. } in texts {
+        for slope in slopes {
+            for row in 0..rows {
+                // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
+                let reach = heads.reach.range(row.min(length - 1), *length);
+                let range = reach.start..reach.end.min(*seen);
+                // As transformers has it: who would see nothing sees all within reach.
+                let range = if range.is_empty() { reach } else { range };
+                mask.extend((0..*longest).map(|column| {
+                    if range.contains(&column) {
+                        -slope * row.abs_diff(column) as f32
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                }));
+            }
         }
     }
+    Tensor::from_vec(mask, (texts.len(), slopes.len(), rows, *longest), device)
 }
 
 /// The attention of one layer.
@@ -43,7 +132,7 @@ impl Attention {
         let scale = 1.0 / (width as f32).sqrt();
         let heads =
             Heads { queries: heads, keys: heads, width, scale, reach: Reach::All, slopes: Vec::new() };
-        Self { heads, microkernel: place.attention_microkernel() }
+        Self { heads, microkernel: place.attention_microkernel }
     }
 
     /// Fewer heads of keys and values, which neighboring heads of queries share.
@@ -112,33 +201,15 @@ impl Attention {
     /// With candle's functions, on any device.
     fn elsewhere(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, texts: &Texts) -> Result<Tensor> {
         let Heads { queries: query_heads, keys: key_heads, width, scale, .. } = self.heads;
-        let device = queries.device();
-        let groups = groups(&texts.lengths, &texts.seen);
-        let mut outputs = Vec::with_capacity(groups.len());
-        // Where each token's row is, once the outputs of all groups are one behind another.
-        let mut places = vec![0_u32; texts.lengths.iter().sum()];
-        let mut next = 0;
-        for Group { texts, longest } in groups {
-            let mut rows = Vec::with_capacity(texts.len() * longest);
-            for Text { start, length, .. } in &texts {
-                // Padding repeats the text's last token; the mask leaves it out.
-                rows.extend((0..longest).map(|position| start + position.min(length - 1)));
-                for position in 0..*length {
-                    places[start + position] =
-                        u32::try_from(next + position).map_err(candle_core::Error::wrap)?;
-                }
-                next += longest;
-            }
-            let rows: Vec<u32> = rows
-                .into_iter()
-                .map(u32::try_from)
-                .collect::<std::result::Result<_, _>>()
-                .map_err(candle_core::Error::wrap)?;
-            let rows = Tensor::new(rows, device)?;
+        let arranged = texts.arranged(queries.device())?;
+        let masks = arranged.masks(&self.heads)?;
+        let mut outputs = Vec::with_capacity(masks.len());
+        for ((Group { texts, longest }, rows), mask) in arranged.groups.iter().zip(&masks) {
+            let longest = *longest;
             // [texts, heads of keys, heads of queries for each of these · longest, width]
             let split = |x: &Tensor, heads: usize| {
                 x.contiguous()?
-                    .index_select(&rows, 0)?
+                    .index_select(rows, 0)?
                     .reshape((texts.len(), longest, heads, width))?
                     .transpose(1, 2)?
                     .contiguous()
@@ -149,40 +220,14 @@ impl Attention {
             let (keys, values) = (split(keys, key_heads)?, split(values, key_heads)?);
             let scores = (queries.matmul(&keys.t()?)? * f64::from(scale))?;
             let scores = scores.reshape((texts.len(), query_heads, longest, longest))?;
-            let mask = self.mask(&texts, longest, device)?;
             // Sums of exponentials need more digits than 16 bits have.
-            let scores = scores.to_dtype(DType::F32)?.broadcast_add(&mask)?;
+            let scores = scores.to_dtype(DType::F32)?.broadcast_add(mask)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
             let weights = weights.reshape((texts.len(), key_heads, share * longest, longest))?;
             let output = weights.matmul(&values)?.reshape((texts.len(), query_heads, longest, width))?;
             outputs.push(output.transpose(1, 2)?.reshape((texts.len() * longest, query_heads * width))?);
         }
-        Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(places, device)?, 0)
-    }
-
-    /// What is added to the scores of a group: [texts, 1 or heads, longest, longest].
-    fn mask(&self, texts: &[Text], longest: usize, device: &Device) -> Result<Tensor> {
-        let slopes: &[f32] = if self.heads.slopes.is_empty() { &[0.0] } else { &self.heads.slopes };
-        let mut mask = Vec::with_capacity(texts.len() * slopes.len() * longest * longest);
-        for Text { length, seen, .. } in texts {
-            for slope in slopes {
-                for row in 0..longest {
-                    // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
-                    let reach = self.heads.reach.range(row.min(length - 1), *length);
-                    let range = reach.start..reach.end.min(*seen);
-                    // As transformers has it: who would see nothing sees all within reach.
-                    let range = if range.is_empty() { reach } else { range };
-                    mask.extend((0..longest).map(|column| {
-                        if range.contains(&column) {
-                            -slope * row.abs_diff(column) as f32
-                        } else {
-                            f32::NEG_INFINITY
-                        }
-                    }));
-                }
-            }
-        }
-        Tensor::from_vec(mask, (texts.len(), slopes.len(), longest, longest), device)
+        Tensor::cat(&outputs, 0)?.index_select(&arranged.places, 0)
     }
 }
 
@@ -307,6 +352,8 @@ mod tests {
         let tokens: usize = lengths.iter().sum();
         let qkv = Tensor::randn(0_f32, 1.0, (tokens, (heads + 2 * keys) * width), &Device::Cpu).unwrap();
         let part = |start, count| qkv.narrow(1, start * width, count * width).unwrap();
+        // The layers of a model share it, and differ in their reach.
+        let texts = Texts::new(lengths.to_vec(), lengths.to_vec());
         for (reach, slopes) in [
             (Reach::All, Vec::new()),
             (Reach::All, slopes(heads)),
@@ -319,7 +366,6 @@ mod tests {
                 .with_scale(0.3)
                 .with_reach(reach)
                 .with_slopes(slopes);
-            let texts = Texts { lengths: lengths.to_vec(), seen: lengths.to_vec() };
             let own = attention.forward(&qkv, &texts).unwrap();
             let general = attention
                 .elsewhere(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &texts)

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::ModelError;
 use super::architecture::{self, Backbone, Family, Top};
 use super::markers::{Markers, markers};
+use super::precision::Precision;
 use super::sentence::{self, Dense, Modules, Pooling, Prompts, SparsePooling};
 use super::weights;
 
@@ -106,21 +107,21 @@ struct Classes {
 }
 
 impl ModelFiles {
-    /// Bytes of the weights as they are stored, and bytes that one token takes on a GPU at the worst: in texts of the full
-    /// length, whose scores, weights and mask are f32.
-    pub fn footprint(&self) -> std::io::Result<(u64, u64)> {
-        let weights = self
-            .weights
-            .iter()
-            .map(|path| Ok(std::fs::metadata(path)?.len()))
-            .sum::<std::io::Result<u64>>()?;
+    /// Bytes of the weights on a GPU that computes with `precision`, in whatever type they are stored, and bytes that one token
+    /// takes there at the worst: in texts of the full length, whose scores, weights and mask are f32.
+    pub fn footprint(&self, precision: Precision) -> Result<(u64, u64), ModelError> {
+        let numbers = weights::numbers(&self.weights).map_err(|source| ModelError::Tensor {
+            doing: format!("reading the sizes of the weights in {}", self.folder.display()),
+            source,
+        })?;
+        let weights = precision.bytes() * numbers;
         let (heads, width) = match &self.backbone {
             Backbone::Bert(config) => (config.num_attention_heads, config.hidden_size),
             Backbone::Transformer(plan) => (plan.heads, plan.width),
         };
-        // Three times the scores and once the mask; about forty numbers of 16 bits for each one of the width.
-        let token = 4 * 4 * heads * self.max_input_length + 2 * 40 * width;
-        Ok((weights, token as u64))
+        // Three times the scores and once the mask; about forty numbers for each one of the width.
+        let token = 4 * 4 * heads * self.max_input_length + precision.bytes() * 40 * width;
+        Ok((weights as u64, token as u64))
     }
 
     /// Reads the files of `folder` and refuses what could only be computed wrongly.

@@ -106,7 +106,10 @@ impl Heads {
                 output.states = own.to_dtype(DType::F32)?.to_vec2()?;
             }
             if let (true, Some(sparse)) = (wants.sparse, &self.sparse) {
-                output.sparse = sparse.weights(&own, input)?;
+                // Functions and comparisons behind it would make zeros of what is no number.
+                let sum: f32 = own.sum_all()?.to_scalar()?;
+                output.sparse =
+                    if sum.is_finite() { sparse.weights(&own, input)? } else { vec![(0, f32::NAN)] };
             }
             if let (true, Some(multi)) = (wants.multi, &self.multi) {
                 output.multi = multi.vectors(&own)?;
@@ -312,4 +315,23 @@ fn of_each_text(
         start += input.len();
     }
     Tensor::stack(&rows, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Wants;
+
+    #[test]
+    fn weights_of_words_are_no_numbers_where_the_states_are_none() {
+        let weight = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
+        let layer = Layer { weight, bias: None, squash: Squash::Nothing, norm: None };
+        let heads = Heads { vector: None, sparse: Some(Sparse::Tokens(layer)), multi: None };
+        let input =
+            |id| Input { ids: vec![id], type_ids: vec![0], unpooled: 0, unseen: 0, wants: Wants::SPARSE };
+        let states = Tensor::new(&[[1.0_f32, 2.0], [f32::NAN, 1.0]], &Device::Cpu).unwrap();
+        let outputs = heads.outputs(&states, &[&input(7), &input(8)]).unwrap();
+        assert_eq!(outputs[0].sparse, [(7, 3.0)]);
+        assert!(outputs[0].is_finite() && !outputs[1].is_finite());
+    }
 }

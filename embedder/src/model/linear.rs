@@ -24,7 +24,7 @@ impl Linear {
         let inner = weight.dim(1)?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let bias = bias.map(Tensor::to_vec1::<f32>).transpose()?;
-        Ok(Self(Weights::Packed(Matrix::new(place.microkernel(), &weight, inner, bias.as_deref()))))
+        Ok(Self(Weights::Packed(Matrix::new(place.microkernel, &weight, inner, bias.as_deref()))))
     }
 
     /// Reads `weight` and, where it is there, `bias`. Several layers with the same input become one, whose outputs stand side by

@@ -137,8 +137,10 @@ pub enum ModelError {
 impl ModelError {
     /// Whether a smaller batch may go well where this one did not.
     pub fn is_out_of_memory(&self) -> bool {
-        // The text is CUDA's, which candle passes on in errors of several kinds.
-        matches!(self, Self::Tensor { source, .. } if source.to_string().to_lowercase().replace('_', " ").contains("out of memory"))
+        let Self::Tensor { source, .. } = self else { return false };
+        // The texts are CUDA's and cuBLAS's, which candle passes on in errors of several kinds.
+        let text = source.to_string().to_lowercase().replace('_', " ");
+        ["out of memory", "cublas status alloc failed"].iter().any(|says| text.contains(says))
     }
 }
 
@@ -299,7 +301,83 @@ pub fn load_tokenizer(files: &ModelFiles) -> Result<TextTokenizer, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use super::kernels::{Format, Microkernel};
     use super::*;
+    use candle_core::Device;
+    use std::path::Path;
+
+    fn fixture(name: &str) -> ModelFiles {
+        ModelFiles::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)).unwrap()
+    }
+
+    #[test]
+    fn every_architecture_keeps_its_directions_in_bf16_where_f32_would_be_chosen_as_well() {
+        for name in [
+            "bert",
+            "roberta",
+            "nomic-bert",
+            "nomic-experts",
+            "modernbert",
+            "gte",
+            "jina-v2",
+            "qwen3",
+            "gemma3",
+        ] {
+            let files = fixture(name);
+            let tokenizer = load_tokenizer(&files).unwrap();
+            let texts = [
+                "the fan of a hot card",
+                "wärme",
+                "it is cooled by water where that is not enough, and slowed down",
+            ];
+            let inputs = texts.map(|text| tokenizer.text(text, Truncation::DropEnd).unwrap());
+            let vectors = |place: &Place| {
+                let loaded = Loaded::load(&files, place).unwrap();
+                loaded.run(&inputs.iter().collect::<Vec<_>>()).unwrap()
+            };
+            let exact = vectors(&Place::new(Device::Cpu, Precision::F32).unwrap());
+            for microkernel in Microkernel::all(Format::Bf16) {
+                let place = Place::new(Device::Cpu, Precision::Bf16).unwrap();
+                let coarse = vectors(&Place { microkernel, attention_microkernel: microkernel, ..place });
+                assert_ne!(coarse, exact, "{name}: nothing was rounded by {}", microkernel.name);
+                for (mut coarse, mut exact) in coarse.into_iter().zip(exact.clone()) {
+                    normalize(&mut coarse.vector);
+                    normalize(&mut exact.vector);
+                    let cosine: f32 = coarse.vector.iter().zip(&exact.vector).map(|(a, b)| a * b).sum();
+                    assert!(cosine > 0.999, "{name} with {}: cosine {cosine}", microkernel.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_weights_take_as_much_as_the_number_format_needs_however_they_are_stored() {
+        let files = fixture("bert");
+        let (weights, token) = files.footprint(Precision::F32).unwrap();
+        let stored = std::fs::metadata(&files.weights[0]).unwrap().len();
+        assert!(
+            weights < stored && stored < weights + 8192,
+            "{weights} of {stored} bytes, the rest being names"
+        );
+        let (half, half_token) = files.footprint(Precision::Bf16).unwrap();
+        assert_eq!(half, weights / 2);
+        // Of the width 32; the scores of 4 heads are f32 in any case.
+        assert_eq!((token - half_token, half_token), (2 * 40 * 32, 4 * 4 * 4 * 126 + 2 * 40 * 32));
+    }
+
+    #[test]
+    fn running_out_of_memory_is_told_from_other_errors() {
+        for (message, expected) in [
+            ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", true),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", true),
+            ("CublasError(CUBLAS_STATUS_EXECUTION_FAILED)", false),
+            ("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")", false),
+        ] {
+            let source = candle_core::Error::Msg(message.to_owned());
+            let error = ModelError::Tensor { doing: "computing".to_owned(), source };
+            assert_eq!(error.is_out_of_memory(), expected, "{message}");
+        }
+    }
 
     fn lengths(inputs: &[usize], cores: usize) -> Vec<Vec<usize>> {
         let input = |length: &usize| Input {

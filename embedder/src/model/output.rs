@@ -47,10 +47,20 @@ pub struct Output {
     pub vector: Vec<f32>,
     /// The hidden state of every token, special ones included.
     pub states: Vec<Vec<f32>>,
-    /// Token ids with their weights, ascending by id; none of the weights is zero.
+    /// Token ids with their weights, ascending by id; none of the weights is zero. One weight that is no number where the states
+    /// are none.
     pub sparse: Vec<(u32, f32)>,
     /// One vector of length one for each token that counts.
     pub multi: Vec<Vec<f32>>,
+}
+
+impl Output {
+    /// Whether every value is a number, and none infinite.
+    pub fn is_finite(&self) -> bool {
+        let rows = self.states.iter().chain(&self.multi).flatten();
+        self.vector.iter().chain(rows).all(|value| value.is_finite())
+            && self.sparse.iter().all(|(_, weight)| weight.is_finite())
+    }
 }
 
 /// Scales a vector to length one; a vector of zeros stays what it is.

@@ -22,6 +22,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Bytes of a number on a GPU.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::Auto | Self::F32 | Self::Int8 => 4,
+        }
+    }
+
     /// The name in `/info`, as text-embeddings-inference writes it.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,11 +43,15 @@ impl Precision {
 }
 
 /// Where and how one replica of a model computes. Every op is made for a place.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Place {
     pub(super) device: Device,
     /// Never `Auto`.
     pub(super) precision: Precision,
+    /// What multiplies weights on the CPU.
+    pub(super) microkernel: Microkernel,
+    /// What multiplies activations with one another on the CPU: bytes would be too coarse for scores.
+    pub(super) attention_microkernel: Microkernel,
 }
 
 impl Place {
@@ -65,7 +77,14 @@ impl Place {
             }
             (wanted, _) => wanted,
         };
-        Ok(Self { device, precision })
+        let (microkernel, attention_microkernel) = match precision {
+            Precision::Int8 => (Microkernel::best(Format::Int8), Microkernel::best_for_16_bits()),
+            Precision::Bf16 => (Microkernel::best_for_16_bits(), Microkernel::best_for_16_bits()),
+            Precision::Auto | Precision::F32 | Precision::F16 => {
+                (Microkernel::best(Format::F32), Microkernel::best(Format::F32))
+            }
+        };
+        Ok(Self { device, precision, microkernel, attention_microkernel })
     }
 
     /// The type of the tensors between the ops, and of the weights before they are packed.
@@ -77,25 +96,8 @@ impl Place {
         }
     }
 
-    /// What multiplies weights on the CPU.
-    pub(super) fn microkernel(&self) -> Microkernel {
-        match self.precision {
-            Precision::Int8 => Microkernel::best(Format::Int8),
-            Precision::Bf16 => Microkernel::best_for_16_bits(),
-            Precision::Auto | Precision::F32 | Precision::F16 => Microkernel::best(Format::F32),
-        }
-    }
-
-    /// What multiplies activations with one another on the CPU: bytes would be too coarse for scores.
-    pub(super) fn attention_microkernel(&self) -> Microkernel {
-        match self.precision {
-            Precision::Bf16 | Precision::Int8 => Microkernel::best_for_16_bits(),
-            Precision::Auto | Precision::F32 | Precision::F16 => Microkernel::best(Format::F32),
-        }
-    }
-
     /// Instruction set or library, as `/info` shows it.
     pub(super) fn kernel_name(&self) -> &'static str {
-        if self.device.is_cpu() { self.microkernel().name } else { "cuda" }
+        if self.device.is_cpu() { self.microkernel.name } else { "cuda" }
     }
 }

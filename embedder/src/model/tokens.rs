@@ -70,6 +70,9 @@ pub enum TokenizeError {
         /// The model's maximum.
         maximum: usize,
     },
+    /// The tokenizer makes no token of the text, and adds no special ones.
+    #[error("an input has no tokens: the model's tokenizer adds none to the text, and makes none of it")]
+    NoTokens,
     /// A token id that the model does not have.
     #[error("the token id {id} is not in the model's vocabulary, which has the ids from 0 to {last}")]
     UnknownId {
@@ -235,6 +238,9 @@ impl TextTokenizer {
         let mut encoding = self.plain.encode_fast(text, false).map_err(wrong)?;
         let special = self.plain.get_post_processor().map_or(0, |it| it.added_tokens(false));
         let tokens = encoding.len() + special + more;
+        if tokens == 0 {
+            return Err(TokenizeError::NoTokens);
+        }
         if tokens > most {
             let direction = match truncation {
                 Truncation::Refuse => return Err(TokenizeError::TooLong { tokens, maximum: most }),
@@ -279,6 +285,9 @@ impl TextTokenizer {
 
     fn check(&self, encoding: tokenizers::Result<Encoding>) -> Result<Input, TokenizeError> {
         let encoding = encoding.map_err(wrong)?;
+        if encoding.is_empty() {
+            return Err(TokenizeError::NoTokens);
+        }
         if encoding.len() > self.maximum {
             return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
@@ -51,6 +52,14 @@ pub(super) fn open(paths: &[PathBuf], dtype: DType, device: &Device) -> Result<V
     // SAFETY: the files belong to a model folder that nobody writes to while it is served: an image volume, a read-only
     // mount or a finished download.
     unsafe { VarBuilder::from_mmaped_safetensors(paths, dtype, device) }
+}
+
+/// How many numbers the files hold.
+#[allow(unsafe_code, reason = "mapping files into memory")]
+pub(super) fn numbers(paths: &[PathBuf]) -> Result<usize> {
+    // SAFETY: as in `open`.
+    let files = unsafe { MmapedSafetensors::multi(paths) }?;
+    Ok(files.tensors().iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum())
 }
 
 /// The weights of an encoder, which some checkpoints keep at the root and others under a prefix.

@@ -27,6 +27,11 @@ async fn a_key_opens_what_the_model_does_and_the_rest_is_open() {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     assert_eq!(server.get("/v1/models").await.status, 401);
+    assert_eq!(
+        (server.get("/").await.status, server.post("/", &body).await.status),
+        (200, 401),
+        "its page is open"
+    );
     let description = server.get("/openapi.json").await.json();
     assert_eq!(description["paths"]["/embed"]["post"]["security"], json!([{ "key": [] }]));
     assert_eq!(description["paths"]["/info"]["get"].get("security"), None);
@@ -42,7 +47,8 @@ async fn every_answer_has_an_id_and_the_clients_own_is_kept() {
     assert_ne!(one.headers["x-request-id"], two.headers["x-request-id"]);
 }
 
-/// Asks for everything that a server says it has, and follows every reference of the description.
+/// Asks for everything that a server says it has, with something for every variable of a path, and follows every reference of
+/// the description.
 async fn check(server: &Server, some: &[&str]) {
     let description = server.get("/openapi.json").await.json();
     assert_eq!(description["openapi"], "3.1.0");
@@ -51,12 +57,28 @@ async fn check(server: &Server, some: &[&str]) {
         assert!(paths.contains_key(*path), "{path} is not described");
     }
     for (path, operations) in paths {
+        assert!(!path.contains("{*"), "{path} is not written as OpenAPI has it");
+        let variables: Vec<&str> =
+            path.split('{').skip(1).map(|rest| rest.split_once('}').unwrap().0).collect();
+        let filled =
+            variables.iter().fold(path.clone(), |path, name| path.replace(&format!("{{{name}}}"), "none"));
         for (method, operation) in operations.as_object().unwrap() {
-            let path = path.replace("{*model}", "none");
+            let declared = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
+            let names: Vec<&str> = declared.iter().map(|it| it["name"].as_str().unwrap()).collect();
+            assert_eq!(names, variables, "{method} {path}");
+            for parameter in declared {
+                assert_eq!(
+                    (&parameter["in"], &parameter["required"]),
+                    (&json!("path"), &json!(true)),
+                    "{path}"
+                );
+                assert_eq!(parameter["schema"], json!({ "type": "string" }), "{path}");
+            }
+            let path = &filled;
             let answer = match method.as_str() {
-                "get" => server.get(&path).await,
-                "post" => server.post(&path, &json!([])).await,
-                "delete" => server.delete(&path).await,
+                "get" => server.get(path).await,
+                "post" => server.post(path, &json!([])).await,
+                "delete" => server.delete(path).await,
                 other => panic!("{other} is not tried"),
             };
             let missing = answer.status == 405 || answer.text.contains("there is no route");
@@ -72,11 +94,15 @@ async fn check(server: &Server, some: &[&str]) {
 
 #[tokio::test]
 async fn the_description_is_that_of_the_routes() {
-    check(data_factory(), &["/embed", "/v1/encode", "/v1/process", "/v2/embed", "/info"]).await;
+    check(
+        data_factory(),
+        &["/embed", "/v1/encode", "/v1/process", "/v2/embed", "/v1/models/{model}", "/info"],
+    )
+    .await;
     check(jobs::server(), &["/v1/jobs", "/v1/jobs/{id}/events", "/v1/corpora/{corpus}/chunks", "/v1/search"])
         .await;
     check(reranker(), &["/rerank", "/predict", "/", "/v2/rerank", "/metrics"]).await;
-    check(&start(&["--role", "doc-analyzer"]), &["/v1/analyze", "/docs"]).await;
+    check(&start(&["--role", "doc-analyzer"]), &["/v1/analyze", "/docs", "/"]).await;
     let schemas = jobs::server().get("/openapi.json").await.json()["components"]["schemas"].clone();
     assert_eq!(
         schemas["JobRequest"]["properties"]["source"]["anyOf"][0]["$ref"],

@@ -20,8 +20,8 @@ use principium_gpu_sim::{store, update};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 const DEVICES: usize = 8;
@@ -84,8 +84,12 @@ impl Replica for Kept {
 
 fn engine<R: Replica>(replicas: impl IntoIterator<Item = R>) -> Engine {
     let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 };
-    let workers =
-        replicas.into_iter().map(|replica| Worker { replica, budget, temperature: Temperature::default() });
+    let workers = replicas.into_iter().map(|replica| Worker {
+        replica,
+        budget,
+        temperature: Temperature::default(),
+        express: false,
+    });
     let limits = EngineLimits { queue_inputs: 16_384 };
     Engine::start(workers.collect(), limits, Arc::new(Metrics::default())).unwrap()
 }
@@ -94,6 +98,19 @@ fn model() -> (ModelFiles, TextTokenizer) {
     let files = ModelFiles::read(Path::new(&minilm())).unwrap();
     let tokenizer = load_tokenizer(&files).unwrap();
     (files, tokenizer)
+}
+
+fn info() -> Info {
+    Info {
+        role: Role::DataFactory.name(),
+        version: "0",
+        model: None,
+        device: "cuda:0".to_owned(),
+        accelerated: true,
+        acceleration_message: None,
+        gpus: Vec::new(),
+        analyzer_url: None,
+    }
 }
 
 async fn serve(router: axum::Router) -> String {
@@ -155,19 +172,9 @@ async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
     let device = Kept::default();
     let (engine, files) = (engine([device.clone()]), Arc::new(files));
     let model = Arc::new(Served { engine, tokenizer, files, name: "m".to_owned() });
-    let info = Info {
-        role: Role::DataFactory.name(),
-        version: "0",
-        model: None,
-        device: "cuda:0".to_owned(),
-        accelerated: true,
-        acceleration_message: None,
-        gpus: Vec::new(),
-        analyzer_url: None,
-    };
     let probe = Some(Probe::new(&model).unwrap());
     let metrics = Arc::new(Metrics::default());
-    let shared = Shared { info, not_ready: None, probe, draining: AtomicBool::new(false), metrics };
+    let shared = Shared { info: info(), not_ready: None, probe, draining: AtomicBool::new(false), metrics };
     let url =
         serve(with_common_routes(Routes::embedding(model), Arc::new(shared), 1 << 20, Keys::parse(""))).await;
     let client = reqwest::Client::new();
@@ -192,6 +199,66 @@ async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
     device.broken.store(false, Ordering::Relaxed);
     assert_eq!((get("/health").await.0, get("/ready").await.0), (200, 200));
     assert_eq!(embed().await, 200);
+}
+
+/// A device that waits with each batch until it is let go on.
+struct Held {
+    inputs: Arc<AtomicUsize>,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl Replica for Held {
+    fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
+        self.inputs.fetch_add(inputs.len(), Ordering::Relaxed);
+        // Whoever lets go of the sender lets everything go on.
+        let _ = self.go_on.recv();
+        let vector = |input: &&Input| vec![1.0, input.len() as f32];
+        Ok(inputs.iter().map(|input| Output { vector: vector(input), ..Output::default() }).collect())
+    }
+
+    fn padding(&self, _: &[usize]) -> usize {
+        0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_of_vertex_ai_come_to_the_device_by_and_by_and_go_back_in_their_order() {
+    const AT_ONCE: i64 = 64;
+    let (files, tokenizer) = model();
+    let given = Arc::new(AtomicUsize::new(0));
+    let (go_on, held) = mpsc::channel();
+    let metrics = Arc::new(Metrics::default());
+    let replica = Held { inputs: Arc::clone(&given), go_on: held };
+    let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 };
+    let worker = Worker { replica, budget, temperature: Temperature::default(), express: false };
+    let limits = EngineLimits { queue_inputs: 16_384 };
+    let engine = Engine::start(vec![worker], limits, Arc::clone(&metrics)).unwrap();
+    let model = Arc::new(Served { engine, tokenizer, files: Arc::new(files), name: "m".to_owned() });
+    let shared = Shared {
+        info: info(),
+        not_ready: None,
+        probe: None,
+        draining: AtomicBool::new(false),
+        metrics: Arc::clone(&metrics),
+    };
+    let routes = Routes::embedding(model);
+    let url = serve(with_common_routes(routes, Arc::new(shared), 1 << 20, Keys::parse(""))).await;
+    let instances: Vec<Value> = (0..1000)
+        .map(|number| json!({ "inputs": "hot ".repeat(1 + number % 7), "normalize": false }))
+        .collect();
+    let request =
+        reqwest::Client::new().post(format!("{url}/vertex")).json(&json!({ "instances": instances }));
+    let answer = tokio::spawn(async move { request.send().await.unwrap().json::<Value>().await.unwrap() });
+    let waiting = || metrics.queue_inputs.get() + i64::try_from(given.load(Ordering::Relaxed)).unwrap();
+    while waiting() < AT_ONCE {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(waiting(), AT_ONCE);
+    drop(go_on);
+    let expected: Vec<Value> =
+        (0..1000_u32).map(|number| json!([[1.0, f64::from(3 + number % 7)]])).collect();
+    assert_eq!(answer.await.unwrap()["predictions"], json!(expected));
 }
 
 async fn metrics(client: &reqwest::Client, url: &str) -> String {

@@ -29,13 +29,20 @@ async fn until_above_zero(server: &Server, metric: &str) {
 async fn a_full_queue_refuses_with_a_time_to_come_back_and_then_serves_again() {
     let server = start(&["--model", &minilm(), "--max-queue", "1"]);
     let (large, small) = (bulk(), short());
-    let second = async {
+    // Longer than the model takes, which only the tokenizer finds out.
+    let long = json!({ "inputs": "hot ".repeat(300), "truncate": false });
+    let others = async {
         until_above_zero(&server, QUEUE).await;
-        server.post("/embed", &small).await
+        [server.post("/embed", &small).await, server.post("/embed", &long).await]
     };
-    let (first, second) = tokio::join!(server.post("/embed", &large), second);
-    second.refused(429, "Overloaded", "inputs are waiting already: try again in a moment");
-    assert_eq!(second.headers["retry-after"], "1");
+    let (first, others) = tokio::join!(server.post("/embed", &large), others);
+    for other in others {
+        other.refused(429, "Overloaded", "inputs are waiting already: try again in a moment");
+        let seconds: u32 = other.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&seconds), "{seconds} s");
+    }
+    assert_eq!(server.metric("principium_embedder_overloaded_requests_total").await, 2.0);
+    server.post("/embed", &long).await.refused(422, "Validation", "302 tokens");
     assert_eq!(
         first.json().as_array().unwrap().len(),
         1000,

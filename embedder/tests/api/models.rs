@@ -1,7 +1,7 @@
 //! Every architecture and every head against its reference implementation, on the small models with random weights that
 //! `fixtures/make_models.py` writes; and what of a model's files is refused.
 
-use super::server::cosine;
+use super::server::{cosine, start};
 use principium_embedder::model::{
     Input, Model, ModelFiles, Output, Precision, Side, TextTokenizer, Truncation, Wants, load_tokenizer,
     normalize,
@@ -235,6 +235,28 @@ fn a_marked_text_is_as_long_as_its_side_says() {
     }
     let refused = tokenizer.marked("", &long, Side::Query, Truncation::Refuse).unwrap_err().to_string();
     assert!(refused.contains("303 tokens, and the model takes 16"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_text_without_any_token_is_refused_and_its_neighbors_are_told_why() {
+    // Without the special tokens that are put around every text.
+    let copy = changed("bert", "tokenizer.json", |it| it["post_processor"] = Value::Null);
+    let tokenizer = load_tokenizer(&ModelFiles::read(copy.path()).unwrap()).unwrap();
+    let says = "an input has no tokens";
+    for refused in [
+        tokenizer.text("", Truncation::DropEnd),
+        tokenizer.prompted("", " ", Truncation::Refuse),
+        tokenizer.pair("", "", Truncation::DropStart),
+        tokenizer.marked("", "", Side::Document, Truncation::DropEnd),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains(says));
+    }
+    assert_eq!(tokenizer.text("hot", Truncation::DropEnd).unwrap().len(), 1);
+    let server = start(&["--model", &copy.path().display().to_string()]);
+    for inputs in [json!(""), json!(["hot", ""]), json!([[2]])] {
+        server.post("/embed", &json!({ "inputs": inputs })).await.refused(422, "Validation", says);
+    }
+    assert_eq!(server.post("/embed", &json!({ "inputs": ["hot", "card"] })).await.status, 200);
 }
 
 /// Copies a model, with some fields of one of its files changed.

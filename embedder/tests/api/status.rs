@@ -1,6 +1,7 @@
 //! What a server says about itself: `/info`, `/health`, `/ready`, `/metrics`; and models or settings that it does not start
 //! with.
 
+use super::models::folder;
 use super::server::{arguments, cross_encoder, data_factory, minilm, reranker, start};
 use principium_embedder::serve;
 use serde_json::{Value, json};
@@ -14,6 +15,8 @@ async fn info_says_what_is_served_and_on_what() {
     for (field, value) in [
         ("role", json!("data-factory")),
         ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("model_id", json!(minilm())),
+        ("served_model_name", json!(minilm())),
         ("model_dtype", json!("float32")),
         ("model_type", json!({ "embedding": { "pooling": "mean" } })),
         ("architecture", json!("BertModel")),
@@ -36,6 +39,20 @@ async fn info_says_what_is_served_and_on_what() {
 async fn a_server_without_gpus_is_healthy_and_ready() {
     assert_eq!(data_factory().get("/health").await.status, 200);
     assert_eq!(data_factory().get("/ready").await.json(), json!({ "ready": true }));
+}
+
+#[tokio::test]
+async fn the_root_is_a_page_or_what_health_is_and_says_nothing_of_how_fast_requests_are_answered() {
+    assert!(data_factory().get("/").await.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    let sparse = start(&["--model", &folder("splade-bert").display().to_string()]);
+    let analyzer = start(&["--role", "doc-analyzer"]);
+    for server in [reranker(), &sparse, &analyzer] {
+        let (root, health) = (server.get("/").await, server.get("/health").await);
+        assert_eq!((root.status, root.text), (200, health.text));
+    }
+    let metrics = analyzer.get("/metrics").await.text;
+    assert!(metrics.contains(r#"requests_total{route="/",status="200"} 1"#), "{metrics}");
+    assert!(!metrics.contains(r#"request_duration_seconds_count{route="/"}"#), "{metrics}");
 }
 
 #[tokio::test]

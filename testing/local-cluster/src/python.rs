@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The clients that `embedder/tests/clients.py` asks with. langchain-huggingface is not among them: it takes no URL.
-pub const CLIENTS: [&str; 5] = [
+pub const CLIENTS: [&str; 6] = [
     "openai==3.57.0",
     "cohere==7.3.1",
     "huggingface_hub==1.33.0",
     "langchain-openai==1.7.4",
     "llama-index-embeddings-text-embeddings-inference==0.6.0",
+    "openapi-spec-validator==0.9.0",
 ];
 
 /// The S3-compatible server that the tests store to and read from.

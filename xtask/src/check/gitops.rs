@@ -4,6 +4,7 @@
 //! The programs take minutes to build. Where they are not there, they are built only if something that the outcome
 //! depends on has changed since it was last seen to be right: its digest is kept in the repository.
 
+use super::digest::{digits, is_unchanged, keep};
 use anyhow::{Context, Result, bail, ensure};
 use principium_local_cluster::command::{run, run_with_input};
 use principium_local_cluster::progress::step;
@@ -11,7 +12,6 @@ use principium_local_cluster::{Cache, tools};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -62,13 +62,11 @@ impl Progress {
 /// Checks every state with both, unless nothing has changed and the programs would have to be built.
 pub fn check(cache: &Cache) -> Result<()> {
     let digest = digest()?;
-    let verified = crate::root().join(VERIFIED);
-    let unchanged = fs::read_to_string(&verified).is_ok_and(|old| old.trim() == digest);
     let mut built = true;
     for program in PROGRAMS {
         built &= tools::existing_extra(cache, program)?.is_some();
     }
-    if unchanged && !built {
+    if is_unchanged(VERIFIED, &digest) && !built {
         println!("    GitOps: unchanged since Argo CD and Flux last saw it; they are not built for that");
         return Ok(());
     }
@@ -78,11 +76,7 @@ pub fn check(cache: &Cache) -> Result<()> {
     step("GitOps: health in Argo CD", || in_argocd(&argocd, &states))?;
     let flux = tools::ensure_extra(cache, "flux-health")?.join("flux-health");
     step("GitOps: health in Flux", || in_flux(&flux, &states))?;
-    if !unchanged {
-        fs::write(&verified, format!("{digest}\n"))?;
-        println!("    {VERIFIED} is written anew: commit it");
-    }
-    Ok(())
+    keep(VERIFIED, &digest)
 }
 
 fn in_argocd(argocd: &Path, states: &[State]) -> Result<()> {
@@ -153,9 +147,5 @@ fn digest() -> Result<String> {
     for program in PROGRAMS {
         hasher.update(tools::extra_recipe(program)?);
     }
-    let mut digits = String::new();
-    for byte in hasher.finalize() {
-        let _ = write!(digits, "{byte:02x}");
-    }
-    Ok(digits)
+    Ok(digits(hasher))
 }

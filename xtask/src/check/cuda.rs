@@ -1,0 +1,95 @@
+//! Whether the embedder compiles for CUDA, kernels included, on a machine that has neither a card nor NVIDIA's toolkit: the
+//! compiler comes from its Python packages, of the versions that the image is built with.
+//!
+//! That takes ten minutes. It is done where something that the outcome depends on has changed since it last went well: the
+//! digest of that is kept in the repository.
+
+use super::digest::{digits, is_unchanged, keep};
+use anyhow::{Context, Result, ensure};
+use principium_local_cluster::progress::step;
+use principium_local_cluster::{Cache, python};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The digest of the sources that were last seen to compile.
+const VERIFIED: &str = "testing/cuda/verified";
+const CONTAINERFILE: &str = "images/Containerfile";
+const SOURCES: &str = "embedder/src";
+/// Any card that the image can be built for.
+const CAPABILITY: &str = "86";
+
+/// Compiles it, unless nothing has changed.
+pub fn check(cache: &Cache) -> Result<()> {
+    let containerfile = read(Path::new(CONTAINERFILE))?;
+    let packages: Vec<&str> = containerfile
+        .split_whitespace()
+        .filter(|word| word.starts_with("nvidia-") && word.contains("=="))
+        .collect();
+    ensure!(!packages.is_empty(), "{CONTAINERFILE} names no Python packages of NVIDIA");
+    let digest = digest(&packages)?;
+    if is_unchanged(VERIFIED, &digest) {
+        println!("    CUDA: unchanged since the embedder was last seen to compile for it");
+        return Ok(());
+    }
+    let python = step("CUDA: NVIDIA's compiler", || python::environment(cache.root(), "cuda", &packages))?;
+    let toolkit = toolkit(&python)?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut cargo = crate::cargo();
+    cargo.args(["check", "--package", "principium-embedder", "--features", "cuda", "--target-dir"]);
+    cargo.arg(crate::target().join("cuda"));
+    cargo.env("CUDA_HOME", &toolkit).env("CUDA_PATH", &toolkit).env("NVCC_CCBIN", "g++");
+    cargo.env("CUDA_COMPUTE_CAP", CAPABILITY);
+    cargo.env("PATH", format!("{}:{path}", toolkit.join("bin").display()));
+    crate::run(&mut cargo).context("the embedder does not compile for CUDA")?;
+    keep(VERIFIED, &digest)
+}
+
+/// The folder that a toolkit would be installed in.
+fn toolkit(python: &Path) -> Result<PathBuf> {
+    let lib = python.ancestors().nth(2).context("an environment of Python")?.join("lib");
+    let versions = fs::read_dir(&lib).with_context(|| format!("reading {}", lib.display()))?;
+    let mut found = versions.flatten().map(|version| version.path().join("site-packages/nvidia/cu13"));
+    found.find(|folder| folder.join("bin/nvcc").is_file()).context("NVIDIA's packages have no nvcc")
+}
+
+/// Of what the outcome depends on: sources that speak of CUDA, the features, and the versions of compiler and libraries.
+fn digest(packages: &[&str]) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let mut sources: Vec<PathBuf> = Vec::new();
+    let mut folders = vec![PathBuf::from(SOURCES)];
+    while let Some(folder) = folders.pop() {
+        for entry in
+            fs::read_dir(crate::root().join(&folder)).with_context(|| format!("reading {SOURCES}"))?
+        {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push(path);
+            }
+        }
+    }
+    sources.sort();
+    for source in sources {
+        let text = read(&source)?;
+        if text.contains("feature = \"cuda\"") {
+            hasher.update(text);
+        }
+    }
+    hasher.update(read(Path::new("embedder/Cargo.toml"))?);
+    let lock = read(Path::new("Cargo.lock"))?;
+    let of_candle = |block: &&str| block.contains("name = \"candle") || block.contains("name = \"cudarc");
+    for block in lock.split("[[package]]").filter(of_candle) {
+        hasher.update(block);
+    }
+    for package in packages {
+        hasher.update(package);
+    }
+    Ok(digits(hasher))
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(crate::root().join(file)).with_context(|| format!("reading {}", file.display()))
+}
