@@ -373,8 +373,8 @@ fn every_change_of_a_live_resource_gets_there_and_says_what_restarts() {
             match effect {
                 Restart(words) => {
                     assert!(before.iter().all(|pod| !after.contains(pod)), "{kind} {field}: {after:?}");
-                    let pods = cluster.pods.values().filter_map(|pod| pod.spec.as_ref());
-                    let worker = json!(pods.filter(|spec| spec.restart_policy.is_none()).last());
+                    let mut pods = cluster.pods.values().filter_map(|pod| pod.spec.as_ref());
+                    let worker = json!(pods.rfind(|spec| spec.restart_policy.is_none()));
                     assert!(carries(&worker, field, &change), "{kind} {field}: {worker}");
                     assert!(told.iter().any(|text| text.contains(words)), "{kind} {field}: {told:?}");
                     assert!(!told.iter().any(|text| text.contains("secret")), "{kind} {field}: {told:?}");
