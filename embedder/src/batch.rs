@@ -37,6 +37,9 @@ pub enum Kind {
     Interactive,
     /// All others.
     Bulk,
+    /// Those of documents, which are bulk, too. However many requests they come in, they have the claim of one, and go one after
+    /// another: what is computed first is kept first.
+    Documents,
 }
 
 impl Kind {
@@ -51,7 +54,7 @@ pub fn turn(interactive: usize, bulk: usize, last: Kind) -> Option<Kind> {
     match (interactive, bulk, last) {
         (0, 0, _) => None,
         (0, _, _) | (1.., 1.., Kind::Interactive) => Some(Kind::Bulk),
-        (_, 0, _) | (1.., 1.., Kind::Bulk) => Some(Kind::Interactive),
+        (_, 0, _) | (1.., 1.., Kind::Bulk | Kind::Documents) => Some(Kind::Interactive),
     }
 }
 

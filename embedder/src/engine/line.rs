@@ -30,6 +30,8 @@ pub struct Line {
     jobs: VecDeque<(usize, Job)>,
     /// The tag of the oldest input of the last batch.
     clock: usize,
+    /// The tag of the last input of documents.
+    documents: usize,
     /// Tokens of all jobs.
     tokens: usize,
 }
@@ -45,13 +47,16 @@ impl Line {
         self.tokens
     }
 
-    /// Adds the inputs of one request.
-    pub fn add(&mut self, request: Vec<Job>) {
-        let mut tag = self.clock;
+    /// Adds the inputs of one request; those of documents have their turn after the documents before.
+    pub fn add(&mut self, request: Vec<Job>, documents: bool) {
+        let mut tag = if documents { self.clock.max(self.documents) } else { self.clock };
         for job in request {
             tag += job.input.len();
             self.tokens += job.input.len();
             self.jobs.push_back((tag, job));
+        }
+        if documents {
+            self.documents = tag;
         }
         // Stable: of equal tags the older one goes first. Two runs that ascend are merged in linear time.
         self.jobs.make_contiguous().sort_by_key(|(tag, _)| *tag);
@@ -133,10 +138,10 @@ mod tests {
             ("many lengths", request(1, varied(1000)), request(2, varied(20)), varied(20).sum()),
         ] {
             let mut line = Line::default();
-            line.add(large);
+            line.add(large, false);
             line.take(BUDGET, 1);
             let count = small.len();
-            line.add(small);
+            line.add(small, false);
             let tokens = until_complete(&mut line, 2, count, |_| ());
             assert!(tokens <= 3 * own + BUDGET.tokens, "{name}: {tokens} tokens were computed before");
             let left = line.len();
@@ -148,7 +153,7 @@ mod tests {
     #[test]
     fn who_waits_alone_is_computed_in_its_own_order() {
         let mut line = Line::default();
-        line.add((0..100).flat_map(|id| request(id, [10])).collect());
+        line.add((0..100).flat_map(|id| request(id, [10])).collect(), false);
         let order = |line: &mut Line| -> Vec<u32> {
             line.take(BUDGET, 1).iter().map(|job| job.input.ids[0]).collect()
         };
@@ -157,16 +162,30 @@ mod tests {
     }
 
     #[test]
+    fn documents_are_computed_one_request_after_another_and_share_with_others() {
+        let mut line = Line::default();
+        for id in 1..=3 {
+            line.add(request(id, [10; 20]), true);
+        }
+        line.add(request(9, [10; 20]), false);
+        // The first of three and the other one take turns; without documents of one claim all four would.
+        assert!(until_complete(&mut line, 1, 20, |_| ()) <= 400);
+        assert_eq!(line.len(), 40);
+        until_complete(&mut line, 2, 20, |_| ());
+        assert_eq!(line.len(), 20, "the third one has not begun");
+    }
+
+    #[test]
     fn nobody_starves_however_many_small_requests_come() {
         let mut line = Line::default();
-        line.add(request(1, [50; 20]));
+        line.add(request(1, [50; 20]), false);
         // Before every batch as many new ones as fill it, beside four batches of them that wait.
         for _ in 0..40 {
-            line.add(request(2, [10]));
+            line.add(request(2, [10]), false);
         }
         let tokens = until_complete(&mut line, 1, 20, |line| {
             for _ in 0..10 {
-                line.add(request(2, [10]));
+                line.add(request(2, [10]), false);
             }
         });
         assert!(tokens < 300 * 1000, "{tokens} tokens were computed before");
@@ -178,7 +197,7 @@ mod tests {
         let (answer, waits) = oneshot::channel();
         let mut jobs = request(1, [10, 20]);
         jobs[1].answer = answer;
-        line.add(jobs);
+        line.add(jobs, false);
         line.drop_cancelled();
         assert_eq!((line.len(), line.tokens()), (1, 20));
         drop(waits);

@@ -150,7 +150,7 @@ impl Queue {
 
     /// Adds the inputs of one request.
     pub fn add(&mut self, kind: Kind, request: Vec<Job>) {
-        self.of(kind).add(request);
+        self.of(kind).add(request, kind == Kind::Documents);
     }
 
     /// Takes note that `worker` is free for a batch of `budget`.
@@ -258,7 +258,7 @@ impl Queue {
     fn of(&mut self, kind: Kind) -> &mut Line {
         match kind {
             Kind::Interactive => &mut self.interactive,
-            Kind::Bulk => &mut self.bulk,
+            Kind::Bulk | Kind::Documents => &mut self.bulk,
         }
     }
 

@@ -26,7 +26,7 @@ impl EmbedTexts for PipelineEmbedder {
     fn embed(&self, texts: Vec<String>, purpose: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
         Box::pin(async move {
             let (prompt, kind) = match purpose {
-                Purpose::Document => (self.prompts.document(), Kind::Bulk),
+                Purpose::Document => (self.prompts.document(), Kind::Documents),
                 Purpose::Query => (self.prompts.query(), Kind::Interactive),
             };
             let (tokenizer, prompt) = (self.tokenizer.clone(), prompt.to_owned());

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 const KILLS: usize = 6;
 /// Contexts of each kill that may have to be asked for again: those under way, and those whose chunks were being embedded.
 const UNDER_WAY: usize = 40;
+/// Milliseconds of a context: longer than embedding takes a slow machine, so that no contexts wait for their vectors.
+const SLOW: u64 = 60;
 
 /// Documents of a few chunks each, no two of them alike.
 fn write_documents(folder: &Path) {
@@ -114,7 +116,7 @@ async fn a_killed_process_goes_on_without_losing_or_repeating_anything() {
 #[tokio::test]
 async fn a_killed_process_asks_for_no_context_that_was_kept() {
     principium_embedder::tls::install();
-    let (url, asked) = instance(Behavior::Well(20)).await;
+    let (url, asked) = instance(Behavior::Well(SLOW)).await;
     let more = |command: &mut Command| {
         command.args(["--ollama-url", &url, "--ollama-model", "small"]);
     };
