@@ -37,7 +37,7 @@ pub fn run(only: Option<Part>) -> Result<()> {
     if wanted(Part::Gitops) {
         gitops::check(&cache)?;
     }
-    if only == Some(Part::Cuda) {
+    if wanted(Part::Cuda) {
         cuda::check(&cache)?;
     }
     Ok(())
