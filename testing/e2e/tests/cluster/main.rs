@@ -29,5 +29,4 @@ mod restarts;
 mod rights;
 mod scale;
 mod scenarios;
-mod sources;
 mod views;
