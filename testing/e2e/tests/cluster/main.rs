@@ -29,4 +29,5 @@ mod restarts;
 mod rights;
 mod scale;
 mod scenarios;
+mod sources;
 mod views;
