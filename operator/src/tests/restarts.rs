@@ -1,13 +1,9 @@
 //! Pods that stop before their successors start: who gets their GPUs meanwhile, and how many are away at once.
 
 use super::cluster::{Cluster, factory, reranker};
+use super::rollout::image;
 use jiff::SignedDuration;
 use serde_json::json;
-
-fn image(mut spec: serde_json::Value, image: &str) -> serde_json::Value {
-    spec["image"] = json!(image);
-    spec
-}
 
 #[test]
 fn who_waits_for_a_gpu_gets_none_of_a_pod_that_restarts_on_it_whatever_its_priority() {

@@ -6,7 +6,8 @@ use jiff::SignedDuration;
 use serde_json::json;
 use std::sync::Arc;
 
-fn image(mut spec: serde_json::Value, image: &str) -> serde_json::Value {
+/// The spec with another image.
+pub fn image(mut spec: serde_json::Value, image: &str) -> serde_json::Value {
     spec["image"] = json!(image);
     spec
 }
