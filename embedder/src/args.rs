@@ -102,9 +102,10 @@ pub struct ServeArgs {
     /// and 16 bits on a GPU.
     #[arg(long, env = "PRINCIPIUM_DTYPE", value_parser = parse_dtype, default_value = "auto")]
     pub dtype: Precision,
-    /// The GPUs of this pod: `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`.
-    #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus, default_value = "[]")]
-    pub gpus: Gpus,
+    /// The GPUs of this process, `[{"index":6,"uuid":"GPU-…","memoryMiB":5120}]`, or `[]` for none; by default all that CUDA
+    /// shows, with all their memory.
+    #[arg(long, env = "PRINCIPIUM_GPUS", value_parser = parse_gpus)]
+    pub gpus: Option<Gpus>,
     /// The driver's library, which is asked for names, temperatures and memory of the GPUs.
     #[arg(long, env = "PRINCIPIUM_NVML_LIBRARY", default_value = "libnvidia-ml.so.1")]
     pub nvml_library: PathBuf,

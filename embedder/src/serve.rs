@@ -10,14 +10,14 @@ use anyhow::Context as _;
 use axum::Router;
 pub use model::{CPU_BATCH_TOKENS, GPU_BATCH_TOKENS};
 
-use crate::args::{Gpu, Role, Secret, ServeArgs};
+use crate::args::{Gpu, Gpus, Role, Secret, ServeArgs};
 use crate::engine::{Engine, PipelineEmbedder};
 use crate::format::Reader;
 use crate::gpus::{Temperature, Watched};
 use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Probe, Routes, Served, Shared};
 use crate::jobs::{Jobs, Store, Tools};
 use crate::metrics::Metrics;
-use crate::model::{Accelerator, accelerators};
+use crate::model::{Accelerator, Card, accelerators, visible};
 use crate::objects::Objects;
 use crate::ollama::{self, OllamaConfig, Timing};
 use crate::pipeline::PipelineConfig;
@@ -53,6 +53,8 @@ struct RoleParts {
 
 /// Which devices are used for what was given.
 struct Devices {
+    /// The GPUs of this process.
+    given: Vec<Gpu>,
     accelerators: Vec<Accelerator>,
     info: Vec<GpuInfo>,
     /// Of each GPU that was given.
@@ -75,7 +77,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
         }
         Role::DataFactory | Role::Reranker => {
             let devices = devices(args);
-            gpus::watch(args.nvml_library.clone(), devices.watched(args), &metrics)
+            gpus::watch(args.nvml_library.clone(), devices.watched(), &metrics)
                 .context("starting the thread that watches the GPUs")?;
             let (served, info) = model::load(args, &devices, &metrics)?;
             let engine = Some(served.engine.clone());
@@ -84,7 +86,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
             RoleParts { routes, engine, probe, devices, model: Some(info), jobs }
         }
     };
-    let Devices { accelerators, info: gpus, missing, temperatures: _ } = devices;
+    let Devices { given: _, accelerators, info: gpus, missing, temperatures: _ } = devices;
     let accelerated = !accelerators.is_empty() && missing.is_none();
     let no_gpu = "no GPU was given to this process".to_owned();
     let acceleration_message = if accelerated { None } else { Some(missing.unwrap_or(no_gpu)) };
@@ -94,7 +96,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     });
     if let Some(reason) = &not_ready {
         tracing::error!("{reason}");
-    } else if let (Some(reason), false) = (&acceleration_message, args.gpus.0.is_empty()) {
+    } else if let (Some(reason), false) = (&acceleration_message, gpus.is_empty()) {
         tracing::warn!("computing on the CPU although GPUs were given: {reason}");
     }
     metrics.accelerated.set(f64::from(u8::from(accelerated)));
@@ -117,7 +119,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
 /// The model of `args` with its workers, without a server. Blocks: it reads files and may download them.
 pub fn load_model(args: &ServeArgs) -> anyhow::Result<Arc<Served>> {
     let devices = devices(args);
-    if let Some(reason) = devices.missing.as_ref().filter(|_| !args.gpus.0.is_empty()) {
+    if let Some(reason) = &devices.missing {
         tracing::warn!("computing on the CPU although GPUs were given: {reason}");
     }
     Ok(model::load(args, &devices, &Arc::new(Metrics::default()))?.0)
@@ -226,12 +228,19 @@ fn llm(args: &ServeArgs, ollama: Option<OllamaConfig>) -> anyhow::Result<Option<
 }
 
 fn devices(args: &ServeArgs) -> Devices {
-    // The analyzer computes nothing.
-    let gpus = if args.role == Role::DocAnalyzer { &[] } else { args.gpus.0.as_slice() };
-    let mut names = gpus::names(&args.nvml_library, gpus).into_iter();
-    let (accelerators, missing) = accelerators(gpus.len());
+    let given = match &args.gpus {
+        // The analyzer computes nothing.
+        _ if args.role == Role::DocAnalyzer => Vec::new(),
+        Some(Gpus(gpus)) => gpus.clone(),
+        None => (0..)
+            .zip(visible())
+            .map(|(index, Card { uuid, memory_mib })| Gpu { index, uuid, memory_mib })
+            .collect(),
+    };
+    let mut names = gpus::names(&args.nvml_library, &given).into_iter();
+    let (accelerators, missing) = accelerators(given.len());
     let used = accelerators.len();
-    let info = gpus.iter().enumerate().map(|(position, gpu)| GpuInfo {
+    let info = given.iter().enumerate().map(|(position, gpu)| GpuInfo {
         index: gpu.index,
         uuid: gpu.uuid.clone(),
         name: names.next().flatten(),
@@ -239,17 +248,17 @@ fn devices(args: &ServeArgs) -> Devices {
         // CUDA counts the cards in the order of CUDA_VISIBLE_DEVICES, which is that of the list.
         used: position < used,
     });
-    let temperatures = gpus.iter().map(|_| Temperature::default()).collect();
-    Devices { info: info.collect(), accelerators, missing, temperatures }
+    let temperatures = given.iter().map(|_| Temperature::default()).collect();
+    Devices { info: info.collect(), given, accelerators, missing, temperatures }
 }
 
 impl Devices {
-    fn watched(&self, args: &ServeArgs) -> Vec<Watched> {
+    fn watched(&self) -> Vec<Watched> {
         let watched = |(gpu, temperature): (&Gpu, &Temperature)| Watched {
             gpu: gpu.clone(),
             temperature: temperature.clone(),
         };
-        args.gpus.0.iter().zip(&self.temperatures).map(watched).collect()
+        self.given.iter().zip(&self.temperatures).map(watched).collect()
     }
 }
 

@@ -51,7 +51,22 @@ impl Plan {
     }
 
     pub fn note(&mut self, id: &Identity, severity: Severity, reason: &'static str, text: String) {
-        self.notes.push(Note { key: id.key.clone(), uid: id.uid.clone(), severity, reason, text });
+        self.notes.push(Note {
+            key: id.key.clone(),
+            uid: id.uid.clone(),
+            severity,
+            reason,
+            text,
+            made: None,
+        });
+    }
+
+    /// A note that is told once `pod` is made.
+    pub fn note_made(&mut self, id: &Identity, pod: &str, reason: &'static str, text: String) {
+        self.note(id, Severity::Normal, reason, text);
+        if let Some(note) = self.notes.last_mut() {
+            note.made = Some(pod.to_owned());
+        }
     }
 }
 
@@ -152,6 +167,18 @@ pub struct Note {
     pub severity: Severity,
     pub reason: &'static str,
     pub text: String,
+    /// The pod without which it is not true.
+    pub made: Option<String>,
+}
+
+impl Note {
+    /// Whether it holds, now that these pods are made.
+    pub fn is_true(&self, made: &[Pod]) -> bool {
+        let is = |pod: &Pod| {
+            (&pod.metadata.namespace, &pod.metadata.name) == (&Some(self.key.namespace.clone()), &self.made)
+        };
+        self.made.is_none() || made.iter().any(is)
+    }
 }
 
 /// The type of an Event.
@@ -201,4 +228,36 @@ pub fn target(pod: &PodView, port: u16, question: Question) -> Option<Target> {
     let ip = pod.ip.as_ref()?;
     let url = if ip.contains(':') { format!("http://[{ip}]:{port}") } else { format!("http://{ip}:{port}") };
     Some(Target { uid: pod.uid.clone(), life: pod.restarts(), url, question, known: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::Kind;
+    use kube::core::ObjectMeta;
+
+    #[test]
+    fn what_is_said_of_a_pod_is_true_once_it_is_made() {
+        let key =
+            ResourceKey { kind: Kind::Reranker, namespace: "demo".to_owned(), name: "scores".to_owned() };
+        let note = |made: Option<&str>| Note {
+            key: key.clone(),
+            uid: String::new(),
+            severity: Severity::Normal,
+            reason: "Placed",
+            text: String::new(),
+            made: made.map(str::to_owned),
+        };
+        let pod = |namespace: &str, name: &str| Pod {
+            metadata: ObjectMeta {
+                namespace: Some(namespace.to_owned()),
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..Pod::default()
+        };
+        let made = [pod("demo", "scores-0-1"), pod("other", "scores-1-1")];
+        assert!(note(None).is_true(&[]) && note(Some("scores-0-1")).is_true(&made));
+        assert!(!note(Some("scores-1-1")).is_true(&made), "that of another namespace");
+    }
 }

@@ -91,7 +91,7 @@ impl Writer {
     /// Applies a plan. Deletions and Services come before new pods, so that a Service's name is there when its pods ask
     /// for it.
     pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
-        let Plan { actions, statuses, notes, targets: _, requeue_after: _, creations: _ } = plan;
+        let Plan { actions, statuses, mut notes, targets: _, requeue_after: _, creations: _ } = plan;
         self.forget(&actions, &statuses);
         let (creations, others): (Vec<Action>, Vec<Action>) =
             actions.into_iter().partition(|action| matches!(action.write, Write::CreatePod(_)));
@@ -99,6 +99,7 @@ impl Writer {
         self.perform(others, term, &mut applied).await;
         self.perform(creations, term, &mut applied).await;
         self.write_statuses(statuses, term, &mut applied).await;
+        notes.retain(|note| note.is_true(&applied.made));
         if term.holds() {
             self.recorder.record(notes, Timestamp::now()).await;
         }

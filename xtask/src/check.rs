@@ -1,5 +1,6 @@
 //! `cargo xtask check`: what must hold of the sources, without a cluster.
 
+mod aarch64;
 mod chart;
 mod cuda;
 mod digest;
@@ -22,6 +23,8 @@ pub enum Part {
     Gitops,
     /// That the embedder compiles for CUDA.
     Cuda,
+    /// That the embedder compiles for 64-bit Arm.
+    Aarch64,
 }
 
 /// Checks one part, or all.
@@ -39,6 +42,9 @@ pub fn run(only: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Cuda) {
         cuda::check(&cache)?;
+    }
+    if wanted(Part::Aarch64) {
+        aarch64::check()?;
     }
     Ok(())
 }

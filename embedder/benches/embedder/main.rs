@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Rounds that are counted.
     #[arg(long)]
     rounds: usize,
+    /// Nothing but so many minutes of load on the server, to see whether its memory stays flat.
+    #[arg(long)]
+    load: Option<u32>,
     /// File for the figures.
     #[arg(long)]
     output: PathBuf,
@@ -51,6 +54,9 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let corpus = arguments.work.join("corpus.json");
     let texts: Value = serde_json::from_slice(&std::fs::read(&corpus).context("reading the texts")?)?;
+    if let Some(minutes) = arguments.load {
+        return server::load(&arguments.model, &texts, minutes);
+    }
     let mut contenders = contenders::all(&arguments, &corpus, &texts)?;
     let tokens = contenders::tokens(&arguments.model, &texts)?;
     let mut report = json!({

@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
 
+use super::device::has_own_kernels;
 pub(super) use super::kernels::Reach;
 use super::kernels::{self, Heads, Microkernel, Strided};
 use super::precision::Place;
@@ -191,7 +192,7 @@ impl Attention {
             }
         }
         // The kernels know no token that is not attended to; the few short queries that have some can do without them.
-        if queries.device().is_cpu() && texts.seen == texts.lengths {
+        if has_own_kernels(queries.device()) && texts.seen == texts.lengths {
             queries.apply_op3_no_bwd(keys, values, &Attend { attention: self, lengths: &texts.lengths })
         } else {
             self.elsewhere(queries, keys, values, texts)
@@ -284,7 +285,7 @@ fn groups(lengths: &[usize], seen: &[usize]) -> Vec<Group> {
 
 /// Positions that attention on `device` computes for texts of `lengths` tokens beyond their tokens.
 pub(super) fn padding(lengths: &[usize], device: &Device) -> usize {
-    if device.is_cpu() {
+    if has_own_kernels(device) {
         return 0;
     }
     let padded = |group: &Group| group.texts.iter().map(|text| group.longest - text.length).sum::<usize>();

@@ -33,6 +33,46 @@ pub fn accelerators(wanted: usize) -> (Vec<Accelerator>, Option<String>) {
     (found, None)
 }
 
+/// A CUDA device as its driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// The driver's name for it.
+    pub uuid: String,
+    /// All its memory, in MiB.
+    pub memory_mib: u64,
+}
+
+/// The CUDA devices that this process sees, by ordinal; none without the feature `cuda` or without a driver. One that can't be
+/// asked ends the list.
+pub fn visible() -> Vec<Card> {
+    #[cfg(feature = "cuda")]
+    {
+        use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
+
+        let card = |ordinal| -> Result<Card, DriverError> {
+            let context = CudaContext::new(ordinal)?;
+            // Signed on some machines.
+            let bytes = context.uuid()?.bytes.map(|byte| byte.to_ne_bytes()[0]);
+            Ok(Card { uuid: uuid(bytes), memory_mib: context.total_mem()? as u64 >> 20 })
+        };
+        let count = CudaContext::device_count().ok().and_then(|count| usize::try_from(count).ok());
+        let cards = (0..count.unwrap_or_default()).map(card);
+        cards
+            .map_while(|card| card.inspect_err(|error| tracing::warn!(%error, "a GPU can't be asked")).ok())
+            .collect()
+    }
+    #[cfg(not(feature = "cuda"))]
+    Vec::new()
+}
+
+/// As NVML writes it.
+#[cfg(any(feature = "cuda", test))]
+fn uuid(bytes: [u8; 16]) -> String {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    format!("GPU-{}", parts.join("-"))
+}
+
 /// candle's device; the CPU where no accelerator is meant.
 pub(super) fn open(accelerator: Option<&Accelerator>) -> Result<Device, ModelError> {
     let Some(accelerator) = accelerator else { return Ok(Device::Cpu) };
@@ -40,6 +80,15 @@ pub(super) fn open(accelerator: Option<&Accelerator>) -> Result<Device, ModelErr
         doing: format!("opening {}", name(Some(accelerator))),
         source,
     })
+}
+
+/// Whether the kernels of this crate compute on `device`: those are for the CPU. On any other device candle's functions do it.
+pub(super) fn has_own_kernels(device: &Device) -> bool {
+    #[cfg(test)]
+    if tests::GENERAL.get() {
+        return false;
+    }
+    device.is_cpu()
 }
 
 /// Threads for the kernels, as many as there are cores where no number is given.
@@ -51,4 +100,27 @@ pub(super) fn cores(count: Option<usize>) -> Result<rayon::ThreadPool, ModelErro
 /// `cpu` or `cuda:<ordinal>`.
 pub(super) fn name(accelerator: Option<&Accelerator>) -> String {
     accelerator.map_or_else(|| "cpu".to_owned(), |it| format!("cuda:{}", it.ordinal))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(super) static GENERAL: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// What `compute` makes on this thread with the functions for any device, which is what a GPU would do.
+    pub(in crate::model) fn generally<T>(compute: impl FnOnce() -> T) -> T {
+        GENERAL.set(true);
+        let made = compute();
+        GENERAL.set(false);
+        made
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_nvml_does() {
+        let bytes = [0, 0x1f, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff];
+        assert_eq!(super::uuid(bytes), "GPU-001f0203-0405-0607-0809-0a0b0c0d0eff");
+    }
 }

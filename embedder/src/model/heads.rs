@@ -214,7 +214,7 @@ fn classifier(
         }
         _ => {
             let pooler = encoder.pp("pooler.dense");
-            // Jina's have no pooler.
+            // A checkpoint without a pooler has its first state classified as it is.
             let pooler = pooler.contains_tensor("weight").then(|| first(pooler, Squash::Tanh)).transpose()?;
             pooler.into_iter().chain([last("classifier")?]).collect()
         }

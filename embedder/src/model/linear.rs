@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
+use super::device::has_own_kernels;
 use super::kernels::{Activation, Matrix};
 use super::ops;
 use super::precision::Place;
@@ -18,7 +19,7 @@ enum Weights {
 impl Linear {
     /// Packs `weight`, [columns, inner], once and for all.
     pub(super) fn new(weight: &Tensor, bias: Option<&Tensor>, place: &Place) -> Result<Self> {
-        if !place.device.is_cpu() {
+        if !has_own_kernels(&place.device) {
             return Ok(Self(Weights::Tensor { transposed: weight.t()?, bias: bias.cloned() }));
         }
         let inner = weight.dim(1)?;

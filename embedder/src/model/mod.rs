@@ -29,7 +29,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use device::{Accelerator, accelerators, cuda_compiled};
+pub use device::{Accelerator, Card, accelerators, cuda_compiled, visible};
 pub use files::{DenseHead, Heads, ModelFiles, MultiHead, SparseHead};
 pub use output::{Output, Wants, normalize};
 pub use precision::Precision;
@@ -347,6 +347,41 @@ mod tests {
                     assert!(cosine > 0.999, "{name} with {}: cosine {cosine}", microkernel.name);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_a_gpu_would_compute_is_what_the_kernels_of_the_cpu_do() {
+        let folders =
+            std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models")).unwrap();
+        for folder in folders {
+            let files = ModelFiles::read(&folder.unwrap().path()).unwrap();
+            let name = files.folder.display();
+            let tokenizer = load_tokenizer(&files).unwrap();
+            let inputs =
+                ["a hot card", "the operator moves the workload to the coolest healthy card", "warm"]
+                    .map(|text| tokenizer.text(text, Truncation::DropEnd).unwrap())
+                    .map(|input| Input { wants: Wants::VECTOR | Wants::STATES, ..input });
+            let compute = |precision| {
+                let loaded = Loaded::load(&files, &Place::new(Device::Cpu, precision).unwrap()).unwrap();
+                loaded.run(&inputs.iter().collect::<Vec<_>>()).unwrap()
+            };
+            let numbers = |output: &Output| [&output.vector[..], &output.states.concat()].concat();
+            let exact = compute(Precision::F32);
+            let general = device::tests::generally(|| compute(Precision::F32));
+            let half = device::tests::generally(|| compute(Precision::F16));
+            for ((exact, general), half) in exact.iter().zip(&general).zip(&half) {
+                assert_eq!(exact.states.len(), general.states.len(), "{name}");
+                for ((exact, general), half) in numbers(exact).iter().zip(numbers(general)).zip(numbers(half))
+                {
+                    assert!((exact - general).abs() < 1e-4, "{name}: {general} instead of {exact}");
+                    assert!(
+                        (exact - half).abs() < 0.05 * exact.abs().max(1.0),
+                        "{name}: {half} in f16, {exact}"
+                    );
+                }
+            }
+            assert_ne!(half, exact, "{name}: nothing was rounded");
         }
     }
 

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
+use super::device::has_own_kernels;
 pub(super) use super::kernels::Activation;
 use super::kernels::{self, Norm};
 use super::tokens::Input;
@@ -55,7 +56,7 @@ impl Normalization {
 
     /// `norm(x)`
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !has_own_kernels(x.device()) {
             return self.elsewhere(x);
         }
         x.apply_op1_no_bwd(&NormalizeRows(self))
@@ -63,7 +64,7 @@ impl Normalization {
 
     /// `norm(x + residual)`, in the memory of `x`, which nothing else may use.
     pub(super) fn forward_residual(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !has_own_kernels(x.device()) {
             return self.elsewhere(&x.add(residual)?);
         }
         x.inplace_op2(residual, &NormalizeRows(self))?;
@@ -92,7 +93,7 @@ impl Normalization {
 
 /// `x + y`, in the memory of `x`, which nothing else may use.
 pub(super) fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_own_kernels(x.device()) {
         return x.add(y);
     }
     x.inplace_op2(y, &Add)?;
@@ -132,7 +133,7 @@ impl Table {
 
     /// The rows of `ids`: [ids, width].
     pub(super) fn rows(&self, ids: Vec<u32>) -> Result<Tensor> {
-        if !self.0.device().is_cpu() {
+        if !has_own_kernels(self.0.device()) {
             return self.0.index_select(&Tensor::new(ids, self.0.device())?, 0);
         }
         self.0.apply_op1_no_bwd(&Rows { ids })
@@ -140,7 +141,7 @@ impl Table {
 
     /// `x` and the rows of `ids` added up, in the memory of `x`, which nothing else may use.
     pub(super) fn add_rows(&self, x: Tensor, ids: Vec<u32>) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !has_own_kernels(x.device()) {
             return x.add(&self.rows(ids)?);
         }
         x.inplace_op2(&self.0, &Rows { ids })?;
@@ -217,7 +218,7 @@ impl candle_core::InplaceOp2 for Rows {
 
 /// The mean over the tokens of each text: [texts, width].
 pub(super) fn means_of_texts(x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-    if x.device().is_cpu() {
+    if has_own_kernels(x.device()) {
         return x.apply_op1_no_bwd(&Means { lengths });
     }
     let mut start = 0;
@@ -285,7 +286,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 
 /// `activation(gate) · up` of [tokens, 2 · width], whose halves are gate and up, in this order or the other.
 pub(super) fn gate(x: &Tensor, activation: Activation, gate_first: bool) -> Result<Tensor> {
-    if x.device().is_cpu() {
+    if has_own_kernels(x.device()) {
         return x.apply_op1_no_bwd(&Gate { activation, gate_first });
     }
     let width = x.dim(1)? / 2;

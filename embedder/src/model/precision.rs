@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 
 use super::ModelError;
+use super::device::has_own_kernels;
 use super::kernels::{Format, Microkernel};
 
 /// What a user asks for.
@@ -57,7 +58,7 @@ pub(super) struct Place {
 impl Place {
     /// What `wanted` means on `device`.
     pub(super) fn new(device: Device, wanted: Precision) -> Result<Self, ModelError> {
-        let precision = match (wanted, device.is_cpu()) {
+        let precision = match (wanted, has_own_kernels(&device)) {
             (Precision::Auto, true) => Precision::F32,
             (Precision::Auto, false) if device.supports_bf16() => Precision::Bf16,
             (Precision::Auto, false) => Precision::F16,
@@ -89,7 +90,7 @@ impl Place {
 
     /// The type of the tensors between the ops, and of the weights before they are packed.
     pub(super) fn dtype(&self) -> DType {
-        match (self.device.is_cpu(), self.precision) {
+        match (has_own_kernels(&self.device), self.precision) {
             (false, Precision::F16) => DType::F16,
             (false, Precision::Bf16) => DType::BF16,
             _ => DType::F32,
@@ -98,6 +99,6 @@ impl Place {
 
     /// Instruction set or library, as `/info` shows it.
     pub(super) fn kernel_name(&self) -> &'static str {
-        if self.device.is_cpu() { self.microkernel.name } else { "cuda" }
+        if has_own_kernels(&self.device) { self.microkernel.name } else { "cuda" }
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 use rayon::prelude::*;
 
+use super::device::has_own_kernels;
 use super::ops;
 use super::plan::{Rotation, Stretch};
 use super::precision::Place;
@@ -70,7 +71,7 @@ impl Rotary {
             })
             .collect();
         let angles: Vec<&Angles> = own.iter().map(|own| own.as_ref().unwrap_or(&self.angles)).collect();
-        if !x.device().is_cpu() {
+        if !has_own_kernels(x.device()) {
             return self.elsewhere(&x, lengths, &angles, heads);
         }
         x.inplace_op1(&Turn { width: self.width, lengths, angles: &angles, heads })?;

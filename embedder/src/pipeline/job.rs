@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 
 /// Chunks between two stages.
 const BETWEEN: usize = 256;
+/// The same behind the language model: contexts that wait to be embedded are lost where the process is killed.
+const CONTEXTS_BETWEEN: usize = 32;
 
 /// What is to be done.
 pub struct Job {
@@ -101,7 +103,7 @@ pub async fn run(
     embedder: Arc<dyn EmbedTexts>,
     lines: mpsc::Sender<Line>,
 ) {
-    let (outcomes, chunks) = mpsc::channel(BETWEEN);
+    let (outcomes, chunks) = mpsc::channel(if job.settings.enrich { CONTEXTS_BETWEEN } else { BETWEEN });
     let contexts = match config
         .ollama
         .as_ref()

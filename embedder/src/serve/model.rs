@@ -53,7 +53,7 @@ pub(super) fn load(
     let files = Arc::new(files);
     check_role(args.role, &files)?;
     let tokenizer = model::load_tokenizer(&files)?;
-    let Replicas { ordinary, express } = replicas(&files, devices, args.gpus.0.len(), args.dtype)?;
+    let Replicas { ordinary, express } = replicas(&files, devices, args.dtype)?;
     let first = ordinary.first().context("the model has no replica")?;
     let tokens = batch_tokens(args, &files, devices, first.precision())?;
     let name = given(args.model_name.as_ref()).unwrap_or(model);
@@ -114,7 +114,7 @@ fn batch_tokens(
     let most = args.max_batch_tokens.unwrap_or(GPU_BATCH_TOKENS);
     let (weights, token) = files.footprint(precision)?;
     let within = |gpu: &Gpu| batch::tokens_within(gpu.memory_mib << 20, Footprint { weights, token }, most);
-    Ok(args.gpus.0.iter().take(devices.accelerators.len()).map(within).collect())
+    Ok(devices.given.iter().take(devices.accelerators.len()).map(within).collect())
 }
 
 /// The kind of model as text-embeddings-inference tells it.
@@ -158,12 +158,7 @@ struct Replicas {
 
 /// One replica a GPU. On the CPU as many as GPUs were given, or one for every [`CORES`]: they share the weights, and each has
 /// its part of the cores; so has the express one, with which the operating system lets them share.
-fn replicas(
-    files: &ModelFiles,
-    devices: &Devices,
-    given: usize,
-    precision: Precision,
-) -> anyhow::Result<Replicas> {
+fn replicas(files: &ModelFiles, devices: &Devices, precision: Precision) -> anyhow::Result<Replicas> {
     if !devices.accelerators.is_empty() {
         let load = |it| Ok(Model::load(files, Some(it), precision)?);
         let ordinary = devices.accelerators.iter().map(load).collect::<anyhow::Result<_>>()?;
@@ -171,7 +166,7 @@ fn replicas(
     }
     let model = Model::load(files, None, precision)?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = given.max(cores.div_ceil(CORES));
+    let workers = devices.given.len().max(cores.div_ceil(CORES));
     let replica = || Ok(model.on_cores(cores.div_ceil(workers))?);
     let ordinary = (0..workers).map(|_| replica()).collect::<anyhow::Result<_>>()?;
     Ok(Replicas { ordinary, express: Some(replica()?) })
@@ -196,21 +191,22 @@ mod tests {
     fn batches_get_smaller_where_the_number_format_needs_more_of_a_gpus_memory() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/bert");
         let files = ModelFiles::read(&folder).unwrap();
-        let gpus = r#"[{"index":0,"uuid":"GPU-0","memoryMiB":1},{"index":1,"uuid":"GPU-1","memoryMiB":2}]"#;
+        let gpu = |index| Gpu { index, uuid: format!("GPU-{index}"), memory_mib: u64::from(index) + 1 };
         let devices = |count| Devices {
+            given: vec![gpu(0), gpu(1)],
             accelerators: (0..count).map(|ordinal| Accelerator { ordinal }).collect(),
             info: Vec::new(),
             temperatures: Vec::new(),
             missing: None,
         };
-        let args = arguments(&["--gpus", gpus]);
+        let args = arguments(&[]);
         let tokens = |count, precision| batch_tokens(&args, &files, &devices(count), precision).unwrap();
         assert_eq!(tokens(0, Precision::F32), [CPU_BATCH_TOKENS], "shares of GPUs say nothing of the CPU");
         let (coarse, exact) = (tokens(2, Precision::Bf16), tokens(2, Precision::F32));
         assert!(coarse[0] < coarse[1] && exact[0] < exact[1], "{coarse:?} {exact:?}");
         assert!(exact[0] < coarse[0] && exact[1] < coarse[1], "{coarse:?} {exact:?}");
         assert!(coarse[1] < GPU_BATCH_TOKENS, "{coarse:?}");
-        let args = arguments(&["--gpus", gpus, "--max-batch-tokens", "70"]);
+        let args = arguments(&["--max-batch-tokens", "70"]);
         assert_eq!(batch_tokens(&args, &files, &devices(1), Precision::Bf16).unwrap(), [70]);
     }
 }

@@ -134,8 +134,12 @@ fn smaller_number_formats_keep_the_directions_of_every_architecture() {
 fn logits_are_those_of_the_reference() {
     for (name, labels) in [
         ("bert-classifier", &["calm", "warm", "hot"][..]),
+        ("roberta-classifier", &["calm", "warm", "hot"]),
         ("xlm-roberta-reranker", &["LABEL_0"]),
+        ("distilbert-classifier", &["LABEL_0", "LABEL_1"]),
         ("modernbert-reranker", &["LABEL_0"]),
+        ("gte-reranker", &["LABEL_0"]),
+        ("jina-reranker", &["LABEL_0"]),
     ] {
         let fixture = Fixture::load(name);
         assert_eq!(fixture.files.heads.labels.as_deref().unwrap(), labels);

@@ -1,7 +1,7 @@
 //! A pod of a slot is made or deleted: its name, its number, the actions.
 
 use super::{Report, Settling, in_words};
-use crate::actions::{Action, Plan, Severity, Write};
+use crate::actions::{Action, Plan, Write};
 use crate::desired::{Desired, Slot};
 use crate::finish::{Finish, finish};
 use crate::placement::Placement;
@@ -61,7 +61,7 @@ pub(super) fn create(
         }
         None => format!("Pod {name} needs no GPU"),
     };
-    plan.note(&with.desired.id, Severity::Normal, "Placed", text);
+    plan.note_made(&with.desired.id, &name, "Placed", text);
     if let Some(placement) = placement {
         report.ahead = Some(assignment(name, placement));
     }

@@ -205,7 +205,7 @@ fn start<'a>(
         spec.affinity = Some(only_on(node));
     }
     let text = format!("Pod {name} pulls the models on node {node}");
-    plan.note(id, Severity::Normal, "Pulling", text.clone());
+    plan.note_made(id, &name, "Pulling", text.clone());
     plan.create(with.observed, id.key.clone(), pod);
     Pulled::Waiting(text, None)
 }

@@ -178,6 +178,18 @@ impl World {
         ready(&self.api::<K>(), name).await
     }
 
+    /// Whether a resource is Ready for its newest spec.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn is_ready<K>(&self, name: &str) -> Result<bool>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
+        K::DynamicType: Default,
+    {
+        is_ready(&serde_json::to_value(self.api::<K>().get(name).await?)?)
+    }
+
     /// Waits until a condition of a resource has this reason, and returns its message.
     ///
     /// # Errors
@@ -271,8 +283,7 @@ where
     loop {
         let object = api.get(name).await?;
         let value = serde_json::to_value(&object)?;
-        let current = value.pointer("/status/observedGeneration") == value.pointer("/metadata/generation");
-        if current && find_condition(&value, condition::READY)?.is_some_and(|c| c.status == "True") {
+        if is_ready(&value)? {
             return Ok(object);
         }
         if Instant::now() > end {
@@ -280,6 +291,11 @@ where
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
+}
+
+fn is_ready(object: &serde_json::Value) -> Result<bool> {
+    let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+    Ok(current && find_condition(object, condition::READY)?.is_some_and(|c| c.status == "True"))
 }
 
 fn find_condition(object: &serde_json::Value, kind: &str) -> Result<Option<Condition>> {

@@ -175,6 +175,14 @@ pub fn install_test_packages() -> Result<()> {
     install_debian(&Versions::pinned()?.debian_tests)
 }
 
+/// Installs the Debian packages that are missing and that compile C for 64-bit Arm.
+///
+/// # Errors
+/// When apt-get fails.
+pub fn install_cross_compiler() -> Result<()> {
+    install_debian(&Versions::pinned()?.debian_cross)
+}
+
 fn install_debian(packages: &[String]) -> Result<()> {
     let missing: Vec<&String> = packages
         .iter()

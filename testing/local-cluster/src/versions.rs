@@ -14,6 +14,8 @@ pub struct Versions {
     pub debian: Vec<String>,
     /// Debian packages that only the tests need.
     pub debian_tests: Vec<String>,
+    /// Debian packages that compile C and C++ for 64-bit Arm.
+    pub debian_cross: Vec<String>,
     /// Go programs by name.
     pub go: BTreeMap<String, GoTool>,
     /// Folders of CustomResourceDefinitions by the module (`module@version`) that has them.

@@ -34,6 +34,9 @@ pub struct Embedder {
     /// Leave candle's own model out, which takes minutes to compile.
     #[arg(long)]
     no_candle: bool,
+    /// Nothing but so many minutes of load on the server: fails where its memory does not stay flat.
+    #[arg(long)]
+    load: Option<u32>,
     /// Print alone, and leave docs/ as it is.
     #[arg(long)]
     no_docs: bool,
@@ -115,8 +118,11 @@ impl Embedder {
             let corpus = work.join("corpus.json");
             crate::run(Command::new(&python).arg(&peers).arg("corpus").arg(&model).arg(corpus))
         })?;
-        let candle =
-            if self.no_candle { None } else { Some(step("candle's own model", || candle_peer(&root))?) };
+        let candle = if self.no_candle || self.load.is_some() {
+            None
+        } else {
+            Some(step("candle's own model", || candle_peer(&root))?)
+        };
         let output = work.join("figures.json");
         let mut cargo = super::optimized(&["principium-embedder"]);
         cargo.args(["--bench", "embedder", "--", "--rounds", &self.rounds.to_string()]);
@@ -124,6 +130,10 @@ impl Embedder {
         cargo.arg("--peers").arg(&peers).arg("--output").arg(&output);
         if let Some(candle) = &candle {
             cargo.arg("--candle").arg(candle);
+        }
+        if let Some(minutes) = self.load {
+            cargo.arg("--load").arg(minutes.to_string());
+            return crate::run(&mut cargo);
         }
         crate::run(&mut cargo)?;
         let figures: Figures = serde_json::from_slice(&fs::read(&output)?).context("reading the figures")?;

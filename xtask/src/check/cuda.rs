@@ -4,18 +4,17 @@
 //! That takes ten minutes. It is done where something that the outcome depends on has changed since it last went well: the
 //! digest of that is kept in the repository.
 
-use super::digest::{digits, is_unchanged, keep};
+use super::digest::{digits, embedder, is_unchanged, keep, read};
 use anyhow::{Context, Result, ensure};
 use principium_local_cluster::progress::step;
 use principium_local_cluster::{Cache, python};
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The digest of the sources that were last seen to compile.
 const VERIFIED: &str = "testing/cuda/verified";
 const CONTAINERFILE: &str = "images/Containerfile";
-const SOURCES: &str = "embedder/src";
 /// Any card that the image can be built for.
 const CAPABILITY: &str = "86";
 
@@ -27,7 +26,9 @@ pub fn check(cache: &Cache) -> Result<()> {
         .filter(|word| word.starts_with("nvidia-") && word.contains("=="))
         .collect();
     ensure!(!packages.is_empty(), "{CONTAINERFILE} names no Python packages of NVIDIA");
-    let digest = digest(&packages)?;
+    let mut hasher = embedder("feature = \"cuda\"", &["candle", "cudarc"])?;
+    hasher.update(packages.join(" "));
+    let digest = digits(hasher);
     if is_unchanged(VERIFIED, &digest) {
         println!("    CUDA: unchanged since the embedder was last seen to compile for it");
         return Ok(());
@@ -51,45 +52,4 @@ fn toolkit(python: &Path) -> Result<PathBuf> {
     let versions = fs::read_dir(&lib).with_context(|| format!("reading {}", lib.display()))?;
     let mut found = versions.flatten().map(|version| version.path().join("site-packages/nvidia/cu13"));
     found.find(|folder| folder.join("bin/nvcc").is_file()).context("NVIDIA's packages have no nvcc")
-}
-
-/// Of what the outcome depends on: sources that speak of CUDA, the features, and the versions of compiler and libraries.
-fn digest(packages: &[&str]) -> Result<String> {
-    let mut hasher = Sha256::new();
-    let mut sources: Vec<PathBuf> = Vec::new();
-    let mut folders = vec![PathBuf::from(SOURCES)];
-    while let Some(folder) = folders.pop() {
-        for entry in
-            fs::read_dir(crate::root().join(&folder)).with_context(|| format!("reading {SOURCES}"))?
-        {
-            let entry = entry?;
-            let path = folder.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources.push(path);
-            }
-        }
-    }
-    sources.sort();
-    for source in sources {
-        let text = read(&source)?;
-        if text.contains("feature = \"cuda\"") {
-            hasher.update(text);
-        }
-    }
-    hasher.update(read(Path::new("embedder/Cargo.toml"))?);
-    let lock = read(Path::new("Cargo.lock"))?;
-    let of_candle = |block: &&str| block.contains("name = \"candle") || block.contains("name = \"cudarc");
-    for block in lock.split("[[package]]").filter(of_candle) {
-        hasher.update(block);
-    }
-    for package in packages {
-        hasher.update(package);
-    }
-    Ok(digits(hasher))
-}
-
-fn read(file: &Path) -> Result<String> {
-    fs::read_to_string(crate::root().join(file)).with_context(|| format!("reading {}", file.display()))
 }

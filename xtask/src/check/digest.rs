@@ -5,6 +5,50 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the sources of the embedder are.
+const SOURCES: &str = "embedder/src";
+
+/// Of what it depends on that the embedder compiles elsewhere: its sources that contain `marker`, its features, and the versions
+/// of the packages whose names begin so.
+pub fn embedder(marker: &str, packages: &[&str]) -> Result<Sha256> {
+    let mut hasher = Sha256::new();
+    let mut sources: Vec<PathBuf> = Vec::new();
+    let mut folders = vec![PathBuf::from(SOURCES)];
+    while let Some(folder) = folders.pop() {
+        for entry in
+            fs::read_dir(crate::root().join(&folder)).with_context(|| format!("reading {SOURCES}"))?
+        {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push(path);
+            }
+        }
+    }
+    sources.sort();
+    for source in sources {
+        let text = read(&source)?;
+        if text.contains(marker) {
+            hasher.update(text);
+        }
+    }
+    hasher.update(read(Path::new("embedder/Cargo.toml"))?);
+    let lock = read(Path::new("Cargo.lock"))?;
+    let counts = |block: &&str| packages.iter().any(|name| block.contains(&format!("name = \"{name}")));
+    for block in lock.split("[[package]]").filter(counts) {
+        hasher.update(block);
+    }
+    Ok(hasher)
+}
+
+/// A file of the repository.
+pub fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(crate::root().join(file)).with_context(|| format!("reading {}", file.display()))
+}
 
 /// Whether these inputs are those that last went well.
 pub fn is_unchanged(file: &str, digest: &str) -> bool {

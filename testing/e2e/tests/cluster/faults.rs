@@ -2,13 +2,14 @@
 //! API server. After each: no memory is granted twice, requests, podresources and devices agree, and the cluster gets
 //! there in bounded time. `cargo xtask soak` runs the long forms; faults of all kinds at random are in [`crate::churn`].
 
-use crate::pods::{phase, requested, reranker};
+use crate::pods::{data_factory, phase, requested, reranker};
+use crate::pools::{MODEL, Store};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
-use principium_api::Reranker;
 use principium_api::status::condition::{READY, STALLED};
+use principium_api::{DataFactory, OllamaPool, Reranker};
 use principium_e2e::container::Container;
 use principium_e2e::operator::{Operator, without_operator};
 use principium_e2e::proxy::Proxy;
@@ -16,6 +17,9 @@ use principium_e2e::world::PATIENCE;
 use principium_e2e::{World, gpus, run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+/// Operators, one after another, after which all is to be Ready.
+const LIVES: u32 = 80;
 
 /// Whether the long forms are run.
 fn soaks() -> bool {
@@ -70,37 +74,34 @@ pub async fn requests_podresources_and_devices_agree(world: &World) -> Result<()
 
 /// Whether a Reranker is Ready for its newest spec.
 async fn is_ready(world: &World, name: &str) -> Result<bool> {
-    let found = world.api::<Reranker>().get(name).await?;
-    let status = found.status.unwrap_or_default();
-    let ready = status.conditions.iter().any(|found| found.type_ == READY && found.status == "True");
-    Ok(ready && status.observed_generation == found.metadata.generation)
+    world.is_ready::<Reranker>(name).await
 }
 
 /// Gives the work to one operator after another, each of which dies after its first write, until all is Ready. Returns how
 /// many there were.
-async fn one_write_a_life(world: &World, proxy: &Proxy, names: &[&str]) -> Result<u32> {
-    for life in 1..=80 {
+async fn one_write_a_life<F: Future<Output = Result<bool>>>(
+    world: &World,
+    proxy: &Proxy,
+    all_ready: impl Fn() -> F,
+) -> Result<u32> {
+    for life in 1..=LIVES {
         proxy.cut_after(1);
         let operator = Operator::start(world, proxy, "mortal", false).await?;
         let end = Instant::now() + PATIENCE;
         while !proxy.is_cut() {
-            let mut ready = true;
-            for name in names {
-                ready &= is_ready(world, name).await?;
-            }
-            if ready {
+            if all_ready().await? {
                 operator.kill()?;
                 return Ok(life - 1);
             }
             if Instant::now() > end {
-                bail!("life {life} writes nothing, and {names:?} are not Ready:\n{}", operator.log());
+                bail!("life {life} writes nothing, and not all are Ready:\n{}", operator.log());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         operator.kill()?;
         nothing_is_granted_twice(world).await?;
     }
-    bail!("{names:?} are not Ready after 80 lives")
+    bail!("not all are Ready after {LIVES} lives")
 }
 
 #[test]
@@ -110,13 +111,15 @@ fn an_operator_that_dies_after_every_single_write_gets_there() -> Result<()> {
             let proxy = Proxy::start().await?;
             world.apply::<Reranker>(&reranker("pinned", "{devices: [{index: 3}]}")).await?;
             world.apply::<Reranker>(&reranker("chosen", "{count: 1, memory: 2Gi}")).await?;
-            let lives = one_write_a_life(&world, &proxy, &["pinned", "chosen"]).await?;
+            let both =
+                || async { Ok(is_ready(&world, "pinned").await? && is_ready(&world, "chosen").await?) };
+            let lives = one_write_a_life(&world, &proxy, both).await?;
             assert!(lives >= 6, "a Service, a pod and a status each: {lives} lives");
             requests_podresources_and_devices_agree(&world).await?;
             // Made first where a GPU is free, and stopped first where it is pinned.
             world.apply::<Reranker>(&reranker("pinned", "{devices: [{index: 3, memory: 5Gi}]}")).await?;
             world.apply::<Reranker>(&reranker("chosen", "{count: 1, memory: 3Gi}")).await?;
-            one_write_a_life(&world, &proxy, &["pinned", "chosen"]).await?;
+            one_write_a_life(&world, &proxy, both).await?;
             for name in ["pinned", "chosen"] {
                 assert_eq!(world.pods_of(name).await?.len(), 1, "{name}: the old pod is gone");
             }
@@ -129,6 +132,31 @@ fn an_operator_that_dies_after_every_single_write_gets_there() -> Result<()> {
             let left =
                 || async { Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(())) };
             world.eventually("no pod is left", left).await
+        })
+        .await
+    })
+}
+
+#[test]
+fn a_pool_with_a_store_and_a_factory_with_an_analyzer_come_up_one_write_a_life() -> Result<()> {
+    run("faults-children", |world| async move {
+        without_operator(&world.clone(), async move {
+            let proxy = Proxy::start().await?;
+            let store = Store::new();
+            world.apply::<OllamaPool>(&store.pool(1024)).await?;
+            let factory = data_factory("factory", "{count: 1, memory: 2Gi}")
+                + &format!(
+                    "  enrichment: {{ollamaPoolRef: {{name: pool}}, model: '{MODEL}'}}\n  docAnalyzer: {{}}\n"
+                );
+            world.apply::<DataFactory>(&factory).await?;
+            let both = || async {
+                Ok(world.is_ready::<OllamaPool>("pool").await?
+                    && world.is_ready::<DataFactory>("factory").await?)
+            };
+            // Pods: a puller, the instances, a worker and an analyzer; gates, Services, disruption budgets and statuses.
+            let lives = one_write_a_life(&world, &proxy, both).await?;
+            assert!(lives >= 12, "{lives} lives");
+            requests_podresources_and_devices_agree(&world).await
         })
         .await
     })

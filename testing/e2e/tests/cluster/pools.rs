@@ -20,19 +20,20 @@ use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
 const INSTANCES: usize = 3;
-const MODEL: &str = "smollm2:135m";
+pub const MODEL: &str = "smollm2:135m";
 /// Port of the node for the first instance.
 const FIRST_PORT: u16 = 21440;
 
 /// A folder of the node, which is this machine, that nobody has made yet.
-struct Store(PathBuf);
+pub struct Store(PathBuf);
 
 impl Store {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(std::env::temp_dir().join(format!("principium-e2e-pools-{}", std::process::id())))
     }
 
-    fn pool(&self, context: u32) -> String {
+    /// The manifest of a pool whose models are kept there.
+    pub fn pool(&self, context: u32) -> String {
         format!(
             r#"
 apiVersion: principium.ai/v1alpha1
