@@ -41,7 +41,7 @@ impl Bench {
                 let peer = ensure_extra(&Cache::from_environment()?, "nvidia-device-plugin")?;
                 let access = crate::cluster::install(Optimized::DevicePlugin)?;
                 crate::test::clear(&access)?;
-                let mut cargo = optimized(&["principium-e2e", "principium-device-plugin"]);
+                let mut cargo = optimized("bench", &["principium-e2e", "principium-device-plugin"]);
                 cargo.args(["--bench", "device_plugin"]).env("KUBECONFIG", &access.kubeconfig);
                 cargo.env("PRINCIPIUM_BENCH_PEER", peer.join("nvidia-device-plugin"));
                 crate::run(&mut cargo)
@@ -49,7 +49,7 @@ impl Bench {
             Self::Embedder(embedder) => embedder.run(),
             Self::Scale(scale) => scale.run(),
             Self::Plan => {
-                let mut cargo = optimized(&["principium-api", "principium-operator"]);
+                let mut cargo = optimized("bench", &OPERATOR);
                 cargo.args(["--bench", "plan"]);
                 crate::run(&mut cargo)
             }
@@ -85,11 +85,14 @@ impl Bench {
     }
 }
 
-/// `cargo bench` for programs of which these packages are optimized as in releases. Dependencies are in the dev profile already:
-/// only what is measured is compiled anew.
-fn optimized(packages: &[&str]) -> Command {
+/// What decides in the operator.
+const OPERATOR: [&str; 2] = ["principium-api", "principium-operator"];
+
+/// `cargo bench` or `cargo build` with these packages optimized as in releases. Dependencies are in the dev profile already: only
+/// what is measured is compiled anew.
+fn optimized(command: &str, packages: &[&str]) -> Command {
     let mut cargo = crate::cargo();
-    cargo.args(["bench", "--profile", "dev", "--workspace", "--features", "principium-e2e/cluster"]);
+    cargo.args([command, "--profile", "dev", "--workspace", "--features", "principium-e2e/cluster"]);
     for package in packages {
         // Assertions check every pointer that the standard library is given.
         for setting in ["opt-level=3", "debug-assertions=false"] {

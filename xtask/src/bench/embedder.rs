@@ -124,7 +124,7 @@ impl Embedder {
             Some(step("candle's own model", || candle_peer(&root))?)
         };
         let output = work.join("figures.json");
-        let mut cargo = super::optimized(&["principium-embedder"]);
+        let mut cargo = super::optimized("bench", &["principium-embedder"]);
         cargo.args(["--bench", "embedder", "--", "--rounds", &self.rounds.to_string()]);
         cargo.arg("--model").arg(&model).arg("--work").arg(&work).arg("--python").arg(&python);
         cargo.arg("--peers").arg(&peers).arg("--output").arg(&output);

@@ -18,22 +18,16 @@ pub struct Scale {
     /// GPUs that turn hot, one after the other.
     #[arg(long, default_value_t = 100)]
     heats: u32,
-    /// The profile that the operator is compiled with.
-    #[arg(long, default_value = "release")]
-    profile: String,
 }
 
 impl Scale {
     /// Measures, and prints a table.
     pub fn run(&self) -> Result<()> {
-        let Self { nodes, resources, pods, heats, profile } = self;
-        let mut build = crate::cargo();
-        build.args(["build", "--workspace", "--features", "principium-e2e/cluster", "--profile", profile]);
+        let Self { nodes, resources, pods, heats } = self;
+        let mut build = super::optimized("build", &super::OPERATOR);
         crate::run(build.args(["--bin", "principium-operator"]))?;
-        let folder = if profile == "dev" { "debug" } else { profile };
-        let operator = crate::target().join(folder).join("principium-operator");
-        let mut bench = crate::cargo();
-        bench.args(["bench", "--workspace", "--features", "principium-e2e/cluster", "--profile", profile]);
+        let operator = crate::target().join("debug/principium-operator");
+        let mut bench = super::optimized("bench", &super::OPERATOR);
         bench.args(["--bench", "scale", "--", "--operator"]).arg(operator);
         for (name, value) in [("nodes", nodes), ("resources", resources), ("pods", pods), ("heats", heats)] {
             bench.arg(format!("--{name}={value}"));
