@@ -99,6 +99,7 @@ impl Soak {
     /// Runs random churn, then the long forms of the fault tests.
     pub fn run(&self) -> Result<()> {
         let Self { minutes, seed, churn } = self;
+        principium_local_cluster::tools::install_test_packages()?;
         let access = crate::cluster::install(Optimized::Nothing)?;
         clear(&access)?;
         let mut cargo = crate::cargo();

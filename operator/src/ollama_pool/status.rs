@@ -46,25 +46,37 @@ impl<'a> Instance<'a> {
     }
 }
 
-/// What an instance answered. An operator that has just started has asked nobody: then what the status says of an
-/// instance holds that was let take requests and runs since.
+/// What an instance answered. An operator that has just started has asked nobody: then it is as the status says, and ready where
+/// the instance was let take requests and runs since.
 fn answers<'a>(observed: &'a Observed, resource: &OllamaPool, pod: &PodView) -> Cow<'a, [ModelAnswer]> {
     if let Some(answers) = observed.answers.instances.get(&pod.uid) {
         return Cow::Borrowed(answers);
     }
-    let known = resource.status.iter().filter(|_| pod.gate_is_current).flat_map(|status| &status.models);
-    let ready = known.filter(|model| model.instance == pod.ordinal && model.state == OllamaModelState::Ready);
-    ready
-        .map(|model| ModelAnswer {
-            name: model.name.clone(),
-            step: ModelStep::Ready,
-            digest: model.digest.clone(),
-            size: model.size,
-            size_vram: model.size_vram,
-            on_gpu: model.size_vram.map(|size| size > 0 && model.message.is_none()),
-            message: model.message.clone(),
-        })
-        .collect()
+    let Some(status) = &resource.status else { return Cow::default() };
+    // Of this pod, not of the one before it.
+    let runs = pod.containers_ready && status.assignments.iter().any(|it| it.pod == pod.name);
+    let told = status.models.iter().filter(|model| model.instance == pod.ordinal);
+    told.filter_map(|model| before(model, runs, pod.gate_is_current)).collect()
+}
+
+/// What the status says that a model answered, on an instance that runs since, or even was let take requests since.
+fn before(model: &OllamaModelStatus, runs: bool, serves: bool) -> Option<ModelAnswer> {
+    let step = match model.state {
+        OllamaModelState::Ready if serves => ModelStep::Ready,
+        OllamaModelState::Ready | OllamaModelState::Loading if runs => ModelStep::Loading,
+        OllamaModelState::Failed if runs => ModelStep::Failed,
+        _ => return None,
+    };
+    let size_vram = model.size_vram.filter(|_| step == ModelStep::Ready);
+    Some(ModelAnswer {
+        name: model.name.clone(),
+        step,
+        digest: model.digest.clone(),
+        size: model.size,
+        size_vram,
+        on_gpu: size_vram.map(|size| size > 0 && model.message.is_none()),
+        message: model.message.clone(),
+    })
 }
 
 fn is_hot(inventory: &Inventory<'_>, pod: &PodView) -> bool {
@@ -181,10 +193,12 @@ fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) 
     let hot: Vec<bool> = told.iter().map(|instance| is_hot(with.inventory, instance.pod)).collect();
     let able = |instance: &Instance<'_>| instance.pod.containers_ready && instance.verified;
     let some_cool = told.iter().zip(&hot).any(|(instance, hot)| able(instance) && !hot);
-    for (Instance { pod, verified, .. }, hot) in told.iter().zip(hot) {
+    for (Instance { pod, verified, answers }, hot) in told.iter().zip(hot) {
         let rests = some_cool && hot;
         let open = *verified && !rests;
-        if pod.gate.unwrap_or(false) == open {
+        // The operator before this one may have let it take requests and not come to the status.
+        let unasked = matches!(answers, Cow::Owned(_)) && !verified && pod.gate_is_current;
+        if pod.gate.unwrap_or(false) == open || unasked {
             continue;
         }
         let message = if open {

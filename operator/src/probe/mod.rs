@@ -76,7 +76,6 @@ impl Prober {
                 Some(asking) if asking.target.life != target.life => self.shared.forget(&uid),
                 Some(_) | None => {}
             }
-            self.shared.recall(&uid, &target.known);
             let task = self.ask(target.clone());
             self.running.insert(uid, Asking { target, task });
         }
@@ -104,14 +103,6 @@ impl Shared {
         answers.instances.remove(uid);
         answers.pulls.remove(uid);
         answers.jobs.remove(uid);
-    }
-
-    /// Begins with what was answered before this operator was started.
-    fn recall(&self, uid: &str, known: &[ModelAnswer]) {
-        if !known.is_empty() {
-            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::make_mut(&mut answers).instances.entry(uid.to_owned()).or_insert_with(|| known.to_vec());
-        }
     }
 
     fn worker_said(&self, uid: &str, answer: WorkerInfo) {

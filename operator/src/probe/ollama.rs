@@ -54,8 +54,9 @@ pub async fn ask(http: Http, target: Target, models: Arc<[String]>, shared: Shar
 /// One look at all models. Returns whether all answered.
 async fn look(http: &Http, target: &Target, models: &[String], shared: &Shared) -> Result<bool, HttpError> {
     let listed: Listed = http.get(&format!("{}/api/tags", target.url)).await?;
-    let before = shared.models(&target.uid);
-    let mut answers: Vec<ModelAnswer> = models.iter().map(|name| as_listed(name, &listed, &before)).collect();
+    let heard = shared.models(&target.uid);
+    let before = if heard.is_empty() { &target.known } else { &heard };
+    let mut answers: Vec<ModelAnswer> = models.iter().map(|name| as_listed(name, &listed, before)).collect();
     if answers.iter().any(|answer| answer.step == ModelStep::Ready) {
         // Ollama unloads a model that nobody asks, and may later load less of it into the GPU's memory.
         let running: Listed = http.get(&format!("{}/api/ps", target.url)).await?;

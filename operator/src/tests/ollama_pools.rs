@@ -1,10 +1,12 @@
 //! Pools: stores, readiness by models, heat, host ports.
 
 use super::cluster::Cluster;
+use crate::observed::{ModelAnswer, ModelStep};
 use crate::pods::PodView;
 use jiff::SignedDuration;
 use principium_api::ollama_pool::OllamaModelState;
 use serde_json::json;
+use std::sync::Arc;
 
 fn shared(instances: u32) -> serde_json::Value {
     json!({"instances": instances, "models": [{"name": "tiny"}], "store": {"hostPath": {"path": "/srv/models"}}})
@@ -151,6 +153,39 @@ fn an_instance_takes_requests_only_when_its_models_answered() {
     assert_eq!(cluster.ready("pool").0, "False");
     cluster.settle();
     assert!(pod(&cluster).ready);
+    assert_eq!(cluster.ready("pool").0, "True");
+}
+
+#[test]
+fn an_operator_that_takes_over_goes_on_where_the_one_before_was_cut_off() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}]}));
+    cluster.pass();
+    cluster.run_pods();
+    let loading = ModelAnswer {
+        name: "tiny".to_owned(),
+        step: ModelStep::Loading,
+        digest: Some("d1".to_owned()),
+        size: Some(5),
+        ..ModelAnswer::default()
+    };
+    let pod = cluster.pods.values().next().unwrap().metadata.uid.clone().unwrap();
+    Arc::make_mut(&mut cluster.observed.answers).instances.insert(pod, vec![loading]);
+    cluster.pass();
+    let half = cluster.pool("pool").status.clone().unwrap();
+    assert_eq!(half.models[0].state, OllamaModelState::Loading);
+    cluster.observed.answers = Arc::default();
+    let plan = cluster.pass();
+    assert_eq!((plan.statuses, plan.actions), (Vec::new(), Vec::new()), "nothing new is known");
+
+    // The model answered, the instance was let take requests, and then there was no time for the status.
+    cluster.settle();
+    let pool = cluster.observed.ollama_pools.iter_mut().next().unwrap();
+    Arc::make_mut(pool).status = Some(half);
+    cluster.observed.answers = Arc::default();
+    let plan = cluster.pass();
+    assert_eq!(plan.actions, Vec::new(), "it goes on taking requests");
+    cluster.settle();
     assert_eq!(cluster.ready("pool").0, "True");
 }
 
