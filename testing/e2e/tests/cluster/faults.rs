@@ -62,7 +62,8 @@ pub async fn requests_podresources_and_devices_agree(world: &World) -> Result<()
             Ok((counted == asked).then_some(()))
         })
         .await?;
-    for pod in pods.list(&ListParams::default()).await?.items {
+    let alive = ListParams::default().fields("status.phase=Running");
+    for pod in pods.list(&alive).await?.items {
         let name = pod.spec.as_ref().map(|spec| spec.containers[0].name.clone()).unwrap_or_default();
         let nodes = Container::of(&pod, &name)?.nvidia_nodes()?;
         let seen: BTreeSet<u32> =
