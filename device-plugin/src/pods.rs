@@ -108,8 +108,10 @@ pub async fn run(
         let asked = wanted.borrow().holders.clone();
         match api.list(&on_this_node).await {
             Ok(list) => {
-                pods.send_replace(read(&list.items));
-                known = Some(asked);
+                let read = read(&list.items);
+                // What is only about to run is looked at again: what it has is compared once it runs.
+                known = read.requests.values().all(|asked| asked.running).then_some(asked);
+                pods.send_replace(read);
             }
             Err(error) => tracing::warn!(
                 %error,
