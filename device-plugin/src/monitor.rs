@@ -29,10 +29,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// How often the kubelet is asked who holds what while nothing is held, nothing withheld, and nothing was allocated lately.
+/// How often the kubelet is asked who holds what while nothing is withheld and nothing was allocated lately.
 const QUIET_POLL: Duration = Duration::from_secs(5);
-/// Least time between two such questions while something is held: whoever waits for a GPU waits for the answer too.
-const HELD_POLL: Duration = Duration::from_millis(800);
 /// Least time between two rounds that allocations cause: a pod with many GPUs is many allocations, and their answers must
 /// not wait for rounds.
 const BREATH: Duration = Duration::from_millis(200);
@@ -266,9 +264,10 @@ impl Monitor {
         let Some(polled) = self.polled else { return true };
         let withholding = self.gpus.values().any(|gpu| gpu.verdict().extent != Extent::Nothing);
         let pending = !self.inputs.recent.lock().settle(self.holdings.as_ref(), now).is_empty();
-        let held = self.holdings.as_ref().is_some_and(|holdings| holdings.devices().next().is_some());
-        let pause = if held { HELD_POLL } else { QUIET_POLL };
-        withholding || pending || self.agreement.is_doubtful() || now.elapsed.saturating_sub(polled) >= pause
+        withholding
+            || pending
+            || self.agreement.is_doubtful()
+            || now.elapsed.saturating_sub(polled) >= QUIET_POLL
     }
 
     async fn poll(&mut self, now: Now) {
