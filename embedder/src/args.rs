@@ -347,7 +347,10 @@ fn parse_gpus(text: &str) -> Result<Gpus, String> {
     if text.trim().is_empty() {
         return Ok(Gpus::default());
     }
-    serde_json::from_str(text).map(Gpus).map_err(|error| format!("not a JSON list of GPUs: {error}"))
+    serde_json::from_str(text).map(Gpus).map_err(|error| {
+        let example = r#"[{"index":0,"uuid":"GPU-…","memoryMiB":4096}], or [] for the CPU"#;
+        format!("not a JSON list of GPUs such as {example}: {error}")
+    })
 }
 
 /// The names of text-embeddings-inference are understood as well; an empty variable is not set.
