@@ -29,8 +29,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// How often the kubelet is asked who holds what while nothing is withheld and nothing was allocated lately.
+/// How often the kubelet is asked who holds what while nothing is held, nothing withheld, and nothing was allocated lately.
 const QUIET_POLL: Duration = Duration::from_secs(5);
+/// Least time between two such questions while something is held: whoever waits for a GPU waits for the answer too.
+const HELD_POLL: Duration = Duration::from_millis(800);
 /// Least time between two rounds that allocations cause: a pod with many GPUs is many allocations, and their answers must
 /// not wait for rounds.
 const BREATH: Duration = Duration::from_millis(200);
@@ -81,6 +83,8 @@ pub struct Monitor {
     sight: Sight,
     holdings: Option<Holdings>,
     released: Released,
+    /// How often the containers that hold something have changed.
+    changes: u64,
     /// When the kubelet was asked last, and when it answered last.
     polled: Option<Duration>,
     answered: Option<Duration>,
@@ -152,6 +156,7 @@ impl Monitor {
             sight: Sight::Nothing,
             holdings: None,
             released: Released::default(),
+            changes: 0,
             polled: None,
             answered: None,
             agreement: Agreement::default(),
@@ -264,16 +269,18 @@ impl Monitor {
         let Some(polled) = self.polled else { return true };
         let withholding = self.gpus.values().any(|gpu| gpu.verdict().extent != Extent::Nothing);
         let pending = !self.inputs.recent.lock().settle(self.holdings.as_ref(), now).is_empty();
-        withholding
-            || pending
-            || self.agreement.is_doubtful()
-            || now.elapsed.saturating_sub(polled) >= QUIET_POLL
+        let held = self.holdings.as_ref().is_some_and(|holdings| holdings.devices().next().is_some());
+        let pause = if held { HELD_POLL } else { QUIET_POLL };
+        withholding || pending || self.agreement.is_doubtful() || now.elapsed.saturating_sub(polled) >= pause
     }
 
     async fn poll(&mut self, now: Now) {
         match self.inputs.pod_resources.list().await {
             Ok(holdings) => {
                 self.released.listed(self.holdings.as_ref(), &holdings, Instant::now());
+                if self.holdings.as_ref().map(Holdings::containers) != Some(holdings.containers()) {
+                    self.changes += 1;
+                }
                 self.holdings = Some(holdings);
                 self.answered = Some(now.elapsed);
             }
@@ -306,7 +313,7 @@ impl Monitor {
     fn ask_for_pods(&self, usage: &BTreeMap<u32, Usage>) {
         let wanted = Wanted {
             uids: usage.values().flat_map(|usage| usage.unknown_pods.iter().cloned()).collect(),
-            holders: self.holdings.as_ref().map(Holdings::containers).unwrap_or_default(),
+            changes: self.changes,
             doubtful: self.agreement.is_doubtful(),
         };
         self.outputs.wanted_pods.send_if_modified(|last| {

@@ -27,10 +27,18 @@ const REFRESH: Duration = Duration::from_secs(600);
 pub struct Wanted {
     /// UIDs of pods whose names it doesn't know.
     pub uids: BTreeSet<String>,
-    /// The containers that hold something: who is new among them asked for something.
-    pub holders: BTreeSet<Holder>,
+    /// How often others came to hold something: who is new asked for something, also when the kubelet has forgotten it
+    /// before anybody looked.
+    pub changes: u64,
     /// Whether what it knows is contradictory.
     pub doubtful: bool,
+}
+
+impl Wanted {
+    /// Whether there is something to learn for who read when there had been that many changes.
+    fn is_new(&self, read: Option<u64>) -> bool {
+        !self.uids.is_empty() || self.doubtful || read != Some(self.changes)
+    }
 }
 
 /// What the API server said.
@@ -97,20 +105,18 @@ pub async fn run(
     let api: Api<Excerpt> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
     // Version 0 lets the API server answer from memory.
     let on_this_node = ListParams::default().fields(&format!("spec.nodeName={node_name}")).match_any();
-    let mut known: Option<BTreeSet<Holder>> = None;
+    let mut known: Option<u64> = None;
     loop {
-        let something_new = wanted.wait_for(|wanted| {
-            !wanted.uids.is_empty() || wanted.doubtful || known.as_ref() != Some(&wanted.holders)
-        });
+        let something_new = wanted.wait_for(|wanted| wanted.is_new(known));
         if let Ok(Err(_)) = tokio::time::timeout(REFRESH, something_new).await.map(|found| found.map(drop)) {
             return;
         }
-        let asked = wanted.borrow().holders.clone();
+        let changes = wanted.borrow().changes;
         match api.list(&on_this_node).await {
             Ok(list) => {
                 let read = read(&list.items);
                 // What is only about to run is looked at again: what it has is compared once it runs.
-                known = read.requests.values().all(|asked| asked.running).then_some(asked);
+                known = read.requests.values().all(|asked| asked.running).then_some(changes);
                 pods.send_replace(read);
             }
             Err(error) => tracing::warn!(
@@ -177,6 +183,17 @@ mod tests {
             "status": {"phase": phase, "containerStatuses": [{"name": "main", "state": state, "ready": true}]},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn the_pods_are_read_for_what_was_not_seen_and_no_more() {
+        let wanted = Wanted { changes: 2, ..Wanted::default() };
+        assert!(wanted.is_new(None), "nothing was read, or of a pod that did not run yet");
+        assert!(wanted.is_new(Some(0)), "a pod came, and was forgotten before anybody read of it");
+        assert!(!wanted.is_new(Some(2)));
+        let doubtful = Wanted { doubtful: true, ..wanted.clone() };
+        let unknown = Wanted { uids: ["uid".to_owned()].into(), ..wanted };
+        assert!(doubtful.is_new(Some(2)) && unknown.is_new(Some(2)));
     }
 
     #[test]
