@@ -26,12 +26,17 @@ pub const STORAGE: [&str; 1] = ["moto[server,s3]==5.2.5"];
 pub fn environment(cache: &Path, name: &str, requirements: &[&str]) -> Result<PathBuf> {
     let folder = cache.join("venvs").join(name);
     let python = folder.join("bin/python");
-    if !python.is_file() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    }
     let stamp = folder.join("requirements");
     let wanted = requirements.join(" ");
-    if !requirements.is_empty() && !fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+    let installed = fs::read_to_string(&stamp).ok();
+    // What was begun and not finished is begun anew: pip does not mend packages that are half there.
+    if !python.is_file() || (installed.is_none() && !requirements.is_empty()) {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    }
+    if !requirements.is_empty() && installed.as_ref() != Some(&wanted) {
+        if installed.is_some() {
+            fs::remove_file(&stamp)?;
+        }
         run(pip(&python)
             .args(["install", "--quiet", "--disable-pip-version-check", "--no-compile"])
             .args(requirements))?;
