@@ -53,8 +53,8 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.gpu) || !has(self.gpu.devices) || self.gpu.devices.size() == (has(self.instances) ? self.instances : 1)")
-        .message("with exact gpu.devices a pool has one device an instance: instances must equal the number of devices"),
+    validation = Rule::new("!has(self.gpu) || !has(self.gpu.devices) || (has(self.instances) ? self.instances <= self.gpu.devices.size() : self.gpu.devices.size() == 1)")
+        .message("with exact gpu.devices a pool has at most one instance a device: set instances to the number of devices, or below it"),
     validation = Rule::new("!has(self.hostPorts) || self.hostPorts.start + (has(self.instances) ? self.instances : 1) <= 65536")
         .message("hostPorts.start plus instances must stay within 65535"),
     validation = Rule::new("!has(self.models) || self.models.all(m, self.models.exists_one(n, n.name == m.name))")

@@ -1,8 +1,9 @@
 //! What a user may say about the pods of a resource, besides their GPUs.
 
 use k8s_openapi::api::core::v1::{EnvVar, LocalObjectReference, ResourceRequirements, Toleration};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Settings of the pods, flattened into each resource's `spec`.
@@ -34,7 +35,8 @@ pub struct PodSettings {
     pub priority_class_name: Option<String>,
 
     /// CPU and memory. GPUs are asked for in `gpu`, never here.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "without_gpus")]
     pub resources: Option<ResourceRequirements>,
 
     /// Environment variables added to the container.
@@ -47,6 +49,26 @@ pub struct PodSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 512))]
     pub max_unavailable: Option<u32>,
+}
+
+/// [`ResourceRequirements`] that ask for none of the operator's resources: those are granted, and asked for in `gpu`.
+fn without_gpus(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Option::<ResourceRequirements>::json_schema(generator);
+    for list in ["limits", "requests"] {
+        if let Some(Value::Object(list)) = schema.pointer_mut(&format!("/properties/{list}")) {
+            // The API server adds up what a rule costs at the most.
+            list.insert("maxProperties".to_owned(), json!(32));
+        }
+    }
+    schema.insert(
+        "x-kubernetes-validations".to_owned(),
+        json!([{
+            "rule": "(!has(self.limits) || self.limits.all(name, !name.startsWith('principium.ai/'))) && \
+                (!has(self.requests) || self.requests.all(name, !name.startsWith('principium.ai/')))",
+            "message": "GPUs are asked for in spec.gpu, not in resources: remove the names that begin with principium.ai/"
+        }]),
+    );
+    schema
 }
 
 /// One key of a Secret in the resource's namespace.

@@ -76,16 +76,21 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* Default image of OllamaPools. */}}
+{{/* Tag of Ollama's own image, under whatever name it is mirrored: the version that principium is tested with. */}}
+{{- define "principium.ollamaTag" -}}0.17.4{{- end -}}
+
+{{/* Default image of OllamaPools. With simulated GPUs it is one of ours, and has the tag of the others. */}}
 {{- define "principium.ollamaImage" -}}
 {{- $image := .Values.ollama.image -}}
-{{- if $image.repository -}}
-{{- include "principium.image" (dict "root" . "image" $image) -}}
-{{- else if .Values.simulation.enabled -}}
-{{- include "principium.image" (dict "root" . "image" (merge (dict "repository" "principium-ollama") $image)) -}}
+{{- if .Values.simulation.enabled -}}
+{{- $image = merge (dict "repository" ($image.repository | default "principium-ollama")) $image -}}
 {{- else -}}
-{{- printf "%s/ollama/ollama%s" ($image.registry | default "docker.io") (ternary (printf "@%s" $image.digest) (printf ":%s" ($image.tag | default "0.17.4")) (not (empty $image.digest))) -}}
+{{- $image = merge (dict "tag" ($image.tag | default (include "principium.ollamaTag" .))) $image -}}
+{{- if not $image.repository -}}
+{{- $image = merge (dict "registry" ($image.registry | default "docker.io") "repository" "ollama/ollama") $image -}}
 {{- end -}}
+{{- end -}}
+{{- include "principium.image" (dict "root" . "image" $image) -}}
 {{- end -}}
 
 {{/* Annotations of a component's pods. Called with (dict "root" $ "own" .Values.operator.podAnnotations). */}}

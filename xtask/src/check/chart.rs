@@ -11,6 +11,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What a set must render, and what it must not, where no schema can tell.
+const EXPECTED: [(&str, &[&str], &[&str]); 4] = [
+    ("default-values", &["--ollama-image=docker.io/ollama/ollama:0.17.4"], &[]),
+    // A mirror has Ollama's tags, whatever the tag of the other images is.
+    ("mirror-values", &["--ollama-image=registry.example.com/mirror/ollama:0.17.4"], &[]),
+    (
+        "no-cluster-rights-values",
+        &["kind: DaemonSet", "matchNames: [team-a]"],
+        &[
+            "kind: CustomResourceDefinition",
+            "kind: ClusterRole",
+            "kind: PriorityClass",
+            "kind: ValidatingAdmission",
+        ],
+    ),
+    (
+        "operator-only-values",
+        &["kind: Deployment"],
+        &["component: device-plugin", "kind: DaemonSet", "kind: ValidatingAdmission"],
+    ),
+];
+
 /// Checks the chart, the manifests that are made from it, and the examples.
 pub fn check(cache: &Cache) -> Result<()> {
     let helm = tools::ensure_extra(cache, "helm")?.join("helm");
@@ -25,12 +47,25 @@ pub fn check(cache: &Cache) -> Result<()> {
             let rendered = values(
                 Command::new(&helm).args(["template", "principium", "--namespace", NAMESPACE]).arg(&chart),
             )?;
+            as_expected(&name, &rendered)?;
             validator.text(&rendered)
         })?;
     }
     step("manifests and examples", || {
         validator.folders(&[crate::root().join("manifests"), crate::root().join("examples")])
     })
+}
+
+fn as_expected(set: &str, rendered: &str) -> Result<()> {
+    for (_, there, absent) in EXPECTED.iter().filter(|(name, ..)| *name == set) {
+        for text in *there {
+            ensure!(rendered.contains(text), "{set} does not render {text:?}");
+        }
+        for text in *absent {
+            ensure!(!rendered.contains(text), "{set} renders {text:?}");
+        }
+    }
+    Ok(())
 }
 
 fn sets(chart: &Path) -> Result<Vec<PathBuf>> {

@@ -19,6 +19,10 @@ fn a_wrong_manifest_is_refused_with_what_would_be_right() -> Result<()> {
             ("{}".to_owned(), "spec.model"),
             ("{model: {}}".to_owned(), "exactly one source"),
             (format!("{{{model}, gpu: {{count: 1, devices: [{{index: 1}}]}}}}"), "exclude each other"),
+            (
+                format!("{{{model}, resources: {{limits: {{principium.ai/gpu-3: 1}}}}}}"),
+                "GPUs are asked for in spec.gpu",
+            ),
             (format!("{{{model}, gpu: {{devices: [{{index: 1, uuid: GPU-1}}]}}}}"), "by index or by uuid"),
             (format!("{{{model}, gpu: {{count: 1, memory: 5GB}}}}"), "for example 5Gi"),
             (format!("{{{model}, gpu: {{devices: [{{index: 1}}], memory: 5Gi}}}}"), "devices[].memory"),
@@ -34,7 +38,9 @@ fn a_wrong_manifest_is_refused_with_what_would_be_right() -> Result<()> {
         let pool = "{apiVersion: principium.ai/v1alpha1, kind: OllamaPool, metadata: {name: wrong}, spec: {instances: 2, gpu: {devices: [{index: 0}]}}}";
         let error =
             world.apply::<OllamaPool>(pool).await.expect_err("one device for two instances").to_string();
-        assert!(error.contains("one device an instance"), "{error}");
+        assert!(error.contains("one instance a device"), "{error}");
+        let pool = "{apiVersion: principium.ai/v1alpha1, kind: OllamaPool, metadata: {name: scaled}, spec: {instances: 0, gpu: {devices: [{index: 0}, {index: 1}]}}}";
+        world.apply::<OllamaPool>(pool).await?;
         Ok(())
     })
 }
