@@ -182,18 +182,24 @@ impl Writer {
             .await
             .map_err(|source| WriteError::Node { name: name.clone(), source })?;
         let mut wanted = GPUNode::new(name, GpuNodeSpec::default());
-        wanted.metadata.owner_references = Some(vec![OwnerReference {
-            api_version: Node::api_version(&()).into_owned(),
-            kind: Node::kind(&()).into_owned(),
-            name: name.clone(),
-            uid: node.uid().unwrap_or_default(),
-            ..OwnerReference::default()
-        }]);
+        wanted.metadata.owner_references = Some(vec![owner(name, node.uid().unwrap_or_default())]);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         self.gpu_nodes
             .patch(name, &params, &Patch::Apply(&wanted))
             .await
             .map(|object| object.uid().unwrap_or_default())
             .map_err(|source| WriteError::Create { name: name.clone(), source })
+    }
+}
+
+/// The Node as owner of what is written about it: that goes with the Node.
+#[must_use]
+pub fn owner(node_name: &str, uid: String) -> OwnerReference {
+    OwnerReference {
+        api_version: Node::api_version(&()).into_owned(),
+        kind: Node::kind(&()).into_owned(),
+        name: node_name.to_owned(),
+        uid,
+        ..OwnerReference::default()
     }
 }

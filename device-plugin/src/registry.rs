@@ -56,11 +56,21 @@ impl Registry {
     }
 
     /// Gives every card that was seen its index: the one that its slot has, else the next free one, in order of slots. A
-    /// MIG device gets one of its GPU's.
+    /// MIG device gets one of its GPU's. A card that is in another slot now has the index of that one; what it had stays as
+    /// a gap.
     pub fn admit<'a>(&mut self, seen: impl IntoIterator<Item = &'a Identity>) {
         let mut seen: Vec<_> = seen.into_iter().map(|identity| (identity.slot(), identity)).collect();
         // A GPU's slot comes before those of its parts.
         seen.sort_by(|a, b| a.0.cmp(&b.0));
+        for (index, known) in &mut self.gpus {
+            let Identity { uuid, .. } = &known.identity;
+            let mut now = seen.iter().filter(|(_, identity)| identity.uuid == *uuid).peekable();
+            if now.peek().is_some() && !now.any(|(slot, _)| *slot == known.identity.slot()) {
+                tracing::warn!(index, uuid, "this GPU is in another slot now, and has the index of that one");
+                // One card under two indices would be offered twice.
+                known.identity.uuid = gone(*index);
+            }
+        }
         for (slot, identity) in seen {
             match self.gpus.values_mut().find(|known| known.identity.slot() == slot) {
                 Some(known) if known.identity.uuid == identity.uuid => known.identity.clone_from(identity),
@@ -126,6 +136,12 @@ impl Registry {
         }
         self
     }
+}
+
+/// Stands for the UUID of a card whose slot is empty and that has another index by now. No card answers to it, and no two
+/// indices share it.
+fn gone(index: u32) -> String {
+    format!("gone-{index}")
 }
 
 /// The registry's file.
@@ -229,6 +245,30 @@ mod tests {
     }
 
     #[test]
+    fn a_card_in_another_slot_has_the_index_of_that_one_and_leaves_a_gap() {
+        let mut registry = Registry::new("boot".into());
+        registry.admit(&[card(1, "a"), card(2, "b")]);
+        registry.admit(&[card(2, "b"), card(7, "a")]);
+        assert_eq!(indices(&registry), [(0, "gone-0"), (1, "b"), (2, "a")]);
+        assert_eq!(registry.index_of("a"), Some(2), "under one index");
+        // Back where it was.
+        registry.admit(&[card(1, "a"), card(2, "b")]);
+        assert_eq!(indices(&registry), [(0, "a"), (1, "b"), (2, "gone-2")]);
+        // Two that changed places.
+        registry.admit(&[card(1, "b"), card(2, "a")]);
+        assert_eq!(indices(&registry), [(0, "b"), (1, "a"), (2, "gone-2")]);
+    }
+
+    #[test]
+    fn a_registry_that_has_a_card_twice_is_put_right() {
+        let twice = [(0, card(1, "a")), (1, card(7, "a"))];
+        let known = twice.map(|(index, identity)| (index, Known { identity, ..Known::default() }));
+        let mut registry = Registry { boot_id: "boot".into(), gpus: known.into() };
+        registry.admit(&[card(7, "a")]);
+        assert_eq!(indices(&registry), [(0, "gone-0"), (1, "a")]);
+    }
+
+    #[test]
     fn another_card_in_the_same_slot_takes_the_index_and_not_the_failure() {
         let mut registry = Registry::new("boot".into());
         registry.admit(&[card(1, "a"), card(2, "b")]);
@@ -278,6 +318,17 @@ mod tests {
         let all = [(0, "GPU-1"), (1, "GPU-2"), (100, "x"), (200, "z"), (201, "y")];
         assert_eq!(indices(&registry), all);
         registry.forget(200);
+        let mut moved = registry.clone();
+        moved.admit(&[
+            card(1, "GPU-1"),
+            card(9, "GPU-2"),
+            Identity { pci_address: card(9, "").pci_address, ..part(2, 9, "y") },
+        ]);
+        assert_eq!(
+            indices(&moved),
+            [(0, "GPU-1"), (1, "gone-1"), (2, "GPU-2"), (100, "x"), (201, "gone-201"), (300, "y")],
+            "a GPU takes its parts along"
+        );
         registry.admit(&[part(2, 5, "new"), card(3, "GPU-3")]);
         assert_eq!(
             indices(&registry),

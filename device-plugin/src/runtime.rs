@@ -128,6 +128,8 @@ async fn client() -> anyhow::Result<kube::Client> {
         .await
         .context("cannot find the API server: neither a service account nor a kubeconfig is there")?;
     config.read_timeout = Some(Duration::from_secs(30));
+    // Counted from the request, not from when its connection was used before.
+    config.reset_reader_on_write = true;
     kube::Client::try_from(config).context("cannot make a client of the API server")
 }
 

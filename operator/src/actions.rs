@@ -87,7 +87,7 @@ pub enum Write {
         name: String,
         uid: String,
     },
-    /// Server-side apply; `ours` when it was made by the operator before, so that no other's Service is taken over.
+    /// Server-side apply; `ours` when the resource is seen to own it. Another's of that name is not taken over.
     ApplyService {
         service: Box<Service>,
         ours: bool,
@@ -110,6 +110,7 @@ pub enum Write {
         name: String,
         uid: String,
         open: bool,
+        reason: &'static str,
         message: String,
     },
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, ObjectMeta};
 use kube::{Api, Client, Resource};
 use principium_api::names::{GROUP, MANAGED_BY};
 use principium_api::{DataFactory, Ingestion, OllamaPool, Reranker};
@@ -231,19 +231,14 @@ async fn perform(client: &Client, action: &Action) -> Result<Done, WriteError> {
         Write::DeletePod { name, uid } => gone(pods().delete(name, &with_uid(uid)).await.map(|_| ())),
         Write::DeleteService { name, uid } => gone(services().delete(name, &with_uid(uid)).await.map(|_| ())),
         Write::ApplyService { service, ours } => {
-            let name = service.metadata.name.as_deref().unwrap_or_default();
-            // A Service of someone else is not taken over: without force its fields conflict.
-            let params = PatchParams { force: *ours, ..PatchParams::apply(CHILDREN) };
-            services().patch(name, &params, &Patch::Apply(service)).await.map(|_| ())
+            return apply::<Service>(&services(), service, *ours, &action.write).await;
         }
         Write::DeleteBudget { name, uid } => gone(budgets().delete(name, &with_uid(uid)).await.map(|_| ())),
         Write::ApplyBudget { budget, ours } => {
-            let name = budget.metadata.name.as_deref().unwrap_or_default();
-            let params = PatchParams { force: *ours, ..PatchParams::apply(CHILDREN) };
-            budgets().patch(name, &params, &Patch::Apply(budget)).await.map(|_| ())
+            return apply::<PodDisruptionBudget>(&budgets(), budget, *ours, &action.write).await;
         }
-        Write::SetGate { name, uid, open, message } => {
-            let patch = gate(uid, *open, message, Timestamp::now());
+        Write::SetGate { name, uid, open, reason, message } => {
+            let patch = gate(uid, *open, (reason, message), Timestamp::now());
             let params = PatchParams { field_manager: Some(STATUS.to_owned()), ..PatchParams::default() };
             gone(pods().patch_status(name, &params, &Patch::Strategic(patch)).await.map(|_| ()))
         }
@@ -256,16 +251,51 @@ async fn existing(pods: &Api<Pod>, wanted: &Pod, write: &Write) -> Result<Done, 
     let name = wanted.metadata.name.as_deref().unwrap_or_default();
     let found = pods.get_opt(name).await;
     let found = found.map_err(|source| WriteError::Api { verb: "read", object: write.object(), source })?;
-    let owner =
-        |pod: &Pod| pod.metadata.owner_references.iter().flatten().next().map(|owner| owner.uid.clone());
     match found {
-        Some(found) if owner(&found) == owner(wanted) => Ok(Done::Made(Box::new(found))),
+        Some(found) if owner(&found.metadata) == owner(&wanted.metadata) => Ok(Done::Made(Box::new(found))),
         Some(found) if found.metadata.deletion_timestamp.is_none() => {
             Err(WriteError::Taken { object: write.object() })
         }
         // It is ending, or has ended by now: the next pass makes the new one.
         Some(_) | None => Ok(Done::Otherwise),
     }
+}
+
+/// Applies a Service or a budget. One that the cache does not show as the resource's own is looked for first: two resources
+/// of different kinds may want the same name, and between applies of one field manager there is no conflict.
+async fn apply<K>(api: &Api<K>, wanted: &K, ours: bool, write: &Write) -> Result<Done, WriteError>
+where
+    K: Resource + Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let failed = |verb, source| WriteError::Api { verb, object: write.object(), source };
+    let meta = wanted.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    let mut ours = ours;
+    if !ours && let Some(found) = api.get_opt(name).await.map_err(|source| failed("read", source))? {
+        // The cache may be behind.
+        ours = owner(found.meta()) == owner(meta);
+        // What a resource left that had this kind and name before is taken over.
+        if !ours && !is_labelled(found.meta(), meta) {
+            return Err(WriteError::Taken { object: write.object() });
+        }
+    }
+    // Without force, what somebody else has changed since conflicts.
+    let params = PatchParams { force: ours, ..PatchParams::apply(CHILDREN) };
+    match api.patch(name, &params, &Patch::Apply(wanted)).await {
+        Ok(_) => Ok(Done::Otherwise),
+        Err(source) => Err(failed(write.verb(), source)),
+    }
+}
+
+/// The UID of the resource that an object belongs to.
+fn owner(meta: &ObjectMeta) -> Option<&str> {
+    meta.owner_references.iter().flatten().next().map(|owner| owner.uid.as_str())
+}
+
+/// Whether an object has all labels of another: they name the resource.
+fn is_labelled(meta: &ObjectMeta, like: &ObjectMeta) -> bool {
+    let label = |name| meta.labels.as_ref().and_then(|labels| labels.get(name));
+    like.labels.iter().flatten().all(|(name, value)| label(name) == Some(value))
 }
 
 /// Only this pod, not another that has its name by now.
@@ -281,14 +311,14 @@ fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
     }
 }
 
-fn gate(uid: &str, open: bool, message: &str, now: Timestamp) -> Value {
+fn gate(uid: &str, open: bool, (reason, message): (&str, &str), now: Timestamp) -> Value {
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     json!({
         "metadata": {"uid": uid},
         "status": {"conditions": [{
             "type": MODELS_READY_GATE,
             "status": if open { "True" } else { "False" },
-            "reason": if open { "ModelsAnswer" } else { "NotServing" },
+            "reason": reason,
             "message": message,
             "lastTransitionTime": now.to_string(),
         }]}
@@ -336,7 +366,64 @@ where
 mod tests {
     use super::*;
     use crate::resource::Kind;
+    use axum::body::Bytes;
+    use axum::extract::RawQuery;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+    use axum::{Json, Router};
     use kube::Config;
+    use tokio::sync::mpsc;
+
+    /// An API server that has this Service, or none, and tells how one is applied.
+    async fn server(has: Option<Service>) -> (Api<Service>, mpsc::UnboundedReceiver<String>) {
+        let (say, said) = mpsc::unbounded_channel();
+        let read = move || async move {
+            let none = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "not found", "reason": "NotFound", "code": 404});
+            match has {
+                Some(has) => Json(json!(has)).into_response(),
+                None => (StatusCode::NOT_FOUND, Json(none)).into_response(),
+            }
+        };
+        let applied = move |RawQuery(query): RawQuery, body: Bytes| async move {
+            say.send(query.unwrap_or_default()).unwrap();
+            body
+        };
+        let router = Router::new().route("/api/v1/namespaces/demo/services/x", get(read).patch(applied));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::try_from(Config::new(address.parse().unwrap())).unwrap();
+        (Api::namespaced(client, "demo"), said)
+    }
+
+    #[tokio::test]
+    async fn another_resources_service_is_not_taken_over() {
+        let service = |kind: &str, uid: &str| -> Service {
+            let owner =
+                json!({"apiVersion": "principium.ai/v1alpha1", "kind": kind, "name": "x", "uid": uid});
+            let labels = json!({"principium.ai/kind": kind, "principium.ai/name": "x"});
+            let meta =
+                json!({"name": "x", "namespace": "demo", "labels": labels, "ownerReferences": [owner]});
+            serde_json::from_value(json!({"metadata": meta})).unwrap()
+        };
+        let wanted = service("reranker", "u1");
+        let write = Write::ApplyService { service: Box::new(wanted.clone()), ours: false };
+        for (has, forced) in [
+            (None, Some(false)),
+            // The cache is behind.
+            (Some(service("reranker", "u1")), Some(true)),
+            // Of one that was deleted and made again.
+            (Some(service("reranker", "u0")), Some(false)),
+            (Some(service("datafactory", "u2")), None),
+        ] {
+            let (api, mut said) = server(has).await;
+            let done = apply(&api, &wanted, false, &write).await;
+            assert_eq!(matches!(done, Err(WriteError::Taken { .. })), forced.is_none());
+            assert_eq!(said.try_recv().ok().map(|query| query.contains("force=true")), forced);
+        }
+    }
 
     #[tokio::test]
     async fn what_is_no_longer_to_be_written_is_not_waited_for() -> Result<(), Box<dyn std::error::Error>> {

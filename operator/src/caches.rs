@@ -1,5 +1,6 @@
 //! Watches: what the operator knows of the cluster, kept up to date. Reads only; a change wakes the loop.
 
+use crate::clients::WATCH_SECONDS;
 use crate::metrics::Metrics;
 use crate::observed::NodeView;
 use crate::pods::{PodView, relevant};
@@ -73,7 +74,11 @@ impl Caches {
                     // The clock has what is needed of it.
                     Some(event.modify(|lease| lease.spec = None))
                 }
-                _ => Some(event),
+                Event::Delete(lease) => {
+                    clock.lost(lease);
+                    Some(event)
+                }
+                Event::Init | Event::InitDone => Some(event),
             });
         let ours = Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
         Self {
@@ -184,7 +189,7 @@ impl Watching {
         K: Lookup + Clone + Send + Sync + 'static,
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
-        let events = watch(api, config)
+        let events = watch(api, config.timeout(WATCH_SECONDS))
             .default_backoff()
             .map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()))
             .try_filter_map(move |event| std::future::ready(Ok(keep(event))));
@@ -353,6 +358,13 @@ impl LeaseClock {
         clock.insert(node.to_owned(), (spec.renew_time.clone(), until));
     }
 
+    /// A Lease goes with its node, and is made anew with it.
+    fn lost(&self, lease: &Lease) {
+        if let Some(node) = lease.metadata.name.as_deref().and_then(|name| name.strip_prefix(PLUGIN_LEASE)) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        }
+    }
+
     /// By node.
     pub fn read(&self) -> HashMap<String, Timestamp> {
         let clock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -446,5 +458,7 @@ mod tests {
         assert_eq!(clock.read()["a"], at(1050), "a plugin whose clock is behind is alive");
         clock.saw(&lease(110), at(1040));
         assert_eq!(clock.read()["a"], at(1050), "the same renewal seen again is no life");
+        clock.lost(&lease(110));
+        assert!(clock.read().is_empty(), "a Lease that is gone says nothing");
     }
 }

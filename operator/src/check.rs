@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// What the operator does: group, resource and verb. What it may not do, it will fail at.
-const RIGHTS: [(&str, &str, &str); 18] = [
+const RIGHTS: [(&str, &str, &str); 24] = [
     (GROUP, "datafactories", "watch"),
     (GROUP, "rerankers", "watch"),
     (GROUP, "ollamapools", "watch"),
@@ -30,12 +30,20 @@ const RIGHTS: [(&str, &str, &str); 18] = [
     (GROUP, "ollamapools/status", "patch"),
     (GROUP, "ingestions/status", "patch"),
     ("", "pods", "watch"),
+    ("", "pods", "get"),
     ("", "pods", "create"),
     ("", "pods", "delete"),
     ("", "pods/status", "patch"),
+    ("", "services", "watch"),
+    // Whose it is that has the name.
+    ("", "services", "get"),
+    // Server-side apply is a patch, and a creation the first time.
+    ("", "services", "create"),
     ("", "services", "patch"),
     ("", "services", "delete"),
     ("policy", "poddisruptionbudgets", "watch"),
+    ("policy", "poddisruptionbudgets", "get"),
+    ("policy", "poddisruptionbudgets", "create"),
     ("policy", "poddisruptionbudgets", "patch"),
     ("policy", "poddisruptionbudgets", "delete"),
     ("events.k8s.io", "events", "create"),

@@ -42,6 +42,7 @@ pub mod reason {
     pub const POOL_READY: &str = "PoolReady";
     pub const POOL_MISSING: &str = "PoolMissing";
     pub const POOL_NOT_READY: &str = "PoolNotReady";
+    pub const MODEL_NOT_IN_POOL: &str = "ModelNotInPool";
     pub const SAME_SINK: &str = "SameSink";
     pub const OTHER_SINK: &str = "OtherSink";
 }

@@ -53,6 +53,8 @@ pub struct Slot {
     pub template: Arc<Template>,
     /// Whether a new pod may run beside the one that it replaces.
     pub surge: bool,
+    /// The port of the node that its pod takes.
+    pub host_port: Option<u32>,
 }
 
 impl Desired<'_> {

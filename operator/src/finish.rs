@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::gpu_node::Injection;
-use principium_api::names::{GROUP, LABEL_ORDINAL, LABEL_ROLE, gpu_resource};
+use principium_api::names::{GENERIC_GPU_RESOURCE, GROUP, LABEL_ORDINAL, LABEL_ROLE, gpu_resource};
 use serde_json::json;
 
 /// What a pod is finished with.
@@ -30,7 +30,7 @@ pub struct Finish<'a> {
     pub injection: Injection,
 }
 
-/// Finishes a pod. Its first container gets the GPUs.
+/// Finishes a pod. Its first container gets the GPUs, all others none.
 pub fn finish(pod: &mut Pod, with: &Finish<'_>) {
     let meta = &mut pod.metadata;
     meta.name = Some(with.name.to_owned());
@@ -53,8 +53,14 @@ pub fn finish(pod: &mut Pod, with: &Finish<'_>) {
     if let Some(placement) = with.placement {
         spec.affinity = Some(only_on(&placement.node));
     }
-    if let Some(container) = spec.containers.first_mut() {
+    let mut containers = spec.containers.iter_mut();
+    if let Some(container) = containers.next() {
         give_gpus(container, with);
+    }
+    // The NVIDIA runtime gives all GPUs to a container that says nothing, and those that a user's variable names.
+    for container in containers.chain(spec.init_containers.iter_mut().flatten()) {
+        set_env(container, "NVIDIA_VISIBLE_DEVICES", "void".to_owned());
+        set_env(container, "CUDA_VISIBLE_DEVICES", String::new());
     }
 }
 
@@ -92,6 +98,10 @@ pub fn only_on(node: &str) -> Affinity {
 fn give_gpus(container: &mut Container, with: &Finish<'_>) {
     let gpus = with.placement.map(|placement| placement.gpus.as_slice()).unwrap_or_default();
     let resources = container.resources.get_or_insert_with(ResourceRequirements::default);
+    // What was not granted is not asked for, whatever a resource from before the rule against it says.
+    for named in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
+        named.retain(|name, _| !name.starts_with(GENERIC_GPU_RESOURCE));
+    }
     for gpu in gpus {
         let amount = Quantity(gpu.units.to_string());
         let name = gpu_resource(gpu.index);
@@ -146,9 +156,16 @@ mod tests {
             value: Some("GPU-of-another".to_owned()),
             value_from: None,
         };
-        let container =
-            Container { name: "worker".to_owned(), env: Some(vec![tampered]), ..Container::default() };
-        let spec = PodSpec { containers: vec![container], ..PodSpec::default() };
+        let container = |name: &str| Container {
+            name: name.to_owned(),
+            env: Some(vec![tampered.clone()]),
+            ..Container::default()
+        };
+        let spec = PodSpec {
+            containers: vec![container("worker"), container("side")],
+            init_containers: Some(vec![container("store")]),
+            ..PodSpec::default()
+        };
         let mut pod = Pod { spec: Some(spec), ..Pod::default() };
         let placement = Placement { node: "a".to_owned(), gpus, reason: "named".to_owned() };
         let with = Finish {
@@ -197,6 +214,23 @@ mod tests {
         let owner = &pod["metadata"]["ownerReferences"][0];
         assert_eq!((&owner["kind"], &owner["controller"]), (&json!("DataFactory"), &json!(true)));
         assert_eq!(owner["blockOwnerDeletion"], json!(false));
+    }
+
+    #[test]
+    fn containers_beside_the_first_see_no_gpu_whatever_the_user_says() {
+        for injection in [Injection::Cdi, Injection::Legacy] {
+            let spec = &finished(injection, two())["spec"];
+            for container in [&spec["containers"][1], &spec["initContainers"][0]] {
+                assert_eq!(
+                    container["env"],
+                    json!([
+                        {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
+                        {"name": "CUDA_VISIBLE_DEVICES", "value": ""},
+                    ])
+                );
+                assert!(container["resources"].is_null(), "{container}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The GPUs of the cluster and who holds how much of each: the ledger that placement works on, read from pods' own
 //! requests, GPUNodes, Nodes and the plugins' Leases.
 
-use crate::observed::Observed;
+use crate::observed::{NodeView, Observed};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
 use hashbrown::{HashMap, HashSet};
@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::gpu_node::{GPUNode, Gpu, GpuNodeStatus, GpuView, Health, Injection, WithheldReason};
+use principium_api::pod::PodSettings;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -202,11 +203,7 @@ impl<'o> NodeGpus<'o> {
         if let Some(why) = &self.closed {
             return Err(Admission::Closed(why.clone()));
         }
-        let against = self.taints.iter().find(|taint| {
-            matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
-                && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
-        });
-        match against {
+        match untolerated(&self.taints, tolerations) {
             Some(taint) => {
                 Err(Admission::Closed(format!("has the taint {} that is not tolerated", taint.key)))
             }
@@ -222,6 +219,25 @@ pub enum Admission {
     NotSelected,
     /// Ends a sentence that begins with the node.
     Closed(String),
+}
+
+/// Whether a pod without GPUs that is meant for this node can start there, as far as the node is concerned.
+pub fn takes(node: &NodeView, settings: &PodSettings) -> bool {
+    let mut selector = settings.node_selector.iter().flatten();
+    let tolerations = settings.tolerations.as_deref().unwrap_or_default();
+    node.ready
+        && !node.leaving
+        && !node.unschedulable
+        && selector.all(|(key, value)| node.labels.get(key) == Some(value))
+        && untolerated(&node.taints, tolerations).is_none()
+}
+
+/// What keeps pods with these tolerations away.
+fn untolerated<'t>(taints: &'t [Taint], tolerations: &[Toleration]) -> Option<&'t Taint> {
+    taints.iter().find(|taint| {
+        matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+            && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
+    })
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
@@ -287,8 +303,10 @@ fn read_node<'o>(
         })
         .collect();
     gpus.sort_by_key(|gpu| gpu.index);
-    // A GPU that were there twice would be granted twice.
+    // A GPU that were there twice would be granted twice: under one index, or under two where it changed its slot.
     gpus.dedup_by_key(|gpu| gpu.index);
+    let mut seen: HashSet<Cow<'_, str>> = HashSet::new();
+    gpus.retain(|gpu| gpu.uuid.is_empty() || seen.insert(gpu.uuid.clone()));
     NodeGpus {
         labels: node.map(|node| Cow::Borrowed(&node.labels)).unwrap_or_default(),
         taints: node.map(|node| Cow::Borrowed(node.taints.as_slice())).unwrap_or_default(),

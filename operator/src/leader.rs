@@ -12,7 +12,7 @@ use kube::core::ObjectMeta;
 use kube::{Api, Client};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Name of the Lease.
 pub const NAME: &str = "principium-operator";
@@ -39,7 +39,13 @@ impl Term {
 
     /// Whether this operator leads now.
     pub fn holds(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|end| Instant::now() < end)
+        !self.left().is_zero()
+    }
+
+    /// How long it leads yet, unless it renews.
+    fn left(&self) -> Duration {
+        let end = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
     }
 
     fn extend(&self, end: Instant) {
@@ -91,10 +97,16 @@ impl Candidate {
     pub async fn keep(&mut self, term: &Term) {
         while term.holds() {
             sleep(PERIOD).await;
-            match self.hold().await {
-                Ok(Some(end)) => term.extend(end),
-                Ok(None) => return,
-                Err(error) => tracing::warn!(%error, lease = NAME, "could not renew the Lease; trying again"),
+            // An answer that comes after the end of the term is none.
+            match timeout(term.left(), self.hold()).await {
+                Ok(Ok(Some(end))) => term.extend(end),
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, lease = NAME, "could not renew the Lease; trying again");
+                }
+                Err(_) => {
+                    tracing::warn!(lease = NAME, "the API server did not answer before the Lease ended");
+                }
             }
         }
     }
@@ -209,5 +221,18 @@ mod tests {
         term.extend(Instant::now() + Duration::from_secs(60));
         assert!(term.holds());
         assert!(Term::unlimited().holds());
+    }
+
+    #[tokio::test]
+    async fn a_frozen_connection_does_not_outlast_the_term() -> Result<(), Box<dyn std::error::Error>> {
+        // Connections are made, and nobody ever answers.
+        let frozen = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let server = format!("http://{}", frozen.local_addr()?);
+        let client = Client::try_from(kube::Config::new(server.parse()?))?;
+        let mut candidate = Candidate::new(client, "test", "me".to_owned());
+        let term = Term::until(Instant::now() + PERIOD + Duration::from_millis(300));
+        timeout(PERIOD * 5, candidate.keep(&term)).await?;
+        assert!(!term.holds());
+        Ok(())
     }
 }

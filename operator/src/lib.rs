@@ -13,6 +13,7 @@ mod budget;
 mod caches;
 mod check;
 mod children;
+mod clients;
 mod conditions;
 mod data_factory;
 mod desired;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use args::{Args, Command, PullArgs};
 pub use check::check;
+pub use clients::Clients;
 pub use pull::pull;
 pub use run::run;
 

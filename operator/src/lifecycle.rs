@@ -43,11 +43,43 @@ pub enum Found<'a> {
     /// Only pods that are ending.
     Leaving(&'a PodView),
     /// A pod as it is wanted, and the others, which it replaces.
-    Current { pod: &'a PodView, others: Vec<&'a PodView>, off: Option<MoveOff> },
+    Current { pod: &'a PodView, others: Vec<&'a PodView>, off: Option<MoveOff>, failed: Option<&'a PodView> },
     /// Pods made from an older spec, the newest first.
-    Outdated { pods: Vec<&'a PodView>, why: Vec<String> },
+    Outdated { pods: Vec<&'a PodView>, why: Vec<String>, failed: Option<&'a PodView> },
     /// A pod that ended though it should run.
     Failed { pod: &'a PodView, retry_at: Timestamp },
+}
+
+impl<'a> Found<'a> {
+    /// The successor that ended while the pod before it goes on.
+    fn failed_beside(&self) -> Option<&'a PodView> {
+        match self {
+            Self::Outdated { failed, .. } | Self::Current { failed, off: Some(_), .. } => *failed,
+            Self::Missing | Self::Leaving(_) | Self::Failed { .. } | Self::Current { .. } => None,
+        }
+    }
+
+    /// The pods that live.
+    fn alive(&self) -> impl Iterator<Item = &'a PodView> {
+        let (first, others): (Option<&PodView>, &[&PodView]) = match self {
+            Self::Current { pod, others, .. } => (Some(pod), others),
+            Self::Outdated { pods, .. } => (None, pods),
+            Self::Missing | Self::Leaving(_) | Self::Failed { .. } => (None, &[]),
+        };
+        first.into_iter().chain(others.to_vec())
+    }
+}
+
+/// Whether the pods of a slot may be replaced or moved in this pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum May {
+    /// There is nothing to change, or others come first.
+    Not,
+    /// Nothing is lost by it, or it is this slot's turn.
+    Change,
+    /// It is, if there are GPUs for its successor: so many pods that work may change in one pass, and those for which there are
+    /// none keep no others waiting.
+    InTurn(usize),
 }
 
 /// Why a pod should leave its GPU, if it can have another.
@@ -106,20 +138,26 @@ pub fn look<'a>(
             },
         };
     }
+    let differences = |pod: &PodView| {
+        let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
+        differences(desired, slot, pod, node, inventory)
+    };
+    // One of an older spec says nothing about what is tried next.
+    let newest = pods.iter().copied().find(|pod| !pod.leaving);
+    let failed = newest.filter(|pod| pod.ended() && differences(pod).is_empty());
     let mut why = Vec::new();
     for pod in &alive {
-        let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
-        let differs = differences(desired, slot, pod, node, inventory);
+        let differs = differences(pod);
         if differs.is_empty() {
             // Not always the newest: a spec that is taken back is that of the pod before.
             let others = alive.iter().copied().filter(|other| other.uid != pod.uid).collect();
-            return Found::Current { pod, others, off: move_off(desired, slot, pod, inventory, now) };
+            return Found::Current { pod, others, off: move_off(desired, slot, pod, inventory, now), failed };
         }
         if why.is_empty() {
             why = differs;
         }
     }
-    Found::Outdated { pods: alive, why }
+    Found::Outdated { pods: alive, why, failed }
 }
 
 /// Whether the node of a pod is gone or doesn't answer.
@@ -249,7 +287,14 @@ pub fn may_change(
     desired: &Desired<'_>,
     found: &[(&Slot, Found<'_>)],
     ready: impl Fn(&PodView) -> bool,
-) -> Vec<bool> {
+) -> Vec<May> {
+    // A port of a node that an instance still has: the one that is to have it comes after it.
+    let port_is_held = |slot: &Slot| {
+        slot.host_port.is_some()
+            && found.iter().any(|(other, found)| {
+                other.ordinal != slot.ordinal && found.alive().any(|pod| pod.host_port == slot.host_port)
+            })
+    };
     let serves: Vec<Option<bool>> = found
         .iter()
         .map(|(_, found)| match found {
@@ -263,6 +308,8 @@ pub fn may_change(
     let mut left: BTreeMap<Role, usize> = BTreeMap::new();
     for ((slot, found), serves) in found.iter().zip(&serves) {
         let away = match found {
+            // Who waits for others of the resource keeps them from nothing.
+            _ if *serves != Some(true) && port_is_held(slot) => false,
             Found::Current { others, .. } => !others.is_empty() || *serves != Some(true),
             Found::Outdated { .. } => *serves != Some(true),
             Found::Leaving(_) | Found::Failed { .. } => true,
@@ -276,12 +323,14 @@ pub fn may_change(
     for ((slot, found), serves) in found.iter().zip(&serves) {
         let wants = matches!(found, Found::Outdated { .. } | Found::Current { off: Some(_), .. });
         may.push(match (serves, left.get_mut(&slot.role)) {
-            (Some(false), _) => true,
+            _ if wants && port_is_held(slot) => May::Not,
+            (Some(false), _) => May::Change,
+            (Some(true), Some(left)) if wants && slot.wish.need != Need::Nothing => May::InTurn(*left),
             (Some(true), Some(left)) if wants && *left > 0 => {
                 *left -= 1;
-                true
+                May::Change
             }
-            _ => false,
+            _ => May::Not,
         });
     }
     may
@@ -292,13 +341,14 @@ pub fn request(
     desired: &Desired<'_>,
     slot: &Slot,
     found: &Found<'_>,
-    may_change: bool,
+    may: May,
     inventory: &Inventory<'_>,
     now: Timestamp,
 ) -> Option<Request> {
-    if slot.wish.need == Need::Nothing {
+    if slot.wish.need == Need::Nothing || found.failed_beside().is_some_and(|pod| now < retry_at(pod)) {
         return None;
     }
+    let may_change = may != May::Not;
     let placement = |pod: &PodView| {
         Some(Placement {
             node: pod.node.clone()?,
@@ -316,7 +366,18 @@ pub fn request(
             (Round::Beside, pods.first().and_then(|pod| placement(pod)))
         }
         Found::Current { off: Some(_), .. } if may_change => (Round::Beside, None),
-        Found::Leaving(_) | Found::Outdated { .. } | Found::Current { .. } => return None,
+        // What was chosen for its successor is kept for it.
+        Found::Leaving(pod) => {
+            (Round::Return, Some(remembered(desired, slot).filter(|_| has_successor(desired, slot, pod))?))
+        }
+        Found::Outdated { .. } | Found::Current { .. } => return None,
+    };
+    let stops = match (found, &previous) {
+        (Found::Outdated { pods, .. }, Some(previous)) => {
+            let there = pods.iter().filter(|pod| pod.node.as_ref() == Some(&previous.node));
+            there.flat_map(|pod| held(pod, inventory).into_owned()).collect()
+        }
+        _ => Vec::new(),
     };
     Some(Request {
         slot: SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal },
@@ -324,6 +385,12 @@ pub fn request(
         round,
         wish: Arc::clone(&slot.wish),
         previous,
+        stops,
+        surge: slot.surge,
+        turns: match may {
+            May::InTurn(most) => Some(most),
+            May::Not | May::Change => None,
+        },
         patient: matches!(found, Found::Failed { pod, .. } if now < patient_until(pod)),
     })
 }
@@ -332,10 +399,21 @@ fn patient_until(pod: &PodView) -> Timestamp {
     pod.ended.checked_add(PATIENCE).unwrap_or(pod.ended)
 }
 
+/// The newest assignment of a slot in the status, with the revision of its pod.
+fn last_assignment<'d>(desired: &Desired<'d>, slot: &Slot) -> Option<(u32, &'d Assignment)> {
+    let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
+    let of_slot = desired.assignments.iter().filter_map(|it| Some((id.revision(&it.pod)?, it)));
+    of_slot.max_by_key(|(revision, _)| *revision)
+}
+
+/// Whether the status remembers GPUs for the successor of this pod.
+fn has_successor(desired: &Desired<'_>, slot: &Slot, pod: &PodView) -> bool {
+    last_assignment(desired, slot).is_some_and(|(revision, _)| revision > pod.revision)
+}
+
 /// The GPUs that the status remembers for a worker: its pod is gone, and it comes back to them.
 fn remembered(desired: &Desired<'_>, slot: &Slot) -> Option<Placement> {
-    let id = SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal };
-    let assignment = desired.assignments.iter().find(|assignment| id.is_of(&assignment.pod))?;
+    let (_, assignment) = last_assignment(desired, slot)?;
     Some(Placement {
         node: assignment.node.clone(),
         gpus: assignment.gpus.clone(),

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use principium_operator::{Args, Command, check, pull, run};
+use principium_operator::{Args, Clients, Command, check, pull, run};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,9 +27,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         eprintln!("Error: {error:#}");
         return Ok(ExitCode::FAILURE);
     }
-    let client = kube::Client::try_default().await.context("connecting to the API server")?;
+    let clients = Clients::infer().await.context("connecting to the API server")?;
     if let Some(Command::Check) = args.command {
-        return Ok(check(&args, client).await);
+        return Ok(check(&args, clients.requests).await);
     }
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -42,6 +42,6 @@ async fn main() -> anyhow::Result<ExitCode> {
         tracing::info!("stopping");
         told.cancel();
     });
-    run(args, client, stop).await?;
+    run(args, clients, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

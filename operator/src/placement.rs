@@ -11,6 +11,7 @@
 //! Requests that want the same ([`Wish`]) share what was found out about the nodes, so that the time of a pass grows with
 //! the nodes and with the requests, not with their product.
 
+mod beside;
 mod count;
 mod exact;
 mod survey;
@@ -20,6 +21,7 @@ use crate::inventory::{
     Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, NodeGpus, Who,
 };
 use crate::resource::{Order, ResourceKey};
+use beside::Turns;
 use k8s_openapi::api::core::v1::Toleration;
 use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT, Strategy};
 use principium_api::pod::PodSettings;
@@ -28,6 +30,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use words::{explain, starting};
+
+pub use beside::fits_when_gone;
 
 /// What a pod wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,13 +127,11 @@ pub struct SlotId {
 }
 
 impl SlotId {
-    /// Whether a pod of this name is one of the slot's, of any revision.
-    pub fn is_of(&self, pod: &str) -> bool {
-        let revision = pod
-            .strip_prefix(self.resource.name.as_str())
-            .and_then(|rest| rest.strip_prefix('-')?.split_once('-'))
-            .filter(|(ordinal, _)| ordinal.parse() == Ok(self.ordinal));
-        revision.is_some_and(|(_, revision)| revision.parse::<u32>().is_ok())
+    /// The revision of a pod, by its name, if it is one of the slot's.
+    pub fn revision(&self, pod: &str) -> Option<u32> {
+        let (ordinal, revision) =
+            pod.strip_prefix(self.resource.name.as_str())?.strip_prefix('-')?.split_once('-')?;
+        if ordinal.parse() == Ok(self.ordinal) { revision.parse().ok() } else { None }
     }
 }
 
@@ -140,8 +142,14 @@ pub struct Request {
     pub order: Order,
     pub round: Round,
     pub wish: Arc<Wish>,
-    /// The GPUs that its former pod had.
+    /// The GPUs that its former pod had, or one that still works has.
     pub previous: Option<Placement>,
+    /// Of these, what is free once the pods that it replaces are stopped.
+    pub stops: Vec<AssignedGpu>,
+    /// Whether its pod may run beside the one that it replaces.
+    pub surge: bool,
+    /// How many pods of its resource that work may change in this pass; absent where nothing is lost by it.
+    pub turns: Option<usize>,
     /// Whether it waits for the node of its former pod where that is only just starting.
     pub patient: bool,
 }
@@ -158,6 +166,11 @@ pub enum Outcome {
     /// It can start beside the pod that works meanwhile once other pods have ended: a sentence that says what is waited for.
     Soon {
         message: String,
+    },
+    /// It can start once the pod that it replaces is stopped; the devices that are named for it, and what is waited for elsewhere.
+    InPlace {
+        message: String,
+        kept: Option<Placement>,
     },
     /// It can come by itself: a sentence that says what is waited for, and the devices that are kept for it.
     Waiting {
@@ -183,7 +196,10 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
             match &outcome {
                 Outcome::Granted(placement) => enter(inventory, &request, placement),
                 Outcome::Returning { placement, .. } => keep(inventory, &request, placement),
-                Outcome::Soon { .. } | Outcome::Waiting { .. } | Outcome::Impossible { .. } => {}
+                Outcome::Soon { .. }
+                | Outcome::InPlace { .. }
+                | Outcome::Waiting { .. }
+                | Outcome::Impossible { .. } => {}
             }
             outcomes.insert(request.slot, outcome);
         } else {
@@ -195,7 +211,11 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
     }
     later.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
     let mut classes = Classes::default();
+    let mut turns = Turns::default();
     for request in later {
+        if !turns.is_on(&request) {
+            continue;
+        }
         let outcome = match &request.wish.need {
             Need::Nothing => continue,
             Need::Exact(devices) => classes.of(&request.wish).exact.choose(inventory, &request, devices),
@@ -204,6 +224,7 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
                 class.count.choose(inventory, &request, need, changed)
             }
         };
+        let outcome = turns.taken(inventory, &request, outcome);
         match &outcome {
             Outcome::Granted(placement) => {
                 enter(inventory, &request, placement);
@@ -215,11 +236,13 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
             }
             Outcome::Returning { .. }
             | Outcome::Soon { .. }
+            | Outcome::InPlace { .. }
             | Outcome::Waiting { .. }
             | Outcome::Impossible { .. } => {}
         }
         outcomes.insert(request.slot, outcome);
     }
+    turns.end(inventory, &mut outcomes);
     outcomes
 }
 
@@ -292,34 +315,6 @@ fn names(device: &GpuDevice, gpus: &[AssignedGpu]) -> bool {
     })
 }
 
-/// Whether a pod could be placed on this node once the resource's own pods that hold these GPUs are gone.
-pub fn fits_when_gone(
-    inventory: &Inventory<'_>,
-    wish: &Wish,
-    resource: &ResourceKey,
-    node: &str,
-    gpus: &[AssignedGpu],
-) -> bool {
-    let Some(mut node) = inventory.nodes.get(node).cloned() else { return false };
-    let own = |holder: &Holder<'_>, units: u32| {
-        holder.units == units
-            && holder.state == HolderState::Holds
-            && matches!(&holder.who, Who::Resource(key) if **key == *resource)
-    };
-    for assigned in gpus {
-        let Some(gpu) = node.gpu_mut(assigned.index) else { continue };
-        if let Some(at) = gpu.holders.iter().position(|holder| own(holder, assigned.units)) {
-            gpu.holders.remove(at);
-            gpu.memory_free = gpu.memory_free.saturating_add(u64::from(assigned.units) * MIB_PER_UNIT);
-        }
-    }
-    match &wish.need {
-        Need::Nothing => true,
-        Need::Exact(devices) => exact::fits(&node, wish, devices),
-        Need::Count(need) => count::fits(&node, wish, need),
-    }
-}
-
 impl CountNeed {
     /// Units on this GPU.
     fn wanted(&self, gpu: &GpuState<'_>) -> u32 {
@@ -378,7 +373,9 @@ fn comes_back(inventory: &Inventory<'_>, request: &Request) -> Option<Outcome> {
 fn without_former<'o>(gpu: &GpuState<'o>, slot: &SlotId) -> Option<GpuState<'o>> {
     let former = |holder: &Holder<'_>| match &holder.who {
         Who::Pod(namespace, name) => {
-            holder.state == HolderState::Leaving && *namespace == slot.resource.namespace && slot.is_of(name)
+            holder.state == HolderState::Leaving
+                && *namespace == slot.resource.namespace
+                && slot.revision(name).is_some()
         }
         Who::Resource(_) => false,
     };

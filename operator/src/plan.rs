@@ -4,7 +4,7 @@ use crate::actions::Plan;
 use crate::children::Children;
 use crate::desired::{self, AnyResource, Desired, Slot};
 use crate::inventory::{self, Inventory};
-use crate::lifecycle::{self, Family, Found, Report, Settling, may_change};
+use crate::lifecycle::{self, Family, Found, May, Report, Settling, may_change};
 use crate::observed::Observed;
 use crate::ollama_pool::{self, Pull, Pulled};
 use crate::placement::{self, Outcome, SlotId};
@@ -55,7 +55,7 @@ struct Looked<'a, 'd> {
     desired: &'d Desired<'a>,
     family: Family<'a>,
     slots: Vec<(&'d Slot, Found<'a>)>,
-    may_change: Vec<bool>,
+    may_change: Vec<May>,
 }
 
 impl Looked<'_, '_> {
@@ -171,7 +171,10 @@ fn nodes(desired: &Desired<'_>, pods: &[&PodView], outcomes: &[Option<&Outcome>]
     let remembered = desired.assignments.iter().map(|assignment| assignment.node.clone());
     let coming = outcomes.iter().flatten().filter_map(|outcome| match outcome {
         Outcome::Granted(placement) | Outcome::Returning { placement, .. } => Some(placement.node.clone()),
-        Outcome::Soon { .. } | Outcome::Waiting { .. } | Outcome::Impossible { .. } => None,
+        Outcome::Soon { .. }
+        | Outcome::InPlace { .. }
+        | Outcome::Waiting { .. }
+        | Outcome::Impossible { .. } => None,
     });
     living.chain(remembered).chain(coming).collect()
 }

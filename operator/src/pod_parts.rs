@@ -98,6 +98,13 @@ pub fn with_users_env(mut env: Vec<EnvVar>, settings: &PodSettings) -> Vec<EnvVa
     env
 }
 
+/// Sets variables that are not the user's to choose: they replace those of the same name.
+pub fn with_own_env(mut env: Vec<EnvVar>, own: Vec<EnvVar>) -> Vec<EnvVar> {
+    env.retain(|existing| own.iter().all(|own| own.name != existing.name));
+    env.extend(own);
+    env
+}
+
 /// The user's resources, or small requests and no limits.
 pub fn resources(settings: &PodSettings, cpu: &str, memory: &str) -> ResourceRequirements {
     settings.resources.clone().unwrap_or_else(|| {

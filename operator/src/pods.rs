@@ -24,6 +24,8 @@ pub const FAILURES_ANNOTATION: &str = "principium.ai/failures";
 pub const STORE_ANNOTATION: &str = "principium.ai/store";
 /// Readiness gate of Ollama instances, set by the operator when the models answer.
 pub const MODELS_READY_GATE: &str = "principium.ai/models-ready";
+/// The reason of that gate where an instance only rests.
+pub const RESTING: &str = "Overheated";
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct PodView {
     pub units: BTreeMap<u32, u32>,
     /// Whole GPUs of the generic pool that it asks for.
     pub generic: u32,
+    /// The port of its node that it takes.
+    pub host_port: Option<u32>,
     /// GPUs that the operator gave it.
     pub assigned: Vec<AssignedGpu>,
     pub placement_reason: String,
@@ -98,6 +102,8 @@ pub struct PodView {
     pub gate: Option<bool>,
     /// Whether the gate was opened after the containers that run now were started.
     pub gate_is_current: bool,
+    /// Whether it was closed since, and for nothing but heat.
+    pub rests: bool,
     pub containers: Vec<ContainerView>,
     /// What the kubelet or the scheduler says keeps it from running.
     pub trouble: Option<String>,
@@ -150,6 +156,14 @@ impl PodView {
             _ => Phase::Pending,
         };
         let containers = containers(pod);
+        let gate_since_start = |status: &str, reason: Option<&str>| {
+            condition(MODELS_READY_GATE)
+                .filter(|gate| {
+                    gate.status == status && (reason.is_none() || gate.reason.as_deref() == reason)
+                })
+                .and_then(|gate| gate.last_transition_time.as_ref())
+                .is_some_and(|set| started(pod).is_some_and(|started| set.0 >= started))
+        };
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
             resource,
@@ -168,6 +182,7 @@ impl PodView {
                 .get(&())
                 .copied()
                 .unwrap_or_default(),
+            host_port: host_port(pod),
             assigned: annotation(GPUS_ANNOTATION)
                 .and_then(|text| serde_json::from_str(&text).ok())
                 .unwrap_or_default(),
@@ -183,10 +198,8 @@ impl PodView {
             store: annotation(STORE_ANNOTATION),
             failures: annotation(FAILURES_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
             gate: condition(MODELS_READY_GATE).map(|condition| condition.status == "True"),
-            gate_is_current: condition(MODELS_READY_GATE)
-                .filter(|condition| condition.status == "True")
-                .and_then(|condition| condition.last_transition_time.as_ref())
-                .is_some_and(|opened| started(pod).is_some_and(|started| opened.0 >= started)),
+            gate_is_current: gate_since_start("True", None),
+            rests: gate_since_start("False", Some(RESTING)),
             trouble: trouble(pod, phase, &containers),
             phase,
             containers,
@@ -225,6 +238,15 @@ fn node(pod: &Pod) -> Option<String> {
         let fields = required.node_selector_terms.first()?.match_fields.as_ref()?;
         fields.iter().find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
     })
+}
+
+fn host_port(pod: &Pod) -> Option<u32> {
+    let ports = pod
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| u32::try_from(port.host_port?).ok()).next()
 }
 
 fn containers(pod: &Pod) -> Vec<ContainerView> {

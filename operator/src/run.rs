@@ -3,6 +3,7 @@
 use crate::apply::Writer;
 use crate::args::Args;
 use crate::caches::{Caches, Watching};
+use crate::clients::Clients;
 use crate::events::Recorder;
 use crate::leader::{Candidate, Term};
 use crate::metrics::Metrics;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Runs the operator until it is told to stop, or no longer leads.
-pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(args: Args, clients: Clients, stop: CancellationToken) -> anyhow::Result<()> {
     let Args {
         command: _,
         embedder_image,
@@ -40,6 +41,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         log: _,
         log_json: _,
     } = args;
+    let Clients { requests: client, watches } = clients;
     let settings = Arc::new(Settings {
         embedder_image,
         ollama_image,
@@ -56,7 +58,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let _served = served.clone().drop_guard();
     let server = tokio::spawn(serve(listen, health, served));
     let caches = Caches::start(&Watching {
-        client: client.clone(),
+        client: watches,
         namespace: watch_namespace,
         lease_namespace: namespace.clone(),
         changed: Arc::clone(&changed),
@@ -77,6 +79,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             ),
             prober: Prober::new(Arc::clone(&changed), client.clone()).context("making the HTTP client")?,
             assumed: Assumed::default(),
+            client: client.clone(),
             caches: &caches,
             settings,
             metrics: Arc::clone(&metrics),
@@ -138,6 +141,8 @@ struct Operator<'a> {
     writer: Writer,
     prober: Prober,
     assumed: Assumed,
+    /// For what the caches don't tell.
+    client: Client,
 }
 
 impl Operator<'_> {
@@ -155,7 +160,8 @@ impl Operator<'_> {
     async fn pass(&mut self, term: &Term) -> Duration {
         const IDLE: Duration = Duration::from_secs(300);
         let now = Timestamp::now();
-        self.assumed.forget_seen(&self.caches.pods, now);
+        self.assumed.forget_seen(&self.caches.pods);
+        self.assumed.look_up(&self.client, now).await;
         let failures = self.writer.failures();
         let answers = self.prober.answers();
         let started = std::time::Instant::now();
@@ -178,6 +184,12 @@ impl Operator<'_> {
         for pod in &applied.made {
             self.assumed.made(pod, Timestamp::now());
         }
-        [planned, applied.retry_after, Some(IDLE)].into_iter().flatten().min().unwrap_or(IDLE).max(DEBOUNCE)
+        let doubt = self.assumed.doubt();
+        [planned, applied.retry_after, doubt, Some(IDLE)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(IDLE)
+            .max(DEBOUNCE)
     }
 }

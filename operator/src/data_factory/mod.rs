@@ -33,6 +33,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory) -> Desired<
         template: Arc::new(worker_template(observed, resource)),
         // It has its store to itself: never two of them, and the old one goes before the new one comes.
         surge: false,
+        host_port: None,
     }];
     if spec.doc_analyzer.is_some() {
         slots.push(Slot {
@@ -41,6 +42,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a DataFactory) -> Desired<
             wish: Arc::new(Wish::new(Need::Nothing, &spec.pod)),
             template: Arc::new(analyzer_template(observed, resource)),
             surge: true,
+            host_port: None,
         });
     }
     let status = resource.status.as_ref();

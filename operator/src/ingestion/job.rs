@@ -151,12 +151,14 @@ pub fn spec_hash(spec: &IngestionSpec) -> String {
     format!("{hash:016x}")
 }
 
-/// The body of `POST /v1/jobs`.
-pub fn build_request(id: &str, name: &str, spec: &IngestionSpec) -> Value {
+/// The body of `POST /v1/jobs` for an Ingestion of this namespace and name. These name its source, so that Ingestions which fill
+/// one corpus leave each other's documents alone. The UID does not: an Ingestion that is made anew goes on with its documents.
+pub fn build_request(id: &str, namespace: &str, name: &str, spec: &IngestionSpec) -> Value {
     let mut body = json!({
         "id": id,
         "corpus": spec.corpus.as_deref().unwrap_or(name),
         "source": source(&spec.source),
+        "source_id": format!("{namespace}/{name}"),
         "prune": spec.prune.unwrap_or(true),
     });
     if let Some(sink) = &spec.sink {
@@ -224,25 +226,26 @@ mod tests {
         for (more, expected) in [
             (
                 json!({"source": {"folder": {"path": "docs", "include": ["*.md"]}}}),
-                json!({"id": "i", "corpus": "name", "prune": true,
+                json!({"id": "i", "corpus": "name", "prune": true, "source_id": "demo/name",
                     "source": {"type": "folder", "path": "docs", "include": ["*.md"], "exclude": []}}),
             ),
             (
                 json!({"corpus": "c", "prune": false, "source": {"http": {"urls": ["https://a/b"]}},
                     "sink": {"postgres": {"table": "t"}},
                     "processing": {"enrich": false, "chunking": {"strategy": "fixed", "maxTokens": 64, "overlap": 8}}}),
-                json!({"id": "i", "corpus": "c", "prune": false, "source": {"type": "http", "urls": ["https://a/b"]},
+                json!({"id": "i", "corpus": "c", "prune": false, "source_id": "demo/name",
+                    "source": {"type": "http", "urls": ["https://a/b"]},
                     "sink": {"type": "postgres", "table": "t"},
                     "options": {"enrich": false, "chunker": "fixed", "chunk_max_tokens": 64, "chunk_overlap": 8}}),
             ),
             (
                 json!({"source": {"s3": {"url": "s3://b/p"}}, "sink": {"parquet": {"path": "s3://b/x.parquet"}}}),
-                json!({"id": "i", "corpus": "name", "prune": true,
+                json!({"id": "i", "corpus": "name", "prune": true, "source_id": "demo/name",
                     "source": {"type": "s3", "url": "s3://b/p", "include": [], "exclude": []},
                     "sink": {"type": "parquet", "path": "s3://b/x.parquet"}}),
             ),
         ] {
-            assert_eq!(build_request("i", "name", &spec(more)), expected);
+            assert_eq!(build_request("i", "demo", "name", &spec(more)), expected);
         }
     }
 

@@ -95,7 +95,7 @@ fn settle(
     if let Some(run) = runs.first().filter(written).filter(|run| !run.state.ended() && !id.leaving) {
         let worker = factories.worker(&id.key.namespace, &run.data_factory);
         let wish = if run.spec_hash == hash {
-            JobWish::Done(build_request(&run.id, &id.key.name, spec))
+            JobWish::Done(build_request(&run.id, &id.key.namespace, &id.key.name, spec))
         } else {
             JobWish::Ended
         };

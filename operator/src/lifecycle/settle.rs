@@ -1,15 +1,16 @@
 //! What is done about a slot, with what placement answered.
 
 use super::write::{ahead, create, delete, latest_revision};
-use super::{Family, Found, Report, State, failures_in_a_row, held, patient_until, remembered};
+use super::{
+    Family, Found, May, Report, State, failures_in_a_row, held, patient_until, remembered, retry_at,
+};
 use crate::actions::{Plan, Severity};
 use crate::desired::{Desired, Slot};
 use crate::inventory::Inventory;
 use crate::observed::Observed;
-use crate::placement::{Need, Outcome, fits_when_gone};
+use crate::placement::{Need, Outcome, Placement, accepts, fits_when_gone};
 use crate::pods::{Phase, PodView};
 use jiff::Timestamp;
-use principium_api::status::AssignedGpu;
 
 /// What settling a slot needs to know besides the slot.
 pub struct Settling<'a, 'd> {
@@ -29,10 +30,16 @@ pub fn settle<'a>(
     with: &Settling<'a, '_>,
     slot: &Slot,
     found: &Found<'a>,
-    may_change: bool,
+    may: May,
     outcome: Option<&Outcome>,
     plan: &mut Plan,
 ) -> Report<'a> {
+    let may_change = match may {
+        May::Not => false,
+        May::Change => true,
+        // Others had the turn where placement said nothing.
+        May::InTurn(_) => outcome.is_some(),
+    };
     let mut report = Report {
         role: slot.role,
         ordinal: slot.ordinal,
@@ -50,8 +57,16 @@ pub fn settle<'a>(
         Found::Leaving(pod) => {
             report.pod = Some(pod);
             report.state = State::Starting(format!("Pod {} is ending; its successor starts then", pod.name));
+            if let Some(
+                Outcome::Granted(placement)
+                | Outcome::Returning { placement, .. }
+                | Outcome::Waiting { kept: Some(placement), .. },
+            ) = outcome
+            {
+                report.ahead = Some(ahead(with, slot, report.revision, placement));
+            }
         }
-        Found::Current { pod, others, off } => {
+        Found::Current { pod, others, off, failed } => {
             report.pod = Some(pod);
             let ready = (with.ready)(pod);
             report.state = match closed_under(pod, with.inventory) {
@@ -71,20 +86,24 @@ pub fn settle<'a>(
                 let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
                 plan.note(&with.desired.id, Severity::Warning, off.event, text);
                 if slot.surge && !off.idle {
-                    create(with, slot, Some(placement), 0, &mut report, plan);
+                    succeed(with, slot, *failed, Some(placement), &mut report, plan);
                 } else {
+                    report.ahead = Some(ahead(with, slot, report.revision, placement));
                     delete(with, pod, plan);
                 }
             }
+            wait_for_failed(with, found, plan);
         }
-        Found::Outdated { pods, why } => {
+        Found::Outdated { pods, why, failed } => {
             report.pod = pods.first().copied();
             let why = why.join("; ");
             report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
-            if may_change && !plan.is_full() {
-                match in_vain(with, slot, pods, outcome) {
+            if let Some(why) = wait_for_failed(with, found, plan) {
+                report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
+            } else if may_change && !plan.is_full() {
+                match in_vain(with, pods, outcome) {
                     Some(state) => report.state = state,
-                    None => replace(with, slot, pods, &why, outcome, &mut report, plan),
+                    None => replace(with, slot, (pods, *failed), &why, outcome, &mut report, plan),
                 }
             }
         }
@@ -96,7 +115,8 @@ pub fn settle<'a>(
 fn remove_ended(with: &Settling<'_, '_>, slot: &Slot, found: &Found<'_>, plan: &mut Plan) {
     let kept = match found {
         Found::Failed { pod, .. } => Some(pod.uid.as_str()),
-        _ => None,
+        // It tells how often this went wrong.
+        _ => found.failed_beside().map(|pod| pod.uid.as_str()),
     };
     for pod in with.family.of(slot) {
         if pod.ended() && !pod.leaving && kept != Some(pod.uid.as_str()) {
@@ -105,36 +125,58 @@ fn remove_ended(with: &Settling<'_, '_>, slot: &Slot, found: &Found<'_>, plan: &
     }
 }
 
-/// Why pods that work should not be stopped though the spec has changed: their successor would have no GPU.
-fn in_vain(
+/// Asks for a pass when a successor that failed may be tried again, and says what is waited for.
+fn wait_for_failed(with: &Settling<'_, '_>, found: &Found<'_>, plan: &mut Plan) -> Option<String> {
+    let failed = found.failed_beside()?;
+    let retry_at = retry_at(failed);
+    (with.now < retry_at).then(|| {
+        plan.requeue(retry_at.duration_since(with.now));
+        format!("Pod {} failed and is tried again: {}", failed.name, trouble(failed))
+    })
+}
+
+fn trouble(failed: &PodView) -> &str {
+    failed.trouble.as_deref().unwrap_or("it ended")
+}
+
+/// Makes a successor beside a pod that goes on; `failed` is the one before it.
+fn succeed(
     with: &Settling<'_, '_>,
     slot: &Slot,
-    pods: &[&PodView],
-    outcome: Option<&Outcome>,
-) -> Option<State> {
+    failed: Option<&PodView>,
+    placement: Option<&Placement>,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    if let Some(pod) = failed {
+        replace_failed(with, pod, plan);
+    }
+    create(with, slot, placement, failed.map_or(0, failures_in_a_row), report, plan);
+}
+
+fn replace_failed(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {
+    let text = format!("Pod {} is replaced: {}", pod.name, trouble(pod));
+    plan.note(&with.desired.id, Severity::Warning, "ReplacingFailed", text);
+    delete(with, pod, plan);
+}
+
+/// Why pods that work should not be stopped though the spec has changed: their successor would have no GPU.
+fn in_vain(with: &Settling<'_, '_>, pods: &[&PodView], outcome: Option<&Outcome>) -> Option<State> {
     if !pods.iter().any(|pod| (with.ready)(pod)) {
         return None;
     }
     match outcome? {
-        Outcome::Granted(_) | Outcome::Returning { .. } => None,
-        Outcome::Soon { message } => slot.surge.then(|| State::Updating(message.clone())),
+        Outcome::Granted(_) | Outcome::Returning { .. } | Outcome::InPlace { .. } => None,
+        Outcome::Soon { message } => Some(State::Updating(message.clone())),
         Outcome::Impossible { reason, message } => Some(State::Impossible(reason, message.clone())),
-        Outcome::Waiting { message, .. } => {
-            let node = pods.first()?.node.as_deref()?;
-            let here = pods.iter().filter(|pod| pod.node.as_deref() == Some(node));
-            let gpus: Vec<AssignedGpu> =
-                here.flat_map(|pod| held(pod, with.inventory).into_owned()).collect();
-            let key = &with.desired.id.key;
-            let fits = fits_when_gone(with.inventory, &slot.wish, key, node, &gpus);
-            (!fits).then(|| State::WaitingForGpu(message.clone()))
-        }
+        Outcome::Waiting { message, .. } => Some(State::WaitingForGpu(message.clone())),
     }
 }
 
 fn replace(
     with: &Settling<'_, '_>,
     slot: &Slot,
-    pods: &[&PodView],
+    (pods, failed): (&[&PodView], Option<&PodView>),
     why: &str,
     outcome: Option<&Outcome>,
     report: &mut Report<'_>,
@@ -144,23 +186,47 @@ fn replace(
         Some(Outcome::Granted(placement)) => Some(placement),
         _ => None,
     };
-    let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
+    let names = |pods: &[&PodView]| pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>().join(", ");
     let id = &with.desired.id;
     let beside = slot.surge && (slot.wish.need == Need::Nothing || placement.is_some());
     if beside && placement.is_none_or(|placement| (with.gate)(&placement.node).is_none()) {
+        let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
         plan.note(id, Severity::Normal, "Replacing", format!("Pod {name} gets a successor beside it: {why}"));
-        create(with, slot, placement, 0, report, plan);
+        succeed(with, slot, failed, placement, report, plan);
     } else if !beside {
+        // One that works goes on until its successor does: what another successor has that came to nothing is enough for the next.
+        let (ready, idle): (Vec<&PodView>, Vec<&PodView>) =
+            pods.iter().copied().partition(|pod| (with.ready)(pod));
+        let stopped = if slot.surge && !ready.is_empty() && !idle.is_empty() { &idle } else { pods };
         plan.note(
             id,
             Severity::Normal,
             "Restarting",
-            format!("Pod {name} is stopped for its successor: {why}"),
+            format!("Pod {} is stopped for its successor: {why}", names(stopped)),
         );
-        for pod in pods {
+        for pod in stopped {
             delete(with, pod, plan);
         }
+        if !returns(with, slot, pods) {
+            let kept = match outcome {
+                Some(Outcome::Granted(placement)) => Some(placement),
+                Some(Outcome::InPlace { kept, .. }) => kept.as_ref(),
+                _ => None,
+            };
+            report.ahead = kept.map(|kept| ahead(with, slot, report.revision, kept));
+        }
     }
+}
+
+/// Whether a slot comes back to the GPUs that its pod has once that is stopped: then they are kept for it anyway.
+fn returns(with: &Settling<'_, '_>, slot: &Slot, pods: &[&PodView]) -> bool {
+    let Some((pod, name)) = pods.first().and_then(|pod| Some((pod, pod.node.as_deref()?))) else {
+        return false;
+    };
+    let gpus = held(pod, with.inventory);
+    let key = &with.desired.id.key;
+    accepts(with.inventory.nodes.get(name), &slot.wish.need, &gpus)
+        && fits_when_gone(with.inventory, &slot.wish, key, name, &gpus)
 }
 
 /// A slot without a living pod.
@@ -180,7 +246,7 @@ fn enter<'a>(
             report.state = State::Starting(message.clone());
             Some(placement)
         }
-        Some(Outcome::Soon { .. }) => return,
+        Some(Outcome::Soon { .. } | Outcome::InPlace { .. }) => return,
         Some(Outcome::Waiting { message, kept }) => {
             report.state = State::WaitingForGpu(message.clone());
             if let Some((pod, _)) = failed
@@ -202,9 +268,8 @@ fn enter<'a>(
     };
     report.ahead = placement.map(|placement| ahead(with, slot, report.revision, placement));
     if let Some((pod, retry_at)) = failed {
-        let trouble = pod.trouble.clone().unwrap_or_else(|| "it ended".to_owned());
         report.pod = Some(pod);
-        report.state = State::Failed(format!("Pod {} failed and is replaced: {trouble}", pod.name));
+        report.state = State::Failed(format!("Pod {} failed and is replaced: {}", pod.name, trouble(pod)));
         if with.now < retry_at {
             plan.requeue(retry_at.duration_since(with.now));
             return;
@@ -224,10 +289,7 @@ fn enter<'a>(
     }
     let failures = failed.map_or(0, |(pod, _)| failures_in_a_row(pod));
     if let Some((pod, _)) = failed {
-        let trouble = pod.trouble.as_deref().unwrap_or("it ended");
-        let text = format!("Pod {} is replaced: {trouble}", pod.name);
-        plan.note(&with.desired.id, Severity::Warning, "ReplacingFailed", text);
-        delete(with, pod, plan);
+        replace_failed(with, pod, plan);
     } else {
         report.state = State::Starting(format!("ordinal {}: its pod is being made", slot.ordinal));
     }

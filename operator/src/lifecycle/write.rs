@@ -37,8 +37,8 @@ pub(super) fn create(
     report: &mut Report<'_>,
     plan: &mut Plan,
 ) {
-    report.revision = report.revision.saturating_add(1);
-    let name = pod_name(with.desired, slot, report.revision);
+    // The status counts it once it is made: one that is refused is tried again under its name, and so ever slower.
+    let name = pod_name(with.desired, slot, report.revision.saturating_add(1));
     let node = placement.and_then(|placement| with.inventory.nodes.get(&placement.node));
     let mut pod = with.desired.build_pod(with.observed, slot);
     finish(

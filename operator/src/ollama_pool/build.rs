@@ -6,7 +6,7 @@ use crate::embedder::{env_by_name, settings_template};
 use crate::observed::Observed;
 use crate::pod_parts::{
     RunAs, container_security, empty_dir, env, exec_probe, http_probe, image_volume, join, mount, pod_spec,
-    pull_policy, read_only, resources, with_users_env,
+    pull_policy, read_only, resources, with_own_env, with_users_env,
 };
 use crate::pods::{MODELS_READY_GATE, STORE_ANNOTATION};
 use crate::template::Template;
@@ -42,7 +42,8 @@ fn image(observed: &Observed, resource: &OllamaPool) -> String {
     resource.spec.pod.image.clone().unwrap_or_else(|| observed.settings.ollama_image.clone())
 }
 
-fn host_port(resource: &OllamaPool, ordinal: u32) -> Option<u32> {
+/// The port of the node that an instance takes.
+pub fn host_port(resource: &OllamaPool, ordinal: u32) -> Option<u32> {
     resource.spec.host_ports.as_ref().map(|ports| ports.start.saturating_add(ordinal))
 }
 
@@ -121,7 +122,7 @@ pub fn build_puller(observed: &Observed, resource: &OllamaPool, place: &str) -> 
     let mut containers = model_containers(observed, resource);
     // The last one is the pod's work: when it is done, so is the pod.
     let last = containers.pop().unwrap_or_else(|| Container {
-        env: Some(client_env()),
+        env: Some(with_own_env(common_env(), client_env())),
         volume_mounts: Some(vec![mount("tmp", "/tmp")]),
         ..ollama_container(observed, resource, "empty", vec!["list".to_owned()])
     });
@@ -152,9 +153,7 @@ fn ollama_container(observed: &Observed, resource: &OllamaPool, name: &str, args
 
 /// Serves the store inside the pod while it is filled.
 fn store_container(observed: &Observed, resource: &OllamaPool) -> Container {
-    let mut variables =
-        env([("OLLAMA_HOST", STORE_ADDRESS.to_owned()), ("OLLAMA_MODELS", MODELS.to_owned())]);
-    variables.extend(common_env());
+    let mut variables = common_env();
     let mut mounts = vec![mount(VOLUME, MODELS), mount("tmp", "/tmp")];
     if resource.spec.registry_ca_config_map_ref.is_some() {
         // Go reads the certificates of all these folders; a file of its own would take the place of the public ones.
@@ -163,7 +162,7 @@ fn store_container(observed: &Observed, resource: &OllamaPool) -> Container {
     }
     Container {
         restart_policy: Some("Always".to_owned()),
-        env: Some(with_users_env(variables, &resource.spec.pod)),
+        env: Some(with_own_env(with_users_env(variables, &resource.spec.pod), store_env())),
         startup_probe: Some(exec_probe(&["ollama", "list"], 1, 120)),
         resources: Some(small()),
         volume_mounts: Some(mounts),
@@ -175,7 +174,7 @@ fn store_container(observed: &Observed, resource: &OllamaPool) -> Container {
 fn model_containers(observed: &Observed, resource: &OllamaPool) -> Vec<Container> {
     let bring = |(position, model): (usize, &OllamaModel)| {
         let name = model_container(position);
-        let variables = with_users_env(client_env(), &resource.spec.pod);
+        let variables = with_own_env(with_users_env(common_env(), &resource.spec.pod), client_env());
         let Some(modelfile) = &model.modelfile else {
             return Container {
                 image: Some(observed.settings.puller_image.clone()),
@@ -253,10 +252,14 @@ fn common_env() -> Vec<EnvVar> {
     ])
 }
 
+/// What the process that serves the store inside the pod must have.
+fn store_env() -> Vec<EnvVar> {
+    env([("OLLAMA_HOST", STORE_ADDRESS.to_owned()), ("OLLAMA_MODELS", MODELS.to_owned())])
+}
+
+/// What those must have that fill it.
 fn client_env() -> Vec<EnvVar> {
-    let mut variables = env([("OLLAMA_HOST", STORE_ADDRESS.to_owned())]);
-    variables.extend(common_env());
-    variables
+    env([("OLLAMA_HOST", STORE_ADDRESS.to_owned())])
 }
 
 fn serve_env(resource: &OllamaPool) -> Vec<EnvVar> {
@@ -424,6 +427,32 @@ mod tests {
         assert_eq!(value("OLLAMA_KEEP_ALIVE"), "5m");
         assert_eq!(value("OLLAMA_MAX_LOADED_MODELS"), "1");
         assert!(!env.iter().any(|env| env["name"] == "OLLAMA_GPU_OVERHEAD"));
+    }
+
+    #[test]
+    fn where_the_store_is_served_inside_the_pod_is_not_the_users_to_choose() {
+        let pool = pool(&json!({"models": models(), "env": [
+            {"name": "OLLAMA_HOST", "value": "0.0.0.0:9"}, {"name": "OLLAMA_MODELS", "value": "/elsewhere"},
+            {"name": "HTTPS_PROXY", "value": "http://proxy"}
+        ]}));
+        let instance = serde_json::to_value(build_pod(&observed(), &pool, 0)).unwrap();
+        let puller = serde_json::to_value(build_puller(&observed(), &pool, "place")).unwrap();
+        let mut filling: Vec<Value> = Vec::new();
+        for containers in [&instance["spec"]["initContainers"], &puller["spec"]["initContainers"]] {
+            filling.extend(containers.as_array().unwrap().iter().cloned());
+        }
+        filling.push(puller["spec"]["containers"][0].clone());
+        for container in filling {
+            let values = |name: &str| -> Vec<Value> {
+                let env = container["env"].as_array().unwrap().iter();
+                env.filter(|env| env["name"] == name).map(|env| env["value"].clone()).collect()
+            };
+            assert_eq!(values("OLLAMA_HOST"), ["127.0.0.1:11435"], "{container}");
+            assert_eq!(values("HTTPS_PROXY"), ["http://proxy"], "{container}");
+            if container["name"] == "store" {
+                assert_eq!(values("OLLAMA_MODELS"), ["/models"]);
+            }
+        }
     }
 
     #[test]

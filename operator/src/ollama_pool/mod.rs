@@ -14,10 +14,11 @@ use crate::observed::{Identity, Observed};
 use crate::placement::{Need, Wish};
 use crate::resource::{Kind, Role};
 use crate::services::{ServiceParts, build_service};
-use build::instance_template;
+use build::{host_port, instance_template};
 use k8s_openapi::api::core::v1::Service;
 use principium_api::OllamaPool;
 use principium_api::names::OLLAMA_PORT;
+use std::borrow::Cow;
 use std::sync::Arc;
 use store::Store;
 
@@ -46,6 +47,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a OllamaPool) -> Desired<'
                 Some(_) => Arc::new(instance_template(observed, resource, ordinal)),
             },
             surge,
+            host_port: host_port(resource, ordinal),
         })
         .collect();
     let status = resource.status.as_ref();
@@ -60,6 +62,14 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a OllamaPool) -> Desired<'
         assignments: status.map(|status| status.assignments.as_slice()).unwrap_or_default(),
         revisions: status.map(|status| status.revisions.as_slice()).unwrap_or_default(),
         id,
+    }
+}
+
+/// A model's name with its tag, as Ollama lists it: one without is `latest`.
+pub fn tagged(name: &str) -> Cow<'_, str> {
+    match name.rsplit('/').next() {
+        Some(last) if last.contains(':') => Cow::Borrowed(name),
+        _ => Cow::Owned(format!("{name}:latest")),
     }
 }
 

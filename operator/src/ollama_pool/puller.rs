@@ -5,12 +5,13 @@ use super::store::Store;
 use crate::actions::{Plan, Severity};
 use crate::desired::Desired;
 use crate::finish::{Finish, finish, only_on};
+use crate::inventory::takes;
 use crate::lifecycle::{delete_action, failures_in_a_row, retry_at};
-use crate::observed::Observed;
+use crate::observed::{ModelStep, Observed};
 use crate::pods::{Phase, PodView};
 use crate::resource::Role;
 use crate::template::Template;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use principium_api::OllamaPool;
 use principium_api::gpu_node::Injection;
 use std::cell::OnceCell;
@@ -27,6 +28,9 @@ const HOW: [&str; 7] = [
     "registryCaConfigMapRef",
     "tolerations",
 ];
+
+/// How long after a puller's end its models may be missed, so that pulls of what never stays don't follow at once.
+const SETTLED: SignedDuration = SignedDuration::from_mins(1);
 
 /// The UIDs of the resources whose puller writes to each place now.
 pub type Writers = BTreeMap<String, String>;
@@ -69,7 +73,11 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
     let mut places: BTreeMap<String, &String> = BTreeMap::new();
     for node in &nodes {
         if let Some(place) = store.place(namespace, node) {
-            places.entry(place).or_insert(node);
+            let chosen = places.entry(place).or_insert(node);
+            // Of the nodes that share a place, the first on which a puller can start.
+            if !can_start(with, chosen) && can_start(with, node) {
+                *chosen = node;
+            }
         }
     }
     let template = OnceCell::new();
@@ -127,13 +135,24 @@ fn at_place<'a>(
         differences.retain(|difference| !how(difference));
     }
     if !differences.is_empty() {
-        let text = format!("Pod {} is stopped for its successor: {}", newest.name, differences.join("; "));
-        plan.note(&with.desired.id, Severity::Normal, "PullingAgain", text);
-        plan.actions.push(delete_action(with.desired, newest));
+        replace(with, newest, &differences.join("; "), plan);
         return waiting(format!("models are pulled anew on node {node}"), None);
     }
     match newest.phase {
-        Phase::Succeeded => Pulled::Done,
+        Phase::Succeeded => {
+            let Some(model) = lost(with, place, newest) else { return Pulled::Done };
+            let age = with.now.duration_since(newest.ended);
+            if age < SETTLED {
+                plan.requeue(SETTLED - age);
+                return Pulled::Done;
+            }
+            replace(with, newest, &format!("model {model} is no longer in the store"), plan);
+            waiting(format!("models are pulled anew on node {node}"), None)
+        }
+        Phase::Pending if !newest.scheduled && is_stuck(with, newest, node) => {
+            replace(with, newest, &format!("it can't start on its node, and can on node {node}"), plan);
+            waiting(format!("models are pulled on node {node} instead"), None)
+        }
         Phase::Failed => {
             let trouble = newest.trouble.clone().unwrap_or_default();
             let retry_at = retry_at(newest);
@@ -155,6 +174,44 @@ fn at_place<'a>(
             waiting(message, Some(newest))
         }
     }
+}
+
+/// Removes a puller, so that another takes its place.
+fn replace(with: &Pull<'_, '_>, pod: &PodView, why: &str, plan: &mut Plan) {
+    let text = format!("Pod {} is stopped for its successor: {why}", pod.name);
+    plan.note(&with.desired.id, Severity::Normal, "PullingAgain", text);
+    plan.actions.push(delete_action(with.desired, pod));
+}
+
+/// Whether a puller can start on a node, as far as the node is concerned.
+fn can_start(with: &Pull<'_, '_>, node: &str) -> bool {
+    with.observed.nodes.get(node).is_some_and(|node| takes(node, &with.resource.spec.pod))
+}
+
+/// Whether a puller that was never bound waits for a node that has no instances any more or can't take it, while `better` can.
+fn is_stuck(with: &Pull<'_, '_>, pod: &PodView, better: &str) -> bool {
+    let Some(node) = pod.node.as_deref().filter(|node| *node != better) else { return false };
+    can_start(with, better) && (!can_start(with, node) || !(with.nodes)().contains(node))
+}
+
+/// A model that is missing although its puller is done: its node, or the claim, was made anew. It counts what an instance says
+/// that was made since then; others may have looked before the model was there.
+fn lost<'s>(with: &Pull<'_, 's>, place: &str, puller: &PodView) -> Option<&'s str> {
+    let (observed, models) = (with.observed, &with.resource.spec.models);
+    let store = Store::of(with.resource);
+    let id = &with.desired.id;
+    let since = with.pods.iter().copied().filter(|pod: &&PodView| {
+        let filled = pod.node.as_deref().and_then(|node| store.place(&id.key.namespace, node));
+        pod.role == Role::Worker
+            && pod.owner.as_deref() == Some(&id.uid)
+            && pod.created >= puller.ended
+            && filled.as_deref() == Some(place)
+    });
+    since.filter_map(|pod| observed.answers.instances.get(&pod.uid)).flatten().find_map(|answer| {
+        let is_missing =
+            answer.step == ModelStep::Missing && models.iter().any(|model| model.name == answer.name);
+        is_missing.then_some(answer.name.as_str())
+    })
 }
 
 /// Whether a difference is one in how models are pulled, not in which ones or where to.

@@ -10,7 +10,7 @@ use crate::inventory::{Cause, Inventory};
 use crate::lifecycle::Report;
 use crate::observed::{ModelAnswer, ModelStep, Observed, PullProgress};
 use crate::placement::Need;
-use crate::pods::{ContainerState, ContainerView, PodView};
+use crate::pods::{ContainerState, ContainerView, PodView, RESTING};
 use crate::resource::Role;
 use crate::summary::{self, Reporting};
 use principium_api::names::OLLAMA_PORT;
@@ -24,7 +24,10 @@ use std::sync::Arc;
 /// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
 pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
     pod.ready
-        || (pod.containers_ready && is_hot(inventory, pod) && Instance::of(observed, resource, pod).verified)
+        || (pod.containers_ready && is_hot(inventory, pod) && {
+            let instance = Instance::of(observed, resource, pod);
+            instance.verified || instance.goes_on
+        })
 }
 
 /// An instance and what it answered.
@@ -34,6 +37,8 @@ struct Instance<'a> {
     answers: Cow<'a, [ModelAnswer]>,
     /// Whether every model of the pool answered on it.
     verified: bool,
+    /// Whether it takes requests, and goes on: models that come later come beneath it.
+    goes_on: bool,
 }
 
 impl<'a> Instance<'a> {
@@ -42,7 +47,10 @@ impl<'a> Instance<'a> {
         let verified = resource.spec.models.iter().all(|model| {
             answers.iter().any(|answer| answer.name == model.name && answer.step == ModelStep::Ready)
         });
-        Self { pod, answers, verified }
+        let some = |step| answers.iter().any(|answer| answer.step == step);
+        let goes_on = pod.gate_is_current && (some(ModelStep::Ready) || !some(ModelStep::Failed))
+            || pod.rests && some(ModelStep::Ready);
+        Self { pod, goes_on, answers, verified }
     }
 }
 
@@ -125,6 +133,11 @@ pub fn report(
         None if instances(resource) == 0 => {
             Progress::Ready { reason: reason::SCALED_TO_ZERO, message: "no instance is wanted".to_owned() }
         }
+        None if models.iter().any(|model| model.state != OllamaModelState::Ready) => coming(&models)
+            .unwrap_or_else(|| {
+                let message = "models are still to be pulled".to_owned();
+                Progress::Reconciling { reason: reason::PULLING_MODELS, message }
+            }),
         None if !acceleration.allows_ready && !resource.spec.models.is_empty() => {
             summary::not_accelerated(&acceleration)
         }
@@ -188,25 +201,27 @@ fn follow_pulls(resource: &OllamaPool, pods: &[&PodView], uid: &str, plan: &mut 
         .extend(own.filter(|pod| pulls(pod)).filter_map(|pod| target(pod, PROGRESS_PORT, Question::Pull)));
 }
 
-/// An instance takes requests when its models answer. One on a hot GPU rests, as long as another one takes them.
+/// An instance takes requests when its models answer, and goes on while one of them does. One on a hot GPU rests, as long as
+/// another one takes them.
 fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) {
     let hot: Vec<bool> = told.iter().map(|instance| is_hot(with.inventory, instance.pod)).collect();
-    let able = |instance: &Instance<'_>| instance.pod.containers_ready && instance.verified;
+    let able =
+        |instance: &Instance<'_>| instance.pod.containers_ready && (instance.verified || instance.goes_on);
     let some_cool = told.iter().zip(&hot).any(|(instance, hot)| able(instance) && !hot);
-    for (Instance { pod, verified, answers }, hot) in told.iter().zip(hot) {
+    for (Instance { pod, verified, goes_on, answers }, hot) in told.iter().zip(hot) {
         let rests = some_cool && hot;
-        let open = *verified && !rests;
+        let open = (*verified || *goes_on) && !rests;
         // The operator before this one may have let it take requests and not come to the status.
         let unasked = matches!(answers, Cow::Owned(_)) && !verified && pod.gate_is_current;
         if pod.gate.unwrap_or(false) == open || unasked {
             continue;
         }
-        let message = if open {
-            "the models answer"
-        } else if *verified {
-            "its GPU is overheated; other instances take the requests"
+        let (reason, message) = if open {
+            ("ModelsAnswer", "the models answer")
+        } else if *verified || *goes_on {
+            (RESTING, "its GPU is overheated; other instances take the requests")
         } else {
-            "the models don't answer yet"
+            ("NotServing", "the models don't answer yet")
         };
         plan.actions.push(Action {
             resource: with.desired.id.key.clone(),
@@ -214,6 +229,7 @@ fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) 
                 name: pod.name.clone(),
                 uid: pod.uid.clone(),
                 open,
+                reason,
                 message: message.to_owned(),
             },
         });
@@ -233,6 +249,11 @@ fn refined(progress: Progress, models: &[OllamaModelStatus]) -> Progress {
     if progress.why().0 != reason::STARTING {
         return progress;
     }
+    coming(models).unwrap_or(progress)
+}
+
+/// How far the models are that do not answer.
+fn coming(models: &[OllamaModelStatus]) -> Option<Progress> {
     let of = |state| models.iter().filter(move |model| model.state == state);
     let told = |model: &OllamaModelStatus| {
         let message = match (&model.message, model.percent) {
@@ -250,10 +271,10 @@ fn refined(progress: Progress, models: &[OllamaModelStatus]) -> Progress {
         if let Some(model) = of(state).next() {
             let more = of(state).count() - 1;
             let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-            return Progress::Reconciling { reason, message: format!("{verb}: {}{more}", told(model)) };
+            return Some(Progress::Reconciling { reason, message: format!("{verb}: {}{more}", told(model)) });
         }
     }
-    progress
+    None
 }
 
 fn models(

@@ -82,7 +82,7 @@ impl Candidates {
         refused: Outcome,
     ) -> Outcome {
         let Outcome::Waiting { message, .. } = &refused else { return refused };
-        if request.round != Round::Beside {
+        if request.round != Round::Beside || !request.surge {
             return refused;
         }
         let frees_up = || {

@@ -4,6 +4,7 @@ use super::Shared;
 use super::http::{Http, HttpError, bounded};
 use crate::actions::Target;
 use crate::observed::{ModelAnswer, ModelStep};
+use crate::ollama_pool::tagged;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -152,12 +153,8 @@ impl ModelAnswer {
     }
 }
 
-/// Ollama lists every name with its tag.
 fn find<'a>(models: &'a [Model], name: &str) -> Option<&'a Model> {
-    let tagged = match name.rsplit('/').next() {
-        Some(last) if last.contains(':') => name.to_owned(),
-        _ => format!("{name}:latest"),
-    };
+    let tagged = tagged(name);
     models.iter().find(|model| model.name.eq_ignore_ascii_case(&tagged))
 }
 

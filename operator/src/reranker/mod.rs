@@ -32,6 +32,7 @@ pub fn desire<'a>(observed: &'a Observed, resource: &'a Reranker) -> Desired<'a>
             template: Arc::clone(&template),
             // A claim may be open to one pod only, and then the successor would wait for it forever.
             surge: !uses_claim(&spec.model),
+            host_port: None,
         })
         .collect();
     let status = resource.status.as_ref();

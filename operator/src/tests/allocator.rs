@@ -121,6 +121,9 @@ fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
                     round,
                     wish: Arc::clone(&wish),
                     previous,
+                    stops: Vec::new(),
+                    surge: true,
+                    turns: None,
                     patient: false,
                 })
             })
@@ -222,7 +225,7 @@ proptest! {
                 Some(Outcome::Waiting { kept, .. }) => (1, kept.clone()),
                 Some(Outcome::Impossible { .. }) => (2, None),
                 Some(Outcome::Soon { .. }) => (5, None),
-                None => (3, None),
+                None | Some(Outcome::InPlace { .. }) => (3, None),
             };
             prop_assert_eq!(kind(outcomes.get(&slot)), kind(alone.as_ref()));
         }

@@ -35,6 +35,9 @@ pub struct Cluster {
     pub pulling: bool,
     /// Why the device plugins measure no GPUs.
     pub silent: Option<String>,
+    /// The model that no instance has yet, and whether the API server refuses pods.
+    pub missing: Option<String>,
+    pub refusing: bool,
     /// The image whose containers never start.
     pub stuck: Option<String>,
     /// All Events so far: reason and text.
@@ -68,6 +71,8 @@ impl Cluster {
             simulated: false,
             pulling: false,
             silent: None,
+            missing: None,
+            refusing: false,
             stuck: None,
             notes: Vec::new(),
             jobs: Jobs::default(),
@@ -322,6 +327,7 @@ impl Cluster {
         for action in &plan.actions {
             let namespace = &action.resource.namespace;
             match &action.write {
+                Write::CreatePod(_) if self.refusing => {}
                 Write::CreatePod(pod) => {
                     let mut pod = (**pod).clone();
                     let name = pod.metadata.name.clone().unwrap();
@@ -355,11 +361,12 @@ impl Cluster {
                 Write::DeleteBudget { name, .. } => {
                     self.observed.budgets.retain(|found| found.metadata.name.as_ref() != Some(name));
                 }
-                Write::SetGate { name, open, .. } => {
+                Write::SetGate { name, open, reason, .. } => {
                     let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
                     set_condition(pod, MODELS_READY_GATE, *open);
-                    let conditions = pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
-                    conditions.last_mut().unwrap().last_transition_time = Some(Time(self.now));
+                    let gate = pod.status.as_mut().unwrap().conditions.as_mut().unwrap().last_mut().unwrap();
+                    (gate.last_transition_time, gate.reason) =
+                        (Some(Time(self.now)), Some((*reason).to_owned()));
                 }
             }
         }

@@ -151,6 +151,7 @@ fn it_waits_for_its_data_factory_runs_once_and_says_what_came_of_it() {
     assert_eq!(says(&cluster).2, "12 of 40 documents");
     assert_eq!(cluster.ingestion("x").status.clone().unwrap().progress, "12/40");
     assert_eq!((cluster.jobs.made.len(), &cluster.jobs.requests[0]["corpus"]), (1, &json!("handbook")));
+    assert_eq!(cluster.jobs.requests[0]["source_id"], "demo/x");
     finish(&mut cluster, "succeeded");
     assert!(is(&cluster, "Ready", "Completed"));
     let said = "40 documents: 37 processed, 2 unchanged, 3 removed; 312 chunks in 35 s; 1 failed: a.pdf: it is locked";

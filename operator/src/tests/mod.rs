@@ -14,3 +14,4 @@ mod placing;
 mod restarts;
 mod rollout;
 mod templates;
+mod turns;

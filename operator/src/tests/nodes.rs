@@ -28,6 +28,17 @@ fn a_cordoned_node_keeps_its_pods_and_a_drained_one_sends_them_elsewhere() {
 }
 
 #[test]
+fn a_gpu_that_its_node_tells_of_under_two_indices_is_granted_once() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.nodes.get_mut("n0").unwrap()[1].uuid = "GPU-0".to_owned();
+    cluster.apply("Reranker", "a", reranker(json!({"count": 1})));
+    cluster.apply("Reranker", "b", reranker(json!({"count": 1})));
+    cluster.settle();
+    assert_eq!(cluster.held(), ["a-0-1 n0 0:8"]);
+    assert_eq!(cluster.ready("b").1, "WaitingForGPU");
+}
+
+#[test]
 fn exact_devices_of_a_drained_node_wait_for_it() {
     let mut cluster = Cluster::new(&[2]);
     cluster.reranker_on("rr", 1);

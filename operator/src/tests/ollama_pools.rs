@@ -12,6 +12,11 @@ fn shared(instances: u32) -> serde_json::Value {
     json!({"instances": instances, "models": [{"name": "tiny"}], "store": {"hostPath": {"path": "/srv/models"}}})
 }
 
+/// Which instances take requests.
+fn open(cluster: &Cluster) -> Vec<bool> {
+    cluster.pods.values().filter_map(|pod| PodView::read(pod).gate).collect()
+}
+
 #[test]
 fn instances_start_after_the_one_puller_of_their_node_is_done() {
     let mut cluster = Cluster::new(&[4]);
@@ -38,8 +43,19 @@ fn another_model_in_a_shared_store_is_pulled_beneath_running_instances() {
     cluster.settle();
     let mut spec = shared(1);
     spec["models"] = json!([{"name": "tiny"}, {"name": "large"}]);
+    cluster.missing = Some("large".to_owned());
+    cluster.pulling = true;
     cluster.apply("OllamaPool", "pool", spec);
+    for _ in 0..5 {
+        cluster.pass();
+        cluster.run_pods();
+        assert_eq!(open(&cluster), [true], "what it has, it goes on serving");
+    }
+    assert_eq!(cluster.ready("pool").1, "PullingModels");
+    cluster.pulling = false;
+    cluster.missing = None;
     cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
     let names = cluster.pod_names();
     assert!(names.contains(&"pool-0-1".to_owned()), "{names:?}");
     assert_eq!(cluster.noted("PullingAgain").len(), 1);
@@ -142,6 +158,51 @@ fn an_instance_moves_to_another_node_once_its_models_are_there() {
 }
 
 #[test]
+fn the_puller_of_a_claim_starts_on_another_node_where_its_own_can_not_take_it() {
+    let mut cluster = Cluster::new(&[1, 1]);
+    let claim = json!({"persistentVolumeClaim": {"claimName": "models"}});
+    let spec = json!({"instances": 2, "models": [{"name": "tiny"}], "store": claim, "gpu": {"count": 1}});
+    cluster.apply("OllamaPool", "pool", spec);
+    cluster.pass();
+    let puller = |cluster: &Cluster| {
+        let mut pods = cluster.pods.values().map(PodView::read);
+        pods.find(|pod| pod.name.starts_with("pool-puller")).unwrap().node
+    };
+    assert_eq!(puller(&cluster).as_deref(), Some("n0"));
+    cluster.node("n0", |node| node.unschedulable = true);
+    for _ in 0..4 {
+        cluster.pass();
+        cluster.run_pods();
+    }
+    assert_eq!(puller(&cluster).as_deref(), Some("n1"));
+    assert_eq!(cluster.noted("PullingAgain").len(), 1);
+    cluster.node("n0", |node| node.unschedulable = false);
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
+    assert_eq!(puller(&cluster).as_deref(), Some("n1"), "what is done is not done again");
+}
+
+#[test]
+fn models_are_pulled_again_where_a_newer_instance_misses_them() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", shared(1));
+    cluster.settle();
+    // The store lost what it had; the instance was made after the puller was done.
+    cluster.missing = Some("tiny".to_owned());
+    cluster.now += SignedDuration::from_mins(5);
+    cluster.settle();
+    let again = cluster.noted("PullingAgain");
+    assert!(again.len() == 1 && again[0].ends_with("model tiny is no longer in the store"), "{again:?}");
+    // The instance is older than what was pulled by now.
+    cluster.now += SignedDuration::from_mins(5);
+    cluster.settle();
+    assert_eq!(cluster.noted("PullingAgain").len(), 1);
+    cluster.missing = None;
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
+}
+
+#[test]
 fn an_instance_takes_requests_only_when_its_models_answered() {
     let mut cluster = Cluster::new(&[1]);
     cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}]}));
@@ -194,9 +255,6 @@ fn a_hot_instance_rests_while_another_serves_and_the_pool_stays_ready() {
     let mut cluster = Cluster::new(&[2]);
     cluster.apply("OllamaPool", "pool", json!({"instances": 2, "models": [{"name": "tiny"}]}));
     cluster.settle();
-    let open = |cluster: &Cluster| -> Vec<bool> {
-        cluster.pods.values().map(|pod| PodView::read(pod).gate == Some(true)).collect()
-    };
     assert_eq!(open(&cluster), [true, true]);
     cluster.heat("n0", 0, 92);
     cluster.settle();
@@ -207,6 +265,24 @@ fn a_hot_instance_rests_while_another_serves_and_the_pool_stays_ready() {
     assert_eq!(open(&cluster), [true, true], "with every instance hot somebody must serve");
     cluster.heat("n0", 0, 50);
     cluster.heat("n0", 1, 50);
+    cluster.settle();
+    assert_eq!(open(&cluster), [true, true]);
+}
+
+#[test]
+fn an_instance_that_rested_takes_requests_again_though_another_model_is_still_to_come() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.apply("OllamaPool", "pool", shared(2));
+    cluster.settle();
+    let mut spec = shared(2);
+    spec["models"] = json!([{"name": "tiny"}, {"name": "wrong"}]);
+    cluster.missing = Some("wrong".to_owned());
+    cluster.apply("OllamaPool", "pool", spec);
+    cluster.settle();
+    cluster.heat("n0", 0, 92);
+    cluster.settle();
+    assert_eq!(open(&cluster), [false, true]);
+    cluster.heat("n0", 0, 50);
     cluster.settle();
     assert_eq!(open(&cluster), [true, true]);
 }
@@ -266,6 +342,25 @@ fn two_instances_share_a_gpu_by_exact_devices() {
     cluster.apply("OllamaPool", "pool", json!({"instances": 2, "gpu": {"devices": devices}}));
     cluster.settle();
     assert_eq!(cluster.held(), ["pool-0-1 n0 0:4", "pool-1-1 n0 0:4"]);
+}
+
+#[test]
+fn a_pool_with_exact_devices_scales_down_to_nothing_and_up_again() {
+    let mut cluster = Cluster::new(&[3]);
+    let devices = json!([{"index": 2}, {"index": 0}, {"index": 1}]);
+    for (instances, held) in
+        [(3, "0 n0 2:8; 1 n0 0:8; 2 n0 1:8"), (1, "0 n0 2:8"), (0, ""), (2, "0 n0 2:8; 1 n0 0:8")]
+    {
+        cluster.apply("OllamaPool", "pool", json!({"instances": instances, "gpu": {"devices": devices}}));
+        cluster.settle();
+        // Without the revision in the pod's name.
+        let words = |line: &String| {
+            let (pod, rest) = line.split_once(' ').unwrap();
+            format!("{} {rest}", pod.split('-').nth(1).unwrap())
+        };
+        let found: Vec<String> = cluster.held().iter().map(words).collect();
+        assert_eq!(found.join("; "), held, "{instances} instances");
+    }
 }
 
 #[test]

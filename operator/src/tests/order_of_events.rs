@@ -31,7 +31,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     let node = || 0..2u8;
     prop_oneof![
-        4 => (0..4u8, 0..3u8, 0..9u8, 0..2u8, 0..4u8)
+        4 => (0..4u8, 0..3u8, 0..12u8, 0..2u8, 0..4u8)
             .prop_map(|(name, kind, gpu, image, pods)| Happening::Apply { name, kind, gpu, image, pods }),
         1 => (0..4u8).prop_map(|name| Happening::Delete { name }),
         1 => (node(), 0..GPUS, prop_oneof![Just(40u32), Just(92u32)])
@@ -53,6 +53,9 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8) {
+    // Each name stays of one kind, as in a cluster.
+    let kind = (kind + name) % 3;
+    let several = gpu >= 9;
     let gpu = match gpu {
         0 => json!({"count": 1, "onOverheat": "Migrate"}),
         1 => json!({"count": 2, "onUnhealthy": "Keep"}),
@@ -61,11 +64,13 @@ fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8
         4 => json!({"devices": [{"index": 1, "memory": "5Gi"}]}),
         5 => json!({"devices": [{"uuid": "GPU-2"}]}),
         6 => json!({"count": 1, "memory": "2Gi", "strategy": "Spread"}),
+        9 => json!({"devices": [{"index": 0}, {"index": 1}]}),
+        // To one pod their order says nothing, to a pool which instance has which.
+        10 if kind == 2 => json!({"devices": [{"index": 1}, {"index": 0}]}),
+        10 | 11 => json!({"devices": [{"index": 1}, {"index": 2}]}),
         _ => json!({"devices": [{"index": gpu - 6}]}),
     };
     let exact = gpu["devices"].is_array();
-    // Each name stays of one kind, as in a cluster.
-    let kind = (kind + name) % 3;
     let mut spec = match kind {
         0 => factory(gpu),
         1 => reranker(gpu),
@@ -78,6 +83,10 @@ fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8
             _ => spec["instances"] = json!(pods),
         }
         spec["maxUnavailable"] = json!(pods);
+    }
+    if several && kind == 2 {
+        spec["instances"] = json!(2);
+        spec["hostPorts"] = json!({"start": 11434 + 10 * u32::from(name) + u32::from(image)});
     }
     spec["image"] = json!(format!("image:{image}"));
     if name == 0 {

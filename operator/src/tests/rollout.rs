@@ -256,6 +256,30 @@ fn a_data_factory_runs_without_its_pool_and_says_that_enrichment_waits() {
 }
 
 #[test]
+fn a_data_factory_says_that_its_pool_does_not_serve_the_model_that_it_names() {
+    let lacking = "it takes documents; enrichment asks OllamaPool demo/pool for the model tiny:latest, which it does not serve: \
+                   its models are tiny:1b, big";
+    for (named, models, lacks) in [
+        ("tiny", json!([{"name": "tiny:1b"}, {"name": "big"}]), true),
+        ("tiny", json!([{"name": "big"}, {"name": "Tiny:latest"}]), false),
+        ("tiny:latest", json!([{"name": "tiny"}]), false),
+        ("host:5000/team/tiny", json!([{"name": "host:5000/team/tiny:latest"}]), false),
+        // What lies in the store of a pool without models is not known.
+        ("tiny", json!([]), false),
+    ] {
+        let mut cluster = Cluster::new(&[2]);
+        cluster.apply("OllamaPool", "pool", json!({"models": models, "gpu": {"devices": [{"index": 1}]}}));
+        let mut spec = factory(json!({"devices": [{"index": 0}]}));
+        spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}, "model": named});
+        cluster.apply("DataFactory", "df", spec);
+        cluster.settle();
+        let (status, message) = if lacks { ("False", lacking) } else { ("True", "it takes documents") };
+        assert_eq!(cluster.condition("df", "EnrichmentReady").status, status, "{named} of {models}");
+        assert_eq!(cluster.ready("df"), ("True".to_owned(), "Ready".to_owned(), message.to_owned()));
+    }
+}
+
+#[test]
 fn a_data_factory_knows_the_context_window_of_its_pool() {
     let mut cluster = Cluster::new(&[2]);
     let pool = |length: u32| {

@@ -76,18 +76,27 @@ impl Cluster {
         let anywhere = || self.nodes.keys().next().cloned().unwrap_or_default();
         let node = view.node.clone().unwrap_or_else(anywhere);
         let open = |found: &Arc<NodeView>| found.ready && (view.scheduled || !found.unschedulable);
-        if view.leaving || (!view.units.is_empty() && !self.observed.nodes.get(&node).is_some_and(open)) {
+        let needs_node = !view.units.is_empty() || (!view.scheduled && view.node.is_some());
+        if view.leaving || (needs_node && !self.observed.nodes.get(&node).is_some_and(open)) {
             return;
         }
+        let mut others = self.pods.values().map(PodView::read);
+        let port_is_taken = view.host_port.is_some()
+            && others.any(|pod| pod.scheduled && pod.uid != view.uid && pod.host_port == view.host_port);
         let fits = view.scheduled
-            || view.units.iter().all(|(index, units)| {
-                let others = self.pods.values().map(PodView::read).filter(|pod| {
-                    pod.scheduled && pod.node.as_ref() == Some(&node) && !pod.ended() && pod.uid != view.uid
+            || !port_is_taken
+                && view.units.iter().all(|(index, units)| {
+                    let others = self.pods.values().map(PodView::read).filter(|pod| {
+                        pod.scheduled
+                            && pod.node.as_ref() == Some(&node)
+                            && !pod.ended()
+                            && pod.uid != view.uid
+                    });
+                    let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
+                    let gpu =
+                        self.nodes.get(&node).and_then(|gpus| gpus.iter().find(|gpu| gpu.index == *index));
+                    gpu.is_some_and(|gpu| gpu.withheld.is_none() && taken + units <= gpu.units)
                 });
-                let taken: u32 = others.filter_map(|pod| pod.units.get(index).copied()).sum();
-                let gpu = self.nodes.get(&node).and_then(|gpus| gpus.iter().find(|gpu| gpu.index == *index));
-                gpu.is_some_and(|gpu| gpu.withheld.is_none() && taken + units <= gpu.units)
-            });
         let pod = self.pods.get_mut(key).unwrap();
         if !fits {
             return;
@@ -162,7 +171,10 @@ impl Cluster {
                 Question::Models(models) => {
                     let answer = |name: &String| ModelAnswer {
                         name: name.clone(),
-                        step: ModelStep::Ready,
+                        step: match &self.missing {
+                            Some(missing) if missing == name => ModelStep::Missing,
+                            _ => ModelStep::Ready,
+                        },
                         size_vram: Some(u64::from(self.accelerated)),
                         on_gpu: Some(self.accelerated),
                         ..ModelAnswer::default()
