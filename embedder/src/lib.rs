@@ -4,10 +4,11 @@
 //! together, `http/` speaks to clients, `ollama` to language models, `format/` reads files, `pipeline/` and `analyze/` serve
 //! whole documents. `jobs/` keeps corpora on disk; its documents come from `sources/` and its chunks go to `sinks/`,
 //! `search/` tries them out, and `page/` is for people. `gpus` asks the driver about the cards, `trace` tells
-//! others which request they are asked for. `cli/` does the same on local
+//! others which request they are asked for, and `answer` reads no more of what they say than it should. `cli/` does the same on local
 //! files. `args` alone reads flags and environment variables.
 
 pub mod analyze;
+pub mod answer;
 pub mod args;
 pub mod batch;
 pub mod cli;

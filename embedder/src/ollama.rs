@@ -1,6 +1,7 @@
 //! Ollama's HTTP API as far as it is used here: which instances a pool has, and one question to one of them.
 //! Whom to ask, and what to do after a failure, is decided by the callers.
 
+use crate::answer::read_at_most;
 use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -294,7 +295,7 @@ impl Client {
         let body = Body { model, prompt, stream: false, truncate: false, keep_alive: -1, format, options };
         let Secure { http, base } = self.at(instance);
         let sent = http.post(format!("{base}/api/generate")).json(&body).send().await;
-        let mut response = sent.map_err(|error| match error.is_connect() {
+        let response = sent.map_err(|error| match error.is_connect() {
             true => Failure::Unreachable(format!("{instance}: {}", root_cause(&error))),
             false => Failure::Broken(format!("{instance}: {}", root_cause(&error))),
         })?;
@@ -303,13 +304,7 @@ impl Client {
             response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
         let broken = |what: String| Failure::Broken(format!("{instance}: {what}"));
-        let mut body = Vec::new();
-        while let Some(part) = response.chunk().await.map_err(|error| broken(root_cause(&error)))? {
-            body.extend_from_slice(&part);
-            if body.len() > ANSWER_LIMIT {
-                return Err(broken(format!("the answer has more than {ANSWER_LIMIT} bytes")));
-            }
-        }
+        let body = read_at_most(response, ANSWER_LIMIT).await.map_err(|error| broken(root_cause(&error)))?;
         if status.is_success() {
             return serde_json::from_slice(&body)
                 .map_err(|error| broken(format!("the answer is no JSON: {error}")));
@@ -356,8 +351,8 @@ fn builder(timing: Timing, trace: &HeaderMap) -> reqwest::ClientBuilder {
         .default_headers(trace.clone())
 }
 
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }

@@ -3,12 +3,12 @@
 mod model;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 pub use model::{CPU_BATCH_TOKENS, GPU_BATCH_TOKENS};
+use tokio_util::sync::CancellationToken;
 
 use crate::args::{Gpu, Gpus, Role, Secret, ServeArgs};
 use crate::engine::{Engine, PipelineEmbedder};
@@ -68,6 +68,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     crate::tls::install();
     let metrics = Arc::new(Metrics::default());
     let ollama = ollama_config(args)?;
+    let draining = CancellationToken::new();
     let RoleParts { routes, engine, probe, devices, model, jobs } = match args.role {
         Role::DocAnalyzer => {
             let devices = devices(args);
@@ -82,7 +83,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
             let (served, info) = model::load(args, &devices, &metrics)?;
             let engine = Some(served.engine.clone());
             let probe = Some(Probe::new(&served).context("tokenizing a word")?);
-            let (routes, jobs) = model_routes(args, &served, ollama, &metrics)?;
+            let (routes, jobs) = model_routes(args, &served, ollama, &metrics, &draining)?;
             RoleParts { routes, engine, probe, devices, model: Some(info), jobs }
         }
     };
@@ -111,7 +112,7 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
         gpus,
         analyzer_url: given(args.analyzer_url.as_ref()),
     };
-    let shared = Arc::new(Shared { info, not_ready, probe, draining: AtomicBool::new(false), metrics });
+    let shared = Arc::new(Shared { info, not_ready, probe, draining, metrics });
     let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
     Ok(Service { router, shared, engine, jobs })
 }
@@ -267,6 +268,7 @@ fn model_routes(
     served: &Arc<Served>,
     ollama: Option<OllamaConfig>,
     metrics: &Arc<Metrics>,
+    draining: &CancellationToken,
 ) -> anyhow::Result<(Routes, Option<Jobs>)> {
     if args.role == Role::Reranker {
         return Ok((Routes::scoring(Arc::clone(served)), None));
@@ -307,7 +309,7 @@ fn model_routes(
     let embedder = PipelineEmbedder { engine, tokenizer, prompts: served.files.prompts.clone() };
     let (config, embedder) = (Arc::new(config), Arc::new(embedder));
     let jobs = jobs(args, &config, &embedder, metrics)?;
-    let mut kept = jobs::routes(jobs.as_ref());
+    let mut kept = jobs::routes(jobs.as_ref(), draining);
     if let Some(jobs) = &jobs {
         let key = reranker_key(args)?;
         let reranker = given(args.reranker_url.as_ref()).map(|url| Reranker::new(&url, key)).transpose();

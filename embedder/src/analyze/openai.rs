@@ -1,5 +1,6 @@
 //! One question to an LLM behind OpenAI's API: `POST <url>/chat/completions`, which many servers speak.
 
+use crate::answer::read_at_most;
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 /// How long the server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
+/// Largest answer, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
 /// How much of an error is repeated, in characters.
 const SHOWN: usize = 200;
 
@@ -63,19 +66,24 @@ pub async fn ask(
         "max_tokens": most_tokens,
         "response_format": { "type": "json_schema", "json_schema": { "name": "answer", "strict": true, "schema": schema } },
     });
-    let failed = |error: reqwest::Error| format!("asking {url}: {error}");
-    let http = reqwest::Client::builder().connect_timeout(CONNECT).build().map_err(failed)?;
+    let failed = |error: &dyn std::error::Error| format!("asking {url}: {error}");
+    let http = reqwest::Client::builder().connect_timeout(CONNECT).build().map_err(|error| failed(&error))?;
     let mut request = http.post(&url).headers(crate::trace::headers()).json(&body);
     if let Some(key) = &config.key {
         request = request.bearer_auth(key);
     }
-    let response = request.send().await.map_err(failed)?;
+    let response = request.send().await.map_err(|error| failed(&error))?;
     let status = response.status();
+    let body = read_at_most(response, ANSWER_LIMIT).await;
     if !status.is_success() {
-        let said: String = response.text().await.unwrap_or_default().chars().take(SHOWN).collect();
+        let said = body.map_or_else(
+            |error| error.to_string(),
+            |body| String::from_utf8_lossy(&body).chars().take(SHOWN).collect(),
+        );
         return Err(format!("{url} answered {status}: {said}"));
     }
-    let answer: Answer = response.json().await.map_err(failed)?;
+    let body = body.map_err(|error| failed(&error))?;
+    let answer: Answer = serde_json::from_slice(&body).map_err(|error| failed(&error))?;
     let first = answer.choices.into_iter().next().and_then(|choice| choice.message.content);
     first.ok_or_else(|| format!("{url} gave no answer"))
 }

@@ -1,10 +1,11 @@
 //! `bench`: how many texts of a length the model takes on this machine, and how long one alone takes.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::{bar, load, summary};
+use super::{bar, is_read, load, summary};
 use crate::args::{BenchArgs, Role};
 use crate::model::{Input, Truncation};
 
@@ -40,7 +41,9 @@ pub async fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let seconds = started.elapsed().as_secs_f64();
     progress.finish_and_clear();
-    println!("{}", summary(done, done * input.len(), seconds));
+    if !is_read(writeln!(std::io::stdout(), "{}", summary(done, done * input.len(), seconds)))? {
+        return Ok(());
+    }
 
     let started = Instant::now();
     let mut latencies = Vec::new();
@@ -51,12 +54,13 @@ pub async fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     }
     latencies.sort_by(f64::total_cmp);
     let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100];
-    println!(
+    let written = writeln!(
+        std::io::stdout(),
         "one text of {} tokens alone, {} times: p50 {:.2} ms, p99 {:.2} ms",
         input.len(),
         latencies.len(),
         at(50),
         at(99)
     );
-    Ok(())
+    is_read(written).map(|_| ())
 }

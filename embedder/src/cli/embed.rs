@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use serde::Serialize;
 
 use super::texts::{self, Text};
-use super::{CHUNK, CHUNKS, bar, load, summary};
+use super::{CHUNK, CHUNKS, bar, is_read, load, summary};
 use crate::args::{EmbedArgs, Role};
 use crate::http::{EncodeOptions, Encoded, encode_texts};
 
@@ -61,20 +61,35 @@ pub async fn embed(args: &EmbedArgs) -> anyhow::Result<()> {
         .buffered(CHUNKS);
     while let Some(chunk) = chunks.next().await {
         let (chunk, (encoded, tokens)) = chunk?;
-        for (text, encoded) in chunk.iter().zip(&encoded) {
-            let with_text = args.with_text.then_some(text.text.as_str());
-            let line = Line { source: &text.source, line: text.line, text: with_text, encoded };
-            serde_json::to_writer(&mut output, &line).context("writing the vectors")?;
-            output.write_all(b"\n").context("writing the vectors")?;
+        if !is_read(write(&mut output, &chunk, &encoded, args.with_text))? {
+            return Ok(());
         }
         texts_done += chunk.len();
         tokens_done += tokens;
         progress.set_message(format!("{texts_done} texts"));
     }
-    output.flush().context("writing the vectors")?;
+    if !is_read(output.flush())? {
+        return Ok(());
+    }
     progress.finish_and_clear();
     ensure!(texts_done > 0, "there is no text in the files");
     eprintln!("{}", summary(texts_done, tokens_done, started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Writes a line for each text.
+fn write(
+    output: &mut dyn Write,
+    texts: &[Text],
+    encoded: &[Encoded],
+    with_text: bool,
+) -> std::io::Result<()> {
+    for (text, encoded) in texts.iter().zip(encoded) {
+        let shown = with_text.then_some(text.text.as_str());
+        let line = Line { source: &text.source, line: text.line, text: shown, encoded };
+        serde_json::to_writer(&mut *output, &line)?;
+        output.write_all(b"\n")?;
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ mod embed;
 mod rerank;
 mod texts;
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -54,6 +54,14 @@ fn bar(length: Option<u64>, template: &str) -> ProgressBar {
     }
     bar.enable_steady_tick(std::time::Duration::from_millis(120));
     bar
+}
+
+/// Whether somebody still reads what is `written`. Who has seen enough, as `head` has, is no failure.
+fn is_read(written: std::io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true).context("writing the results"),
+    }
 }
 
 /// What was done, in one line.

@@ -1,5 +1,6 @@
 //! `rerank`: texts of files in the order of their scores by a query.
 
+use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -7,7 +8,7 @@ use futures::StreamExt as _;
 use serde::Serialize;
 
 use super::texts::{self, Text};
-use super::{CHUNK, CHUNKS, bar, load, summary};
+use super::{CHUNK, CHUNKS, bar, is_read, load, summary};
 use crate::args::{RerankArgs, Role};
 use crate::http::score_texts;
 
@@ -46,17 +47,26 @@ pub async fn rerank(args: &RerankArgs) -> anyhow::Result<()> {
     progress.finish_and_clear();
     let mut ranked: Vec<(f32, &Text)> = scores.into_iter().zip(&texts).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-    for (score, text) in ranked.into_iter().take(args.top.unwrap_or(usize::MAX)) {
-        let Text { source, line, text } = text;
-        if args.json {
-            println!("{}", serde_json::to_string(&Line { score, source, line: *line, text })?);
+    ranked.truncate(args.top.unwrap_or(usize::MAX));
+    if is_read(print(&ranked, args.json))? {
+        eprintln!("{}", summary(texts.len(), tokens, started.elapsed().as_secs_f64()));
+    }
+    Ok(())
+}
+
+/// Writes a line for each text.
+fn print(ranked: &[(f32, &Text)], json: bool) -> std::io::Result<()> {
+    let mut output = BufWriter::new(std::io::stdout().lock());
+    for (score, Text { source, line, text }) in ranked {
+        if json {
+            serde_json::to_writer(&mut output, &Line { score: *score, source, line: *line, text })?;
+            writeln!(output)?;
         } else {
             let place = line.map_or_else(|| source.clone(), |line| format!("{source}:{line}"));
             let shown: String =
                 text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN).collect();
-            println!("{score:.4}  {place}  {shown}");
+            writeln!(output, "{score:.4}  {place}  {shown}")?;
         }
     }
-    eprintln!("{}", summary(texts.len(), tokens, started.elapsed().as_secs_f64()));
-    Ok(())
+    output.flush()
 }

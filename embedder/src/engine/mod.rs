@@ -21,6 +21,9 @@ use crate::model::{Input, Model, ModelError, Output};
 use line::Job;
 use queue::{Batch, Place, Queue};
 
+/// How long who can wait does so before a full queue is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Why inputs were not computed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
@@ -78,6 +81,9 @@ pub struct Worker<R> {
     pub express: bool,
 }
 
+/// What comes of one input.
+type Answer = oneshot::Receiver<Result<(Output, Waited), EngineError>>;
+
 /// Deals batches to one thread a worker; clones share them.
 #[derive(Clone)]
 pub struct Engine {
@@ -126,11 +132,12 @@ impl Engine {
     /// Refuses a request, and counts it, where the queue is full or the engine has stopped, as [`Self::run`] would. Who asks first
     /// prepares nothing in vain.
     pub fn admit(&self) -> Result<(), EngineError> {
-        self.shared.admit(&self.shared.lock())
+        let admitted = self.shared.admit(&self.shared.lock());
+        admitted.map_err(|error| self.shared.refused(error))
     }
 
-    /// Computes `inputs` in batches with those of other requests; one result for each, in order.
-    /// Dropping the future takes back what has not begun.
+    /// Computes `inputs` in batches with those of other requests; one result for each, in order. Refuses them, and counts it, where
+    /// the queue is full. Dropping the future takes back what has not begun.
     pub async fn run(&self, inputs: Vec<Input>) -> Result<Vec<Output>, EngineError> {
         let outputs = self.run_as(Kind::of(inputs.len()), inputs).await?;
         Ok(outputs.into_iter().map(|(output, _)| output).collect())
@@ -138,23 +145,24 @@ impl Engine {
 
     /// The same for inputs of `kind`, however many they are, with how long each of them waited.
     pub async fn run_as(&self, kind: Kind, inputs: Vec<Input>) -> Result<Vec<(Output, Waited)>, EngineError> {
-        let arrived = Instant::now();
-        let job = |input| {
-            let (answer, receiver) = oneshot::channel();
-            (Job { input, arrived, answer }, receiver)
-        };
-        let (jobs, answers): (Vec<_>, Vec<_>) = inputs.into_iter().map(job).unzip();
-        {
-            let mut queue = self.shared.lock();
-            self.shared.admit(&queue)?;
-            queue.add(kind, jobs);
-            self.shared.deal(&mut queue);
+        let answers = self.shared.take(kind, inputs).map_err(|(error, _)| self.shared.refused(error))?;
+        all(answers).await
+    }
+
+    /// The same for who waits where a client is told to come back: while the queue is full, the inputs are brought again.
+    pub async fn run_patiently(
+        &self,
+        kind: Kind,
+        mut inputs: Vec<Input>,
+    ) -> Result<Vec<(Output, Waited)>, EngineError> {
+        loop {
+            inputs = match self.shared.take(kind, inputs) {
+                Ok(answers) => return all(answers).await,
+                Err((EngineError::Overloaded { .. }, inputs)) => inputs,
+                Err((error, _)) => return Err(error),
+            };
+            tokio::time::sleep(AGAIN).await;
         }
-        let mut results = Vec::with_capacity(answers.len());
-        for answer in answers {
-            results.push(answer.await.map_err(|_| EngineError::Stopped)??);
-        }
-        Ok(results)
     }
 
     /// Tokens that all workers compute at once.
@@ -168,10 +176,11 @@ impl Engine {
         if !self.shared.lock().is_suspect() {
             return Ok(());
         }
-        match self.run(vec![input]).await {
+        match self.shared.take(Kind::Interactive, vec![input]) {
+            Ok(answers) => all(answers).await.map(|_| ()),
             // Where much waits, much is being computed.
-            Ok(_) | Err(EngineError::Overloaded { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Err((EngineError::Overloaded { .. }, _)) => Ok(()),
+            Err((error, _)) => Err(error),
         }
     }
 
@@ -182,22 +191,55 @@ impl Engine {
     }
 }
 
+/// One result for each input, in order.
+async fn all(answers: Vec<Answer>) -> Result<Vec<(Output, Waited)>, EngineError> {
+    let mut results = Vec::with_capacity(answers.len());
+    for answer in answers {
+        results.push(answer.await.map_err(|_| EngineError::Stopped)??);
+    }
+    Ok(results)
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // A panic while the lock was held can't leave a queue half written: every change is one call.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a request where it can't be taken, and counts it.
+    /// Refuses a request where it can't be taken.
     fn admit(&self, queue: &Queue) -> Result<(), EngineError> {
         if queue.stopped {
             return Err(EngineError::Stopped);
         }
         if queue.len() >= self.limits.queue_inputs {
-            self.metrics.overloaded.inc();
             return Err(EngineError::Overloaded { waiting: queue.len(), seconds: queue.seconds_of_work() });
         }
         Ok(())
+    }
+
+    /// Counts what a client is told.
+    fn refused(&self, error: EngineError) -> EngineError {
+        if matches!(error, EngineError::Overloaded { .. }) {
+            self.metrics.overloaded.inc();
+        }
+        error
+    }
+
+    /// Puts the inputs of one request into the queue; gives them back where it can't take them.
+    fn take(&self, kind: Kind, inputs: Vec<Input>) -> Result<Vec<Answer>, (EngineError, Vec<Input>)> {
+        let arrived = Instant::now();
+        let job = |input| {
+            let (answer, receiver) = oneshot::channel();
+            (Job { input, arrived, answer }, receiver)
+        };
+        let (jobs, answers): (Vec<_>, Vec<_>) = inputs.into_iter().map(job).unzip();
+        let mut queue = self.lock();
+        if let Err(error) = self.admit(&queue) {
+            return Err((error, jobs.into_iter().map(|job| job.input).collect()));
+        }
+        queue.add(kind, jobs);
+        self.deal(&mut queue);
+        Ok(answers)
     }
 
     fn wake_all(&self) {

@@ -149,6 +149,27 @@ async fn a_full_queue_refuses_and_a_stopped_engine_finishes_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_room_in_the_queue_is_not_counted_as_refused() {
+    let fixture = fixture(20, usize::MAX);
+    let waiting = tokio::spawn({
+        let engine = fixture.engine.clone();
+        async move { engine.run(inputs(0..22)).await }
+    });
+    fixture.until_waiting(20).await;
+    let patient = tokio::spawn({
+        let engine = fixture.engine.clone();
+        async move { engine.run_patiently(Kind::Documents, inputs([99, 98])).await }
+    });
+    tokio::time::sleep(AGAIN * 3).await;
+    assert!(!patient.is_finished());
+    drop(fixture.go_on);
+    let found = patient.await.unwrap().unwrap().into_iter().map(|(output, _)| output).collect();
+    assert_eq!(numbers(found), [99.0, 98.0]);
+    assert_eq!(waiting.await.unwrap().unwrap().len(), 22);
+    assert_eq!(fixture.metrics.overloaded.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn running_out_of_memory_halves_the_batch_and_the_next_ones() {
     let fixture = fixture(80, 25);
     drop(fixture.go_on);

@@ -1,16 +1,11 @@
 //! The engine as the document pipeline sees it: texts in, normalized vectors out, waiting while the queue is full.
 
-use std::time::Duration;
-
 use futures::future::BoxFuture;
 
-use super::{Engine, EngineError};
+use super::Engine;
 use crate::batch::Kind;
 use crate::model::{Input, Output, Prompts, TextTokenizer, Truncation, normalize};
 use crate::pipeline::{EmbedTexts, Embedding, Purpose};
-
-/// How long to wait before a full queue is tried again.
-const AGAIN: Duration = Duration::from_millis(100);
 
 /// Embeds texts with the prompts that the model has for them.
 pub struct PipelineEmbedder {
@@ -41,23 +36,13 @@ impl EmbedTexts for PipelineEmbedder {
                 .map_err(|error| format!("tokenizing: {error}"))?
                 .map_err(|error| error.to_string())?;
             let tokens: Vec<usize> = inputs.iter().map(Input::len).collect();
-            loop {
-                match self.engine.run_as(kind, inputs.clone()).await {
-                    Ok(outputs) => {
-                        return Ok(outputs
-                            .into_iter()
-                            .zip(tokens)
-                            .map(|((Output { mut vector, .. }, _), tokens)| {
-                                normalize(&mut vector);
-                                Embedding { vector, tokens }
-                            })
-                            .collect());
-                    }
-                    // A document is a long job: it waits where an interactive client is told to come back.
-                    Err(EngineError::Overloaded { .. }) => tokio::time::sleep(AGAIN).await,
-                    Err(error) => return Err(error.to_string()),
-                }
-            }
+            // A document is a long job: it waits where an interactive client is told to come back.
+            let outputs = self.engine.run_patiently(kind, inputs).await.map_err(|error| error.to_string())?;
+            let embedding = |((Output { mut vector, .. }, _), tokens)| {
+                normalize(&mut vector);
+                Embedding { vector, tokens }
+            };
+            Ok(outputs.into_iter().zip(tokens).map(embedding).collect())
         })
     }
 

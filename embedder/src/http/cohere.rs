@@ -24,7 +24,7 @@ pub(super) struct EmbedRequest {
     texts: Option<Vec<String>>,
     /// The texts in the form that also takes images, which are refused.
     inputs: Option<Vec<Mixed>>,
-    /// Chooses the model's prompt `query` or `document`, where it has one.
+    /// Chooses the model's prompt for it, where it has one.
     input_type: Option<InputType>,
     /// Floats where nothing is said.
     embedding_types: Option<Vec<Kind>>,
@@ -32,9 +32,8 @@ pub(super) struct EmbedRequest {
     output_dimension: Option<usize>,
     /// Most tokens of a text.
     max_tokens: Option<usize>,
-    /// Which end of texts that are too long goes; `NONE` refuses them.
-    #[serde(default)]
-    truncate: Truncate,
+    /// Which end of texts that are too long goes, the end where nothing is said; `NONE` refuses them.
+    truncate: Option<Truncate>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -159,12 +158,13 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     if let Some(dense) = &app.model.files.heads.dense {
         inputs::shorter_than(request.output_dimension, "output_dimension", dense.width)?;
     }
+    let truncation = match request.truncate.unwrap_or_default() {
+        Truncate::None => Truncation::Refuse,
+        Truncate::Start => Truncation::DropStart,
+        Truncate::End => Truncation::DropEnd,
+    };
     let options = VectorOptions {
-        truncation: match request.truncate {
-            Truncate::None => Truncation::Refuse,
-            Truncate::Start => Truncation::DropStart,
-            Truncate::End => Truncation::DropEnd,
-        },
+        truncation,
         prompt: request
             .input_type
             .map_or_else(|| inputs::prompt(&app.model, None), |kind| kind.prompt(app))?,
@@ -172,7 +172,7 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
         dimensions: request.output_dimension,
     };
     let list = match request.max_tokens {
-        Some(most) => inputs::beginnings(&app.model, texts.clone(), most).await?,
+        Some(most) => inputs::excerpts(&app.model, texts.clone(), "max_tokens", most, truncation).await?,
         None => texts.clone(),
     };
     let list = list.into_iter().map(OneInput::Text).collect();
@@ -202,8 +202,7 @@ impl InputType {
             Self::Classification => "classification",
             Self::Clustering => "clustering",
         };
-        let known = app.model.files.prompts.by_name.contains_key(name);
-        inputs::prompt(&app.model, Some(name).filter(|_| known))
+        inputs::prompt(&app.model, app.model.files.prompts.name_for(name))
     }
 }
 

@@ -19,9 +19,8 @@ pub(super) struct EmbedRequest {
     inputs: Inputs,
     /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
-    /// Which end of them goes.
-    #[serde(default)]
-    truncation_direction: Direction,
+    /// Which end of them goes; the right one where nothing is said.
+    truncation_direction: Option<Direction>,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether vectors have length one.
@@ -37,9 +36,8 @@ pub(super) struct TextsRequest {
     inputs: Inputs,
     /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
-    /// Which end of them goes.
-    #[serde(default)]
-    truncation_direction: Direction,
+    /// Which end of them goes; the right one where nothing is said.
+    truncation_direction: Option<Direction>,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
 }
@@ -49,9 +47,8 @@ pub(super) struct TextsRequest {
 struct SimilarityParameters {
     /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
-    /// Which end of them goes.
-    #[serde(default)]
-    truncation_direction: Direction,
+    /// Which end of them goes; the right one where nothing is said.
+    truncation_direction: Option<Direction>,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
 }

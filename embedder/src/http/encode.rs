@@ -22,15 +22,13 @@ pub(super) struct EncodeRequest {
     inputs: Inputs,
     /// What is wanted; everything that the model has where nothing is said.
     outputs: Option<Vec<Kind>>,
-    /// On which side of a search the texts stand. Chooses the marker of models with one vector a token, and the prompt of
-    /// that name where the model has one and `prompt_name` is not given.
-    #[serde(default)]
-    input_type: InputType,
+    /// On which side of a search the texts stand. Chooses the marker of models with one vector a token, and the prompt for
+    /// that side where the model has one and `prompt_name` is not given. `document` where nothing is said.
+    input_type: Option<InputType>,
     /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
-    /// Which end of them goes.
-    #[serde(default)]
-    truncation_direction: Direction,
+    /// Which end of them goes; the right one where nothing is said.
+    truncation_direction: Option<Direction>,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether dense vectors have length one.
@@ -128,7 +126,7 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     let wants = wants(&app.model.files.heads, request.outputs.as_deref())?;
     let forms = Forms {
         wants,
-        side: request.input_type.side(),
+        side: request.input_type.unwrap_or_default().side(),
         truncation: inputs::truncation(request.truncate, request.truncation_direction),
         prompt_name: request.prompt_name,
         normalize: request.normalize,
@@ -198,7 +196,7 @@ impl Forms {
         };
         // A model with markers has them under the same names as prompts, and gets them as tokens.
         let marked = heads.multi.is_some() && heads.dense.is_none();
-        let by_side = Some(name).filter(|name| !marked && model.files.prompts.by_name.contains_key(*name));
+        let by_side = if marked { None } else { model.files.prompts.name_for(name) };
         let preparation = Preparation {
             truncation: self.truncation,
             prompt: match self.prompt_name.as_deref().or(by_side) {

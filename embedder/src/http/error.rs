@@ -66,6 +66,11 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Validation", message)
     }
 
+    /// An answer beyond the limit: 413.
+    pub fn answer_too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Validation", message)
+    }
+
     /// A request that can't be understood or fulfilled: 422.
     pub fn validation(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Validation", message)
@@ -155,9 +160,10 @@ impl From<EngineError> for ApiError {
 impl From<TokenizeError> for ApiError {
     fn from(error: TokenizeError) -> Self {
         let kind = match error {
-            TokenizeError::TooLong { .. } | TokenizeError::NoTokens | TokenizeError::UnknownId { .. } => {
-                "Validation"
-            }
+            TokenizeError::TooLong { .. }
+            | TokenizeError::FarTooLong { .. }
+            | TokenizeError::NoTokens
+            | TokenizeError::UnknownId { .. } => "Validation",
             TokenizeError::Tokenizer(_) => "Tokenizer",
         };
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, error.to_string())

@@ -6,11 +6,13 @@ use std::time::Instant;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
+use super::room::{self, Room};
 use super::{Served, cost};
 use crate::batch::{INTERACTIVE_INPUTS, Kind};
-use crate::model::{self, Input, Output, Side, TextTokenizer, Truncation, Wants, normalize};
+use crate::model::{self, Input, Output, Side, TextTokenizer, TokenizeError, Truncation, Wants, normalize};
 
 /// `"text"`, `["text", …]`, `[1, 2]` (the ids of one text) or `[[1, 2], …]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -92,8 +94,8 @@ impl OneInput {
 }
 
 /// What a request's `truncate` and `truncation_direction` mean; inputs are cut unless the request says otherwise.
-pub(super) fn truncation(truncate: Option<bool>, direction: Direction) -> Truncation {
-    match (truncate, direction) {
+pub(super) fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
+    match (truncate, direction.unwrap_or_default()) {
         (Some(false), _) => Truncation::Refuse,
         (_, Direction::Right) => Truncation::DropEnd,
         (_, Direction::Left) => Truncation::DropStart,
@@ -111,13 +113,21 @@ pub(super) fn prompt(model: &Served, name: Option<&str>) -> Result<Option<String
 }
 
 /// Tokenizes beside the threads that serve, on all cores where there is much to do. A few items don't share these cores: they would
-/// wait for all that a bulk request has there.
-async fn tokenize<T, U, F>(items: Vec<T>, tokenize: F) -> Result<Vec<U>, ApiError>
+/// wait for all that a bulk request has there. What nobody waits for any more is left where it is.
+pub(super) async fn tokenize<T, U, F>(items: Vec<T>, tokenize: F) -> Result<Vec<U>, ApiError>
 where
     T: Send + 'static,
     U: Send + 'static,
     F: Fn(T) -> Result<U, ApiError> + Send + Sync + 'static,
 {
+    let gone = CancellationToken::new();
+    let client = gone.clone().drop_guard();
+    let tokenize = move |item: T| {
+        if gone.is_cancelled() {
+            return Err(ApiError::unhealthy("the client is gone"));
+        }
+        tokenize(item)
+    };
     let all = move || {
         if items.len() <= INTERACTIVE_INPUTS {
             items.into_iter().map(tokenize).collect()
@@ -125,9 +135,11 @@ where
             items.into_par_iter().map(tokenize).collect()
         }
     };
-    tokio::task::spawn_blocking(all)
+    let tokenized = tokio::task::spawn_blocking(all)
         .await
-        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")))?
+        .map_err(|error| ApiError::backend(format!("tokenizing the inputs: {error}")));
+    drop(client);
+    tokenized?
 }
 
 /// What went into the engine and what came out.
@@ -139,7 +151,8 @@ pub(super) struct Run {
 }
 
 /// Makes inputs of `items`, which have so many `characters`, and computes them; the request is told what it cost. A request
-/// that the engine would refuse is refused before anything is made of it.
+/// that the engine would refuse is refused before anything is made of it, and one that would take too much memory before anything is
+/// computed.
 pub(super) async fn run<T, F>(
     model: &Served,
     items: Vec<T>,
@@ -152,7 +165,15 @@ where
 {
     model.engine.admit()?;
     let started = Instant::now();
-    let inputs = tokenize(items, prepare).await?;
+    let (room, files, count) = (Room::of_request(), Arc::clone(&model.files), items.len());
+    let bounded = move |item: T| -> Result<Input, ApiError> {
+        let input = prepare(item)?;
+        if let Some(room) = &room {
+            room.take(room::numbers(&files, &input), count)?;
+        }
+        Ok(input)
+    };
+    let inputs = tokenize(items, bounded).await?;
     let tokenization = started.elapsed();
     let tokens = inputs.iter().map(Input::len).sum();
     let outputs = model.engine.run_as(Kind::of(inputs.len()), inputs.clone()).await?;
@@ -202,14 +223,24 @@ pub(super) async fn compute(
     Ok(Computed { outputs, ids: inputs.into_iter().map(|input| input.ids).collect(), tokens })
 }
 
-/// The part of each text that its first `most` tokens cover.
-pub(super) async fn beginnings(
+/// The part of each text that `most` of its tokens cover, as many as a request's `field` says.
+pub(super) async fn excerpts(
     model: &Arc<Served>,
     texts: Vec<String>,
+    field: &'static str,
     most: usize,
+    truncation: Truncation,
 ) -> Result<Vec<String>, ApiError> {
+    model.engine.admit()?;
     let tokenizer = model.tokenizer.plain();
-    let cut = move |text: String| Ok(model::beginning(&tokenizer, &text, most)?.to_owned());
+    let cut = move |text: String| match model::excerpt(&tokenizer, &text, most, truncation) {
+        Ok(part) => Ok(part.to_owned()),
+        // It is the request that takes no more, and not the model.
+        Err(TokenizeError::TooLong { .. } | TokenizeError::FarTooLong { .. }) => Err(ApiError::validation(
+            format!("an input has more tokens than {field}, which is {most}: shorten it or set `truncate`"),
+        )),
+        Err(error) => Err(error.into()),
+    };
     tokenize(texts, cut).await
 }
 
@@ -288,10 +319,40 @@ mod tests {
         assert_eq!(tokenize(vec![1; 100], |number| Ok(number + 1)).await.unwrap(), [2; 100]);
     }
 
+    #[tokio::test]
+    async fn what_a_client_no_longer_waits_for_is_not_tokenized() {
+        let (begin, begun) = std::sync::mpsc::channel();
+        let (leave, left) = std::sync::mpsc::channel::<()>();
+        let left = std::sync::Mutex::new(left);
+        let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&done);
+        let work = tokenize(vec![(); INTERACTIVE_INPUTS], move |()| {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            begin.send(()).unwrap();
+            left.lock().unwrap().recv().unwrap_err();
+            Ok(())
+        });
+        let request = tokio::spawn(work);
+        // The first one is under way until the client is gone.
+        let begun = tokio::task::spawn_blocking(move || {
+            begun.recv().unwrap();
+            begun
+        });
+        let begun = begun.await.unwrap();
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
+        drop(leave);
+        // The work has ended once nobody can say any more that something begins.
+        let ended = tokio::task::spawn_blocking(move || begun.recv().is_err());
+        assert!(ended.await.unwrap());
+        assert_eq!(done.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+
     #[test]
     fn inputs_are_cut_unless_the_request_says_otherwise() {
-        assert_eq!(truncation(None, Direction::Right), Truncation::DropEnd);
-        assert_eq!(truncation(Some(true), Direction::Left), Truncation::DropStart);
-        assert_eq!(truncation(Some(false), Direction::Left), Truncation::Refuse);
+        assert_eq!(truncation(None, None), Truncation::DropEnd);
+        assert_eq!(truncation(None, Some(Direction::Right)), Truncation::DropEnd);
+        assert_eq!(truncation(Some(true), Some(Direction::Left)), Truncation::DropStart);
+        assert_eq!(truncation(Some(false), Some(Direction::Left)), Truncation::Refuse);
     }
 }

@@ -14,12 +14,12 @@ mod openapi;
 mod operations;
 mod predict;
 mod rerank;
+mod room;
 mod status;
 mod tokenize;
 mod vertex;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -28,6 +28,7 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 pub use access::Keys;
@@ -80,16 +81,16 @@ pub struct Shared {
     pub not_ready: Option<String>,
     /// What shows whether the model still computes; absent in the doc-analyzer.
     pub probe: Option<Probe>,
-    /// Set once the process has been told to end.
-    pub draining: AtomicBool,
+    /// Cancelled once the process has been told to end.
+    pub draining: CancellationToken,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
 
 impl Shared {
-    /// Takes the process out of its Service, while requests are still answered.
+    /// Takes the process out of its Service, while requests are still answered. Streams without an end of their own end.
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.cancel();
     }
 
     /// Whether the model still computes.
@@ -198,7 +199,7 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let probed =
         COMMON.iter().any(|it| it.path == route) || (route == "/" && request.method() == Method::GET);
     let span = tracing::info_span!("request", id, route, trace = trace::id_of(&headers));
-    let answer = cost::told(shared.info.compute_type(), next.run(request));
+    let answer = cost::told(shared.info.compute_type(), room::bounded(next.run(request)));
     let mut response = trace::within(&headers, answer).instrument(span.clone()).await;
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
@@ -223,10 +224,10 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
 async fn no_route(method: Method, uri: Uri) -> Response {
     let message =
         format!("there is no route {method} {} in this role; GET /info says which role it is", uri.path());
-    ApiError::no_route(StatusCode::NOT_FOUND, message).response(Dialect::Tei)
+    ApiError::no_route(StatusCode::NOT_FOUND, message).response(Dialect::of(uri.path()))
 }
 
 async fn no_method(method: Method, uri: Uri) -> Response {
     let message = format!("the route {} does not take {method}", uri.path());
-    ApiError::no_route(StatusCode::METHOD_NOT_ALLOWED, message).response(Dialect::Tei)
+    ApiError::no_route(StatusCode::METHOD_NOT_ALLOWED, message).response(Dialect::of(uri.path()))
 }

@@ -19,8 +19,8 @@ use crate::model::Truncation;
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct EmbeddingsRequest {
     input: Inputs,
-    #[serde(default)]
-    encoding_format: EncodingFormat,
+    /// `float` where nothing is said.
+    encoding_format: Option<EncodingFormat>,
     dimensions: Option<usize>,
 }
 
@@ -83,11 +83,12 @@ async fn respond(
         normalize: true,
         dimensions: request.dimensions,
     };
+    let format = request.encoding_format.unwrap_or_default();
     let vectors = inputs::embed(&app.model, request.input.into_list("input")?, options).await?;
     let data = vectors.vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingObject {
         object: "embedding",
         index,
-        embedding: encode(vector, request.encoding_format),
+        embedding: encode(vector, format),
     });
     Ok(Json(EmbeddingsResponse {
         object: "list",

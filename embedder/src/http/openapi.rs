@@ -88,7 +88,7 @@ fn describe(operation: &Operation, guarded: bool, generator: &mut SchemaGenerato
         let error = refusal(Dialect::of(operation.path));
         for (status, when) in [
             ("400", "There is no input."),
-            ("413", "The body is too large."),
+            ("413", "The body is too large, or the answer would be."),
             ("422", "A field is wrong or an input too long."),
             ("424", "The model failed, or can't do this."),
             ("429", "The queue is full: come back, as Retry-After says."),

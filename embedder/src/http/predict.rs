@@ -19,9 +19,8 @@ pub(super) struct PredictRequest {
     inputs: Sequences,
     /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
-    /// Which end of them goes.
-    #[serde(default)]
-    truncation_direction: Direction,
+    /// Which end of them goes; the right one where nothing is said.
+    truncation_direction: Option<Direction>,
     /// Logits instead of probabilities.
     #[serde(default)]
     raw_scores: bool,

@@ -1,5 +1,7 @@
 //! Scores of documents by a query, in three dialects: text-embeddings-inference, Jina and Cohere.
 
+use std::sync::OnceLock;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -22,8 +24,7 @@ pub(super) struct TeiRequest {
     query: String,
     texts: Vec<String>,
     truncate: Option<bool>,
-    #[serde(default)]
-    truncation_direction: Direction,
+    truncation_direction: Option<Direction>,
     #[serde(default)]
     raw_scores: bool,
     #[serde(default)]
@@ -230,12 +231,18 @@ async fn logits(
     }
     let tokenizer = model.tokenizer.clone();
     let characters = query.chars().count() + documents.iter().map(|it| it.chars().count()).sum::<usize>();
+    // Once for all documents, by whoever comes first.
+    let query_tokens = OnceLock::new();
     let prepare = move |document: String| {
         let document = match document_tokens {
-            Some(maximum) => model::beginning(&tokenizer.plain(), &document, maximum)?,
+            Some(most) => {
+                let most = most.min(tokenizer.maximum());
+                model::excerpt(&tokenizer.plain(), &document, most, Truncation::DropEnd)?
+            }
             None => &document,
         };
-        Ok(tokenizer.pair(&query, document, truncation)?)
+        let query = query_tokens.get_or_init(|| tokenizer.query(&query, truncation));
+        Ok(tokenizer.pair_with(query.as_ref().map_err(Clone::clone)?, document, truncation)?)
     };
     let Run { outputs, tokens, .. } = inputs::run(model, documents, characters, prepare).await?;
     Ok((outputs.into_iter().flat_map(|output| output.vector).collect(), tokens))

@@ -1,7 +1,6 @@
 //! What the process says about itself: `/info`, `/health`, `/ready`, `/metrics`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
@@ -115,7 +114,7 @@ pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let reason = if shared.draining.load(Ordering::Relaxed) {
+    let reason = if shared.draining.is_cancelled() {
         Some("the server is shutting down".to_owned())
     } else {
         shared.not_ready.clone()

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use super::error::{ApiError, Dialect, answer};
-use super::inputs::{self, Inputs};
+use super::inputs::{self, Inputs, OneInput};
+use super::room::{BYTE, Room};
 use super::{App, parse};
 
 /// What is cut into tokens.
@@ -48,23 +49,22 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     let prompt = inputs::prompt(&app.model, request.prompt_name.as_deref())?.unwrap_or_default();
     let list = request.inputs.into_list("inputs")?;
     let tokenizer = app.model.tokenizer.clone();
-    let tokenize = move || {
-        list.into_iter()
-            .map(|input| {
-                let text = format!("{prompt}{}", input.into_text(&tokenizer)?);
-                tokens(&tokenizer.plain(), &text, request.add_special_tokens)
-            })
-            .collect::<Result<Vec<_>, _>>()
+    let take = taker(list.len());
+    let tokenize = move |input: OneInput| {
+        if let OneInput::Ids(ids) = &input {
+            take(ids.len())?;
+        }
+        let text = format!("{prompt}{}", input.into_text(&tokenizer)?);
+        take(text.len())?;
+        tokens(&tokenizer.plain(), &text, request.add_special_tokens)
     };
-    beside(tokenize).await.map(Json)
+    inputs::tokenize(list, tokenize).await.map(Json)
 }
 
-/// Does what may take a while beside the threads that serve.
-async fn beside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| ApiError::backend(format!("asking the tokenizer: {error}")))?
+/// Takes room of the request for so many bytes or tokens of one of its `inputs`, before anything is made of them.
+fn taker(inputs: usize) -> impl Fn(usize) -> Result<(), ApiError> + Send + Sync + 'static {
+    let room = Room::of_request();
+    move |count| room.as_ref().map_or(Ok(()), |room| room.take(BYTE.saturating_mul(count), inputs))
 }
 
 /// What is put together again.
@@ -101,8 +101,12 @@ async fn respond_decode(
         return Err(ApiError::empty("ids is []: give the ids of at least one token"));
     }
     let tokenizer = app.model.tokenizer.clone();
-    let text = move |ids: Vec<u32>| Ok(tokenizer.decode(&ids, request.skip_special_tokens)?);
-    beside(move || list.into_iter().map(text).collect()).await.map(Json)
+    let take = taker(list.len());
+    let text = move |ids: Vec<u32>| {
+        take(ids.len())?;
+        Ok(tokenizer.decode(&ids, request.skip_special_tokens)?)
+    };
+    inputs::tokenize(list, text).await.map(Json)
 }
 
 fn tokens(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<Token>, ApiError> {

@@ -48,8 +48,11 @@ pub struct FileRecord {
     pub version: Option<String>,
     /// How it was processed.
     pub recipe: String,
-    /// The source that it came from; empty for one that was uploaded.
+    /// The place that it came from, in which its version holds; empty for one that was uploaded.
     pub source: String,
+    /// The name that its job gave to the source; empty where it gave none, as no job did at first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_id: String,
     /// The job that processed it.
     pub job: String,
     /// Whether there is nothing in it that failed and is to be tried again.

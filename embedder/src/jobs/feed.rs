@@ -3,12 +3,13 @@
 
 use super::change::Changes;
 use super::corpus::FileRecord;
+use super::owner::Owner;
 use super::record::JobRecord;
 use super::request::JobSpec;
 use super::run::{Incoming, ROOM_KIB, Shared, Stop};
 use super::store::Store;
 use crate::pipeline::{self, Rejected, Settings, Source};
-use crate::sources::{Entry, Read, SourceError, SourceSpec};
+use crate::sources::{Entry, Filter, Read, SourceError, SourceSpec};
 use futures::StreamExt as _;
 use futures::stream;
 use sha2::{Digest, Sha256};
@@ -21,7 +22,7 @@ use tokio::sync::mpsc;
 const WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25)];
 /// Files of a source that are read at once, so that a distant one keeps nobody waiting.
 const READS: usize = 4;
-/// Files of the corpus that are looked at together.
+/// Files of the corpus that are looked at, or kept, together.
 const PAGE: usize = 256;
 
 /// Feeds one job.
@@ -29,13 +30,14 @@ pub(super) struct Feeder {
     shared: Arc<Shared>,
     spec: JobSpec,
     recipe: String,
-    source: String,
+    /// Of what the source has.
+    owner: Owner,
 }
 
 /// What a job has found, by which what is gone is told.
 pub(super) struct Found {
     spec: JobSpec,
-    source: String,
+    owner: Owner,
     /// Ids that the source has; `None` without a source.
     ids: Option<HashSet<String>>,
 }
@@ -46,8 +48,8 @@ struct Full;
 impl Feeder {
     pub fn new(shared: Arc<Shared>, spec: JobSpec, settings: Settings) -> Self {
         let recipe = pipeline::whole_recipe(&shared.tools.config, settings);
-        let source = spec.source.as_ref().map(SourceSpec::identity).unwrap_or_default();
-        Self { shared, spec, recipe, source }
+        let owner = Owner::of(&spec);
+        Self { shared, spec, recipe, owner }
     }
 
     /// Feeds everything, and returns once the pipeline has all of it.
@@ -65,7 +67,7 @@ impl Feeder {
             match request.validate(at, &mut seen) {
                 Ok(file) => {
                     let known = self.known(&file.id).await?;
-                    if self.give(file, None, String::new(), known, &files).await?.is_err() {
+                    if self.give(file, None, Owner::default(), known, &files).await?.is_err() {
                         break;
                     }
                 }
@@ -89,7 +91,7 @@ impl Feeder {
             }
             None => None,
         };
-        Ok(Found { spec: self.spec.clone(), source: self.source.clone(), ids })
+        Ok(Found { spec: self.spec.clone(), owner: self.owner.clone(), ids })
     }
 
     async fn feed_source(
@@ -107,6 +109,7 @@ impl Feeder {
             }
         });
         let mut reads = stream::iter(reads).buffered(READS).boxed();
+        let mut adopted = Vec::new();
         while let Some((Entry { id, .. }, read)) = reads.next().await {
             if uploaded.contains(&id) {
                 let error = "a document of this id came with the job: ids are unique within a job";
@@ -115,18 +118,27 @@ impl Feeder {
             }
             match read? {
                 (Err(error), _) => self.fail(id, error.to_string()),
-                (Ok(Read::Unchanged), Some(known)) => self.unchanged(&known),
+                (Ok(Read::Unchanged), Some(known)) => {
+                    self.unchanged(&known);
+                    if known.source_id != self.owner.name {
+                        adopted.push((id, FileRecord { source_id: self.owner.name.clone(), ..known }));
+                    }
+                    // All of a corpus may be adopted at once, when its job begins to name the source.
+                    if adopted.len() >= PAGE {
+                        self.touch(std::mem::take(&mut adopted)).await?;
+                    }
+                }
                 // Only a known file is asked for by its version.
                 (Ok(Read::Unchanged), None) => self.fail(id, "the source sent nothing".to_owned()),
                 (Ok(Read::Content { bytes, version }), known) => {
                     let file = Source { id, title: None, bytes: bytes.into(), format: None, metadata: None };
-                    if self.give(file, version, self.source.clone(), known, files).await?.is_err() {
+                    if self.give(file, version, self.owner.clone(), known, files).await?.is_err() {
                         break;
                     }
                 }
             }
         }
-        Ok(())
+        self.touch(adopted).await
     }
 
     /// Reads a file of a source, unless it is as it was, with what is known of it.
@@ -138,7 +150,7 @@ impl Feeder {
         let known = self.known(&entry.id).await?;
         let version = known
             .as_ref()
-            .filter(|known| self.as_now(known) && known.source == self.source)
+            .filter(|known| self.as_now(known) && known.source == self.owner.place)
             .and_then(|known| known.version.as_deref());
         let mut patience = Patience::default();
         loop {
@@ -154,15 +166,17 @@ impl Feeder {
         &self,
         file: Source,
         version: Option<String>,
-        source: String,
+        owner: Owner,
         known: Option<FileRecord>,
         files: &mpsc::Sender<Result<Source, Rejected>>,
     ) -> Result<Result<(), Full>, Stop> {
         let digest = digest(&file);
         if let Some(known) = known.as_ref().filter(|known| self.as_now(known) && known.digest == digest) {
             self.unchanged(known);
-            if known.version != version || known.source != source {
-                self.touch(file.id, FileRecord { version, source, ..known.clone() }).await?;
+            let Owner { place: source, name: source_id } = owner;
+            let now = FileRecord { version, source, source_id, ..known.clone() };
+            if now != *known {
+                self.touch(vec![(file.id, now)]).await?;
             }
             return Ok(Ok(()));
         }
@@ -171,7 +185,7 @@ impl Feeder {
         let Ok(permit) = self.shared.room.acquire_many(room).await else { return Ok(Err(Full)) };
         // Given back when all of its documents are out of the pipeline.
         permit.forget();
-        let incoming = Incoming { id: file.id.clone(), digest, version, source, known, room };
+        let incoming = Incoming { id: file.id.clone(), digest, version, owner, known, room };
         self.shared.incoming().add(incoming);
         Ok(files.send(Ok(file)).await.map_err(|_| Full))
     }
@@ -202,9 +216,12 @@ impl Feeder {
         self.shared.tools.metrics.jobs.documents("failed", 1);
     }
 
-    /// Keeps the new version of a file whose content is the same.
-    async fn touch(&self, id: String, record: FileRecord) -> Result<(), Stop> {
-        let changes = Changes { files: vec![(id, record)], ..Changes::default() };
+    /// Keeps the new versions and owners of files whose content is the same.
+    async fn touch(&self, files: Vec<(String, FileRecord)>) -> Result<(), Stop> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let changes = Changes { files, ..Changes::default() };
         let live = &self.shared.live;
         live.commit(&self.shared.tools.store, |_| {}, move |store, job| store.commit(job, &changes)).await?;
         Ok(())
@@ -229,13 +246,14 @@ impl Patience {
 impl Found {
     /// Takes out of the corpus what the source no longer has and what was to be deleted.
     pub async fn remove_what_is_gone(self, shared: &Shared) -> Result<(), Stop> {
-        let Self { spec, source, ids } = self;
+        let Self { spec, owner, ids } = self;
         let mut gone = spec.delete.clone();
         if let Some(ids) = ids.filter(|_| spec.prune) {
+            let filter = spec.source.as_ref().map(SourceSpec::filter).transpose();
+            let filter = filter.map_err(Stop::Failed)?.flatten();
             let corpus = spec.corpus.clone();
-            gone.extend(
-                shared.tools.store.blocking(move |store| no_longer(store, &corpus, &source, &ids)).await?,
-            );
+            let look = move |store: &Store| no_longer(store, &corpus, &owner, filter.as_ref(), &ids);
+            gone.extend(shared.tools.store.blocking(look).await?);
         }
         for page in gone.chunks(PAGE) {
             let (corpus, page) = (spec.corpus.clone(), page.to_vec());
@@ -258,7 +276,8 @@ impl Found {
 fn no_longer(
     store: &Store,
     corpus: &str,
-    source: &str,
+    owner: &Owner,
+    filter: Option<&Filter>,
     ids: &HashSet<String>,
 ) -> Result<Vec<String>, super::store::StoreError> {
     let (mut gone, mut after) = (Vec::new(), None);
@@ -266,7 +285,8 @@ fn no_longer(
         let page = store.files(corpus, after.as_deref(), PAGE)?;
         let Some((last, _)) = page.last() else { return Ok(gone) };
         after = Some(last.clone());
-        let missing = page.into_iter().filter(|(id, record)| record.source == source && !ids.contains(id));
+        let missing =
+            page.into_iter().filter(|(id, record)| !ids.contains(id) && owner.loses(id, record, filter));
         gone.extend(missing.map(|(id, _)| id));
     }
 }

@@ -4,6 +4,7 @@
 use super::change::Changes;
 use super::corpus::{DocumentRecord, FileRecord, Place};
 use super::kept::KeptChunk;
+use super::owner::Owner;
 use super::record::JobRecord;
 use super::run::{Incoming, Shared, Stop};
 use super::store::Store;
@@ -308,7 +309,7 @@ impl OpenFile {
     /// processed, all stays as it was.
     fn end(self, incoming: Incoming, job: &str, recipe: &str) -> (String, Option<FileRecord>, Vec<String>) {
         let Self { left: _, mut documents, failed, unchanged, without_context } = self;
-        let Incoming { id, digest, version, source, known, room: _ } = incoming;
+        let Incoming { id, digest, version, owner, known, room: _ } = incoming;
         if documents.is_empty() {
             return (id, None, Vec::new());
         }
@@ -321,7 +322,9 @@ impl OpenFile {
         // The version before of what failed stays.
         documents.extend(kept);
         let (job, recipe) = (job.to_owned(), recipe.to_owned());
-        let record = FileRecord { digest, version, recipe, source, job, whole, unchanged, documents };
+        let Owner { place: source, name: source_id } = owner;
+        let record =
+            FileRecord { digest, version, recipe, source, source_id, job, whole, unchanged, documents };
         (id, Some(record), removed)
     }
 }

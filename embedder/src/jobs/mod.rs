@@ -12,6 +12,7 @@ mod kept;
 mod live;
 mod metrics;
 mod outbox;
+mod owner;
 mod record;
 mod request;
 mod routes;

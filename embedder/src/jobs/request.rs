@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 
 /// Longest name of a job or a corpus, in bytes.
 const LONGEST_NAME: usize = 200;
+/// Longest name of a source, in characters: a Kubernetes object's namespace (63) and name (253) fit in.
+const LONGEST_SOURCE_ID: usize = 320;
 /// The corpus of those who name none.
 const DEFAULT_CORPUS: &str = "default";
 
@@ -26,6 +28,10 @@ pub struct JobRequest {
     pub documents: Vec<DocumentRequest>,
     /// Where further documents come from.
     source: Option<SourceSpec>,
+    /// A name of the client's for the source: of the documents that came under it, those that the source no longer has are
+    /// taken out, and no others. Without one, the folder or URL is the source's name, and all HTTP addresses of a corpus
+    /// are one source.
+    source_id: Option<String>,
     /// Documents to take out of the corpus, by id.
     #[serde(default)]
     delete: Vec<String>,
@@ -50,6 +56,9 @@ pub struct JobSpec {
     /// Where further documents come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceSpec>,
+    /// The client's name for the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
     /// Documents to take out of the corpus.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delete: Vec<String>,
@@ -69,7 +78,7 @@ impl JobRequest {
     /// # Errors
     /// A sentence that names the field, its value and what would be right.
     pub fn validate(self, config: &PipelineConfig) -> Result<(JobSpec, Vec<DocumentRequest>), ApiError> {
-        let Self { id, corpus, documents, source, delete, options, sink, prune } = self;
+        let Self { id, corpus, documents, source, source_id, delete, options, sink, prune } = self;
         if documents.is_empty() && source.is_none() && delete.is_empty() {
             return Err(ApiError::empty(
                 "there is nothing to do: give documents, a source, or ids to delete",
@@ -84,13 +93,17 @@ impl JobRequest {
         if let Some(source) = &source {
             source.check().map_err(ApiError::validation)?;
         }
+        if let Some(source_id) = &source_id {
+            check_source_id(source_id, source.is_some())?;
+        }
         if let Some(sink) = &sink {
             sink.check().map_err(ApiError::validation)?;
         }
         let uploaded = documents.len() as u64;
         let digest = digest(&documents);
         let prune = prune.unwrap_or(true);
-        Ok((JobSpec { corpus, uploaded, digest, source, delete, options, sink, prune }, documents))
+        let spec = JobSpec { corpus, uploaded, digest, source, source_id, delete, options, sink, prune };
+        Ok((spec, documents))
     }
 }
 
@@ -101,6 +114,22 @@ fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
         return Err(ApiError::validation(format!(
             "{field} is {name:?}: it can have up to {LONGEST_NAME} letters, digits, '-', '_' and '.', and does not \
              begin with '.'"
+        )));
+    }
+    Ok(())
+}
+
+/// It goes nowhere but into the store and into answers.
+fn check_source_id(name: &str, has_source: bool) -> Result<(), ApiError> {
+    if !has_source {
+        return Err(ApiError::validation(format!(
+            "source_id is {name:?}, and there is no source: give a source, or no source_id"
+        )));
+    }
+    let characters = name.chars().count();
+    if !(1..=LONGEST_SOURCE_ID).contains(&characters) || name.chars().any(char::is_control) {
+        return Err(ApiError::validation(format!(
+            "source_id is {name:?}: it can have 1 to {LONGEST_SOURCE_ID} characters, and no control characters"
         )));
     }
     Ok(())
@@ -135,6 +164,15 @@ mod tests {
             (r#"{"id":"","delete":["x"]}"#, r#"id is """#),
             (r#"{"delete":["x"],"options":{"enrich":true}}"#, "options.enrich is true"),
             (r#"{"source":{"type":"http","urls":[]}}"#, "source.urls is []"),
+            (r#"{"delete":["x"],"source_id":"a"}"#, r#"source_id is "a", and there is no source"#),
+            (
+                r#"{"source":{"type":"folder","path":"a"},"source_id":""}"#,
+                r#"source_id is "": it can have 1 to"#,
+            ),
+            (
+                r#"{"source":{"type":"folder","path":"a"},"source_id":"a\nb"}"#,
+                r#"source_id is "a\nb": it can"#,
+            ),
             (r#"{"source":{"type":"s3","url":"http://x"}}"#, r#"source.url is "http://x""#),
             (r#"{"source":{"type":"folder","path":"a","include":["["]}}"#, r#"source.include has "[""#),
             (
@@ -149,6 +187,16 @@ mod tests {
             let error = validate(body).unwrap_err().to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn the_name_of_a_source_is_as_long_as_that_of_an_object_of_kubernetes() {
+        let named = |characters: usize| {
+            let name = "ß".repeat(characters);
+            validate(&format!(r#"{{"source":{{"type":"folder","path":"a"}},"source_id":"{name}"}}"#))
+        };
+        assert_eq!(named(63 + 1 + 253).unwrap().0.source_id.map(|name| name.chars().count()), Some(317));
+        assert!(named(LONGEST_SOURCE_ID + 1).is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::CancellationToken;
 
 /// Largest request, in bytes.
 const BODY_LIMIT: usize = 64 << 20;
@@ -31,12 +32,15 @@ const EVENTS_APART: Duration = Duration::from_millis(200);
 /// Documents that are read at once when a corpus is sent.
 const DOCUMENTS_AT_ONCE: usize = 16;
 
-/// The routes; without jobs they say what is missing.
-pub fn routes(jobs: Option<&Jobs>) -> Router {
+/// The routes; without jobs they say what is missing. Events end with `draining`: a job may take longer than the process waits for
+/// its requests.
+pub fn routes(jobs: Option<&Jobs>, draining: &CancellationToken) -> Router {
     let Some(jobs) = jobs else {
         let missing = ["/v1/jobs", "/v1/corpora", "/v1/search"];
         return missing.into_iter().fold(Router::new(), |routes, path| routes.route(path, any(no_jobs)));
     };
+    let draining = draining.clone();
+    let events = move |jobs: State<Jobs>, id: Path<String>| events(jobs, id, draining);
     Router::new()
         .route("/v1/jobs", post(submit).get(list))
         .route("/v1/jobs/{id}", get(show).delete(remove))
@@ -202,8 +206,8 @@ async fn remove(State(jobs): State<Jobs>, Path(id): Path<String>) -> Response {
     answer(removed.await, Dialect::Tei)
 }
 
-/// The job as it is and as it changes, until it has ended.
-async fn events(State(jobs): State<Jobs>, Path(id): Path<String>) -> Response {
+/// The job as it is and as it changes, until it has ended or the process is told to.
+async fn events(State(jobs): State<Jobs>, Path(id): Path<String>, draining: CancellationToken) -> Response {
     let job = match find(&jobs, &id).await {
         Ok(job) => job,
         Err(error) => return error.response(Dialect::Tei),
@@ -226,7 +230,7 @@ async fn events(State(jobs): State<Jobs>, Path(id): Path<String>) -> Response {
         let event = Event::default().event(if ended { "end" } else { "progress" });
         event.json_data(&record).map_err(|error| std::io::Error::other(error.to_string()))
     });
-    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    Sse::new(events.take_until(draining.cancelled_owned())).keep_alive(KeepAlive::default()).into_response()
 }
 
 async fn corpora(State(jobs): State<Jobs>) -> Response {

@@ -8,6 +8,7 @@ use super::deliver::Deliverer;
 use super::feed::Feeder;
 use super::keep::Keeper;
 use super::live::Live;
+use super::owner::Owner;
 use super::record::State;
 use super::store::{Store, StoreError};
 use crate::metrics::Metrics;
@@ -65,7 +66,7 @@ pub(super) struct Incoming {
     pub id: String,
     pub digest: String,
     pub version: Option<String>,
-    pub source: String,
+    pub owner: Owner,
     /// The version before.
     pub known: Option<FileRecord>,
     /// What it takes of the room.

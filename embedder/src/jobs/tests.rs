@@ -17,7 +17,7 @@ fn jobs(folder: &Path) -> Jobs {
         store: Arc::new(Store::open(&folder.join("data")).unwrap()),
         config: Arc::new(config(false)),
         embedder: Arc::new(Lengths),
-        reach: Reach { objects, ..Reach::default() },
+        reach: Reach { objects, hosts: "127.0.0.1".parse().unwrap() },
         servers,
         metrics: Arc::new(Metrics::default()),
     };
@@ -170,6 +170,69 @@ async fn uploads_are_added_replaced_and_deleted_and_a_source_leaves_them_alone()
     assert_eq!(ids, ["a.txt", "x"]);
     let chunks = jobs.store().chunks("default", "x", &documents[1].1).unwrap();
     assert_eq!((chunks[0].text.as_str(), chunks[0].vector.as_slice()), ("new", [3.0].as_slice()));
+}
+
+/// A server whose pages say where they are.
+async fn pages() -> String {
+    let routes =
+        axum::Router::new().fallback(|uri: axum::http::Uri| async move { format!("the page {uri}") });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, routes).into_future());
+    url
+}
+
+fn ids_of(jobs: &Jobs, corpus: &str) -> Vec<String> {
+    jobs.store().documents(corpus, None, 100).unwrap().into_iter().map(|(id, _)| id).collect()
+}
+
+#[tokio::test]
+async fn sources_with_names_leave_the_documents_of_each_other_in_the_corpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = jobs(folder.path());
+    let url = pages().await;
+    let at = |paths: &[&str]| paths.iter().map(|path| format!("{url}{path}")).collect::<Vec<_>>();
+    let body = |name: &str, paths: &[&str]| {
+        let source = json!({ "type": "http", "urls": at(paths) });
+        json!({ "corpus": "c", "source_id": name, "source": source })
+    };
+    let first = run(&jobs, body("one", &["/a", "/b"])).await;
+    assert_eq!((first.state, first.progress.documents_done), (State::Succeeded, 2), "{:?}", first.error);
+    let second = run(&jobs, body("two", &["/c"])).await;
+    assert_eq!((second.progress.documents_done, second.progress.documents_removed), (1, 0));
+    assert_eq!(ids_of(&jobs, "c"), at(&["/a", "/b", "/c"]));
+    let third = run(&jobs, body("one", &["/a"])).await;
+    assert_eq!((third.progress.documents_unchanged, third.progress.documents_removed), (1, 1));
+    assert_eq!(ids_of(&jobs, "c"), at(&["/a", "/c"]));
+}
+
+#[tokio::test]
+async fn a_source_that_gets_a_name_adopts_what_it_has_and_moves_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["docs/a.md", "docs/gone.md", "docs/b.txt", "moved/c.md"] {
+        write(folder.path(), name, name);
+    }
+    let jobs = jobs(folder.path());
+    let all = json!({ "corpus": "c", "source": { "type": "folder", "path": "docs" } });
+    let before = run(&jobs, all).await;
+    assert_eq!(before.progress.documents_done, 3);
+    std::fs::remove_file(folder.path().join("volumes/docs/gone.md")).unwrap();
+    let named = |name: &str, path: &str, pattern: &str| {
+        let source = json!({ "type": "folder", "path": path, "include": [pattern] });
+        json!({ "corpus": "c", "source_id": name, "source": source })
+    };
+    let counts = |job: &JobRecord| {
+        let Progress { documents_done, documents_unchanged, documents_removed, .. } = job.progress;
+        [documents_done, documents_unchanged, documents_removed]
+    };
+    let owner = |id: &str| jobs.store().file("c", id).unwrap().map(|file| file.source_id);
+    let adopted = run(&jobs, named("notes", "docs", "*.md")).await;
+    assert_eq!(counts(&adopted), [0, 1, 1], "it is as it was, and what has gone from the folder goes");
+    assert_eq!((owner("a.md").as_deref(), owner("b.txt").as_deref()), (Some("notes"), Some("")));
+    assert_eq!(counts(&run(&jobs, named("texts", "docs", "*.txt")).await), [0, 1, 0]);
+    assert_eq!(owner("b.txt").as_deref(), Some("texts"));
+    assert_eq!(counts(&run(&jobs, named("notes", "moved", "*.md")).await), [1, 0, 1]);
+    assert_eq!(ids_of(&jobs, "c"), ["b.txt", "c.md"]);
 }
 
 #[tokio::test]

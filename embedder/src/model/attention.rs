@@ -1,8 +1,10 @@
 //! Self-attention over texts that lie one behind another without padding: each text attends to itself alone.
 //!
 //! On the CPU it is an op of our own. On any other device candle's functions do it, for which the texts are padded to the
-//! longest of a group of like lengths: inside of attention alone, where it costs the least.
+//! longest of a group of like lengths: inside of attention alone, where it costs the least. The scores of long texts, which grow with
+//! the square of the length, are computed for some rows after the others.
 
+use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
@@ -15,6 +17,13 @@ use super::tokens::Input;
 
 /// A group is padded by at most this part of its tokens: 1/8.
 const PADDING: usize = 8;
+
+/// The most scores that are there at once, of all heads and texts of a block: 64 MiB.
+const SCORES: usize = 1 << 24;
+
+/// The most bytes that candle's functions take for scores at once: three times these, and their masks, of which a model has two where
+/// its layers differ in their reach.
+pub(super) const MOST_BYTES: u64 = 5 * 4 * SCORES as u64;
 
 /// Texts that lie one behind another.
 pub(super) struct Texts {
@@ -50,13 +59,12 @@ struct Arranged {
     groups: Vec<(Group, Tensor)>,
     /// Where each token's row is, once the outputs of all groups are one behind another.
     places: Tensor,
-    /// What is added to the scores of each group, by what layers differ in.
+    /// What is added to the scores of each group, by what layers differ in; for what is small enough to be kept.
     masks: Mutex<Vec<(Heads, Vec<Tensor>)>>,
 }
 
 impl Arranged {
     fn new(lengths: &[usize], seen: &[usize], device: &Device) -> Result<Self> {
-        let number = |position: usize| u32::try_from(position).map_err(candle_core::Error::wrap);
         let mut places = vec![0_u32; lengths.iter().sum()];
         let (mut next, mut arranged) = (0, Vec::new());
         for group in groups(lengths, seen) {
@@ -78,46 +86,69 @@ impl Arranged {
         Ok(Self { groups: arranged, places: Tensor::new(places, device)?, masks: Mutex::default() })
     }
 
-    /// What is added to the scores of each group: [texts, 1 or heads, 1 or longest, longest].
-    fn masks(&self, heads: &Heads) -> Result<Vec<Tensor>> {
+    /// What is added to the scores of each group: [texts, 1 or heads, 1 or longest, longest]. Layers share it, unless it is more than
+    /// `most` numbers.
+    fn masks(&self, heads: &Heads, most: usize) -> Result<Option<Vec<Tensor>>> {
+        let rows = |group: &Group| different(heads, 0..group.longest);
+        let numbers =
+            |group: &Group| group.texts.len() * heads.slopes.len().max(1) * rows(group).len() * group.longest;
+        if self.groups.iter().map(|(group, _)| numbers(group)).sum::<usize>() > most {
+            return Ok(None);
+        }
         let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |other: &Heads| other.reach == heads.reach && other.slopes == heads.slopes;
         if let Some((_, found)) = masks.iter().find(|(other, _)| same(other)) {
-            return Ok(found.clone());
+            return Ok(Some(found.clone()));
         }
         let device = self.places.device();
-        let made =
-            self.groups.iter().map(|(group, _)| mask(heads, group, device)).collect::<Result<Vec<_>>>()?;
+        let made = |(group, _): &(Group, Tensor)| mask(heads, group, &rows(group), device);
+        let made = self.groups.iter().map(made).collect::<Result<Vec<_>>>()?;
         masks.push((heads.clone(), made.clone()));
-        Ok(made)
+        Ok(Some(made))
     }
 }
 
-fn mask(heads: &Heads, group: &Group, device: &Device) -> Result<Tensor> {
+fn number(position: usize) -> Result<u32> {
+    u32::try_from(position).map_err(candle_core::Error::wrap)
+}
+
+/// Those of `rows` whose masks differ: where every token attends to the same ones, one row does for all.
+fn different(heads: &Heads, rows: Range<usize>) -> Range<usize> {
+    if heads.reach == Reach::All && heads.slopes.is_empty() { 0..1 } else { rows }
+}
+
+/// What is added to the scores of some rows of a group: [texts, 1 or heads, rows, longest]. The device makes it, because it is as large
+/// as the scores of a head, and made anew in every layer where it is not kept.
+fn mask(heads: &Heads, group: &Group, rows: &Range<usize>, device: &Device) -> Result<Tensor> {
     let Group { texts, longest } = group;
-    let slopes: &[f32] = if heads.slopes.is_empty() { &[0.0] } else { &heads.slopes };
-    // Where every token attends to the same ones, one row does for all.
-    let rows = if heads.reach == Reach::All && heads.slopes.is_empty() { 1 } else { *longest };
-    let mut mask = Vec::with_capacity(texts.len() * slopes.len() * rows * longest);
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
     for Text { length, seen, .. } in texts {
-        for slope in slopes {
-            for row in 0..rows {
-                // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
-                let reach = heads.reach.range(row.min(length - 1), *length);
-                let range = reach.start..reach.end.min(*seen);
-                // As transformers has it: who would see nothing sees all within reach.
-                let range = if range.is_empty() { reach } else { range };
-                mask.extend((0..*longest).map(|column| {
-                    if range.contains(&column) {
-                        -slope * row.abs_diff(column) as f32
-                    } else {
-                        f32::NEG_INFINITY
-                    }
-                }));
-            }
+        for row in rows.clone() {
+            // The rows of padding attend to something, so that their softmax is a number; nobody reads it.
+            let reach = heads.reach.range(row.min(length - 1), *length);
+            let range = reach.start..reach.end.min(*seen);
+            // As transformers has it: who would see nothing sees all within reach.
+            let range = if range.is_empty() { reach } else { range };
+            starts.push(number(range.start)?);
+            ends.push(number(range.end)?);
         }
     }
-    Tensor::from_vec(mask, (texts.len(), slopes.len(), rows, *longest), device)
+    let bounds = |places: Vec<u32>| Tensor::from_vec(places, (texts.len(), 1, rows.len(), 1), device);
+    let columns = Tensor::arange(0, number(*longest)?, device)?;
+    let attended = columns.broadcast_ge(&bounds(starts)?)?.mul(&columns.broadcast_lt(&bounds(ends)?)?)?;
+    let costs = if heads.slopes.is_empty() {
+        Tensor::new(0_f32, device)?
+    } else {
+        let slopes: Vec<f32> = heads.slopes.iter().map(|slope| -slope).collect();
+        let slopes = Tensor::from_vec(slopes, (heads.slopes.len(), 1, 1), device)?;
+        let rows =
+            Tensor::arange(number(rows.start)?, number(rows.end)?, device)?.reshape((rows.len(), 1))?;
+        let distances = rows.to_dtype(DType::F32)?.broadcast_sub(&columns.to_dtype(DType::F32)?)?.abs()?;
+        slopes.broadcast_mul(&distances)?
+    };
+    let shape = (texts.len(), heads.slopes.len().max(1), rows.len(), *longest);
+    let nothing = Tensor::new(f32::NEG_INFINITY, device)?.broadcast_as(shape)?;
+    attended.broadcast_as(shape)?.where_cond(&costs.broadcast_as(shape)?, &nothing)
 }
 
 /// The attention of one layer.
@@ -195,40 +226,64 @@ impl Attention {
         if has_own_kernels(queries.device()) && texts.seen == texts.lengths {
             queries.apply_op3_no_bwd(keys, values, &Attend { attention: self, lengths: &texts.lengths })
         } else {
-            self.elsewhere(queries, keys, values, texts)
+            self.elsewhere([queries, keys, values], texts, SCORES)
         }
     }
 
-    /// With candle's functions, on any device.
-    fn elsewhere(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, texts: &Texts) -> Result<Tensor> {
-        let Heads { queries: query_heads, keys: key_heads, width, scale, .. } = self.heads;
-        let arranged = texts.arranged(queries.device())?;
-        let masks = arranged.masks(&self.heads)?;
-        let mut outputs = Vec::with_capacity(masks.len());
-        for ((Group { texts, longest }, rows), mask) in arranged.groups.iter().zip(&masks) {
-            let longest = *longest;
-            // [texts, heads of keys, heads of queries for each of these · longest, width]
+    /// With candle's functions, on any device, with at most so many `scores` at once.
+    fn elsewhere(
+        &self,
+        [queries, keys, values]: [&Tensor; 3],
+        texts: &Texts,
+        scores: usize,
+    ) -> Result<Tensor> {
+        let Heads { queries: query_heads, keys: key_heads, width, .. } = self.heads;
+        let device = queries.device();
+        let arranged = texts.arranged(device)?;
+        let masks = arranged.masks(&self.heads, scores)?;
+        let mut outputs = Vec::with_capacity(arranged.groups.len());
+        for (index, (group, tokens)) in arranged.groups.iter().enumerate() {
+            let (texts, longest) = (group.texts.len(), group.longest);
+            // [texts, heads, longest, width]
             let split = |x: &Tensor, heads: usize| {
                 x.contiguous()?
-                    .index_select(rows, 0)?
-                    .reshape((texts.len(), longest, heads, width))?
+                    .index_select(tokens, 0)?
+                    .reshape((texts, longest, heads, width))?
                     .transpose(1, 2)?
                     .contiguous()
             };
-            let share = query_heads / key_heads;
-            let queries =
-                split(queries, query_heads)?.reshape((texts.len(), key_heads, share * longest, width))?;
+            let queries = split(queries, query_heads)?;
             let (keys, values) = (split(keys, key_heads)?, split(values, key_heads)?);
-            let scores = (queries.matmul(&keys.t()?)? * f64::from(scale))?;
-            let scores = scores.reshape((texts.len(), query_heads, longest, longest))?;
-            // Sums of exponentials need more digits than 16 bits have.
-            let scores = scores.to_dtype(DType::F32)?.broadcast_add(mask)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
-            let weights = weights.reshape((texts.len(), key_heads, share * longest, longest))?;
-            let output = weights.matmul(&values)?.reshape((texts.len(), query_heads, longest, width))?;
-            outputs.push(output.transpose(1, 2)?.reshape((texts.len() * longest, query_heads * width))?);
+            let block = (scores / (texts * query_heads * longest)).clamp(1, longest);
+            let mut blocks = Vec::with_capacity(longest.div_ceil(block));
+            for start in (0..longest).step_by(block) {
+                let count = block.min(longest - start);
+                let rows = different(&self.heads, start..start + count);
+                let mask = match &masks {
+                    Some(masks) => masks[index].narrow(2, rows.start, rows.len())?,
+                    None => mask(&self.heads, group, &rows, device)?,
+                };
+                blocks.push(self.block(&queries.narrow(2, start, count)?, &keys, &values, &mask)?);
+            }
+            let output = Tensor::cat(&blocks, 2)?.transpose(1, 2)?;
+            outputs.push(output.reshape((texts * longest, query_heads * width))?);
         }
         Tensor::cat(&outputs, 0)?.index_select(&arranged.places, 0)
+    }
+
+    /// What some rows of queries give, [texts, heads, rows, width], in the same shape.
+    fn block(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let (texts, query_heads, rows, width) = queries.dims4()?;
+        let (_, key_heads, longest, _) = keys.dims4()?;
+        // The rows of all heads of queries that share a head of keys are those of one matrix.
+        let shared = query_heads / key_heads * rows;
+        let scores = queries.reshape((texts, key_heads, shared, width))?.matmul(&keys.t()?)?;
+        let scores = (scores * f64::from(self.heads.scale))?.reshape((texts, query_heads, rows, longest))?;
+        // Sums of exponentials need more digits than 16 bits have.
+        let scores = scores.to_dtype(DType::F32)?.broadcast_add(mask)?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
+        let weights = weights.reshape((texts, key_heads, shared, longest))?;
+        weights.matmul(values)?.reshape((texts, query_heads, rows, width))
     }
 }
 
@@ -368,11 +423,14 @@ mod tests {
                 .with_reach(reach)
                 .with_slopes(slopes);
             let own = attention.forward(&qkv, &texts).unwrap();
-            let general = attention
-                .elsewhere(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &texts)
-                .unwrap();
-            let off = (own - general).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(off < 1e-5, "{reach:?}: off by {off}");
+            let parts = [part(0, heads), part(heads, keys), part(heads + keys, keys)];
+            // All rows at once, a few, and each for itself.
+            for scores in [SCORES, 2000, 1] {
+                let general = attention.elsewhere(parts.each_ref(), &texts, scores).unwrap();
+                let off = (&own - &general).unwrap().abs().unwrap().max_all().unwrap();
+                let off = off.to_scalar::<f32>().unwrap();
+                assert!(off < 1e-5, "{reach:?}, {scores} scores at once: off by {off}");
+            }
         }
     }
 

@@ -49,8 +49,9 @@ struct Sizes {
     head_dim: Option<usize>,
     rms_norm_eps: f64,
     max_position_embeddings: usize,
-    #[serde(alias = "hidden_activation")]
     hidden_act: Option<String>,
+    /// Gemma's name for it; older files have both.
+    hidden_activation: Option<String>,
 }
 
 impl Sizes {
@@ -71,7 +72,7 @@ impl Sizes {
             embedding_scale: 1.0,
             norm: Norm::Rms { less_one: false },
             epsilon: self.rms_norm_eps,
-            activation: parse_activation(self.hidden_act.as_deref().unwrap_or(activation))?,
+            activation: parse_activation(activation)?,
             causal: true,
             alibi: false,
             layers: vec![layer; self.num_hidden_layers],
@@ -86,7 +87,8 @@ pub(super) fn qwen3(config: &Value) -> Result<Plan, String> {
     }
     let layer =
         Layer { rotation: Some(rotation(config, "rope_theta", 1_000_000.0)?), window: None, experts: None };
-    parse::<Sizes>(config)?.plan("silu", layer, &QWEN3)
+    let sizes: Sizes = parse(config)?;
+    sizes.plan(sizes.hidden_act.as_deref().unwrap_or("silu"), layer, &QWEN3)
 }
 
 pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
@@ -95,8 +97,10 @@ pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
         query_pre_attn_scalar: usize,
         sliding_window: usize,
         layer_types: Option<Vec<String>>,
-        #[serde(alias = "_sliding_window_pattern", default = "sixth")]
-        sliding_window_pattern: usize,
+        sliding_window_pattern: Option<usize>,
+        /// The name that transformers writes; a file may have both.
+        #[serde(rename = "_sliding_window_pattern")]
+        written_pattern: Option<usize>,
         #[serde(default)]
         use_bidirectional_attention: bool,
         #[serde(default = "global_base")]
@@ -105,9 +109,6 @@ pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
         rope_local_base_freq: f64,
         rope_parameters: Option<Value>,
         rope_scaling: Option<Value>,
-    }
-    fn sixth() -> usize {
-        6
     }
     fn global_base() -> f64 {
         1_000_000.0
@@ -136,11 +137,13 @@ pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
         experts: None,
     };
     let sizes: Sizes = parse(config)?;
-    let mut plan = sizes.plan("gelu_pytorch_tanh", global, &GEMMA3)?;
+    let activation = sizes.hidden_activation.as_deref().or(sizes.hidden_act.as_deref());
+    let mut plan = sizes.plan(activation.unwrap_or("gelu_pytorch_tanh"), global, &GEMMA3)?;
+    let pattern = gemma.sliding_window_pattern.or(gemma.written_pattern).unwrap_or(6);
     for (index, layer) in plan.layers.iter_mut().enumerate() {
         let is_local = match &gemma.layer_types {
             Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
-            None => !(index + 1).is_multiple_of(gemma.sliding_window_pattern.max(1)),
+            None => !(index + 1).is_multiple_of(pattern.max(1)),
         };
         *layer = if is_local { local } else { global };
     }
@@ -153,4 +156,23 @@ pub(super) fn gemma3(config: &Value) -> Result<Plan, String> {
         causal: !gemma.use_bidirectional_attention,
         ..plan
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::kernels::Activation;
+    use serde_json::json;
+
+    #[test]
+    fn gemma_may_have_what_it_calls_by_two_names_under_both() {
+        let config = json!({ "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 128, "query_pre_attn_scalar": 8, "sliding_window": 12,
+            "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window_pattern": 2, "_sliding_window_pattern": 6 });
+        let plan = gemma3(&config).unwrap();
+        assert_eq!(plan.activation, Activation::GeluTanh);
+        let local: Vec<bool> = plan.layers.iter().map(|layer| layer.window.is_some()).collect();
+        assert_eq!(local, [true, false, true]);
+    }
 }

@@ -80,13 +80,10 @@ pub(super) struct Sizes {
     hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    #[serde(alias = "norm_eps", default = "bert_epsilon")]
-    layer_norm_eps: f64,
+    layer_norm_eps: Option<f64>,
+    /// ModernBERT's name for it. Files from before transformers 5 have the other one beside it, which says nothing there.
+    norm_eps: Option<f64>,
     max_position_embeddings: usize,
-}
-
-fn bert_epsilon() -> f64 {
-    1e-12
 }
 
 impl Sizes {
@@ -102,7 +99,7 @@ impl Sizes {
             positions: self.max_position_embeddings,
             embedding_scale: 1.0,
             norm: Norm::Layer,
-            epsilon: self.layer_norm_eps,
+            epsilon: self.layer_norm_eps.or(self.norm_eps).unwrap_or(1e-12),
             activation: parse_activation(activation)?,
             causal: false,
             alibi: false,
@@ -178,7 +175,9 @@ pub(super) fn modern_bert(config: &Value) -> Result<Plan, String> {
         window: Some(modern.local_attention / 2),
         experts: None,
     };
-    let mut plan = parse::<Sizes>(config)?.plan(&modern.hidden_activation, global, &MODERN_BERT)?;
+    let sizes: Sizes = parse(config)?;
+    let mut plan = sizes.plan(&modern.hidden_activation, global, &MODERN_BERT)?;
+    plan.epsilon = sizes.norm_eps.or(sizes.layer_norm_eps).unwrap_or(1e-5);
     for (index, layer) in plan.layers.iter_mut().enumerate() {
         let is_local = match &modern.layer_types {
             Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
@@ -253,4 +252,26 @@ pub(super) fn jina(config: &Value) -> Result<Plan, String> {
 
 fn gelu() -> String {
     "gelu".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_family_reads_its_own_name_of_the_epsilon_first() {
+        for (more, modern, other) in [
+            (json!({ "layer_norm_eps": 1e-3, "norm_eps": 1e-4 }), 1e-4, 1e-3),
+            (json!({ "layer_norm_eps": 1e-3 }), 1e-3, 1e-3),
+            (json!({ "norm_eps": 1e-4 }), 1e-4, 1e-4),
+            (json!({}), 1e-5, 1e-12),
+        ] {
+            let mut config = json!({ "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "max_position_embeddings": 128 });
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let epsilons = [modern_bert(&config), gte(&config)].map(|plan| plan.unwrap().epsilon);
+            assert_eq!(epsilons, [modern, other], "{more}");
+        }
+    }
 }

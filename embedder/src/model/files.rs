@@ -1,4 +1,5 @@
-//! What the files of a model folder say: architecture, what can be had of it, lengths, prompts, digest. No tensor is read here.
+//! What the files of a model folder say: architecture, what can be had of it, lengths, prompts, digest. No tensor's
+//! numbers are read here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::architecture::{self, Backbone, Family, Top};
+use super::attention::MOST_BYTES;
 use super::markers::{Markers, markers};
 use super::precision::Precision;
 use super::sentence::{self, Dense, Modules, Pooling, Prompts, SparsePooling};
@@ -83,8 +85,23 @@ pub enum SparseHead {
 /// Where the vectors of tokens come from, and which tokens count.
 #[derive(Debug, Clone)]
 pub struct MultiHead {
+    /// Width of the vectors.
+    pub width: usize,
     pub(super) layers: Projection,
     pub(super) markers: Option<Markers>,
+}
+
+/// What the tensors of a model take on a GPU, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// The weights.
+    pub weights: u64,
+    /// One token of a batch, without its part in attention.
+    pub token: u64,
+    /// Its part in attention at the worst: in a text of the model's full length.
+    pub attention: u64,
+    /// The most that the attention of a batch takes, whatever its texts.
+    pub most_attention: u64,
 }
 
 /// The linear layer between a token's state and its vector.
@@ -107,21 +124,30 @@ struct Classes {
 }
 
 impl ModelFiles {
-    /// Bytes of the weights on a GPU that computes with `precision`, in whatever type they are stored, and bytes that one token
-    /// takes there at the worst: in texts of the full length, whose scores, weights and mask are f32.
-    pub fn footprint(&self, precision: Precision) -> Result<(u64, u64), ModelError> {
-        let numbers = weights::numbers(&self.weights).map_err(|source| ModelError::Tensor {
-            doing: format!("reading the sizes of the weights in {}", self.folder.display()),
-            source,
-        })?;
+    /// Width of the state of a token.
+    pub fn width(&self) -> usize {
+        self.backbone.width()
+    }
+
+    /// What is taken on a GPU that computes with `precision`, in whatever type the weights are stored.
+    pub fn footprint(&self, precision: Precision) -> Result<Footprint, ModelError> {
+        let shapes = weights::shapes(&self.folder, &self.weights)?;
+        let numbers: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
         let weights = precision.bytes() * numbers;
         let (heads, width) = match &self.backbone {
             Backbone::Bert(config) => (config.num_attention_heads, config.hidden_size),
             Backbone::Transformer(plan) => (plan.heads, plan.width),
         };
-        // Three times the scores and once the mask; about forty numbers for each one of the width.
-        let token = 4 * 4 * heads * self.max_input_length + precision.bytes() * 40 * width;
-        Ok((weights as u64, token as u64))
+        // About forty numbers for each one of the width.
+        let token = precision.bytes() * 40 * width;
+        // Three times the scores and once the mask, which are f32.
+        let attention = 4 * 4 * heads * self.max_input_length;
+        Ok(Footprint {
+            weights: weights as u64,
+            token: token as u64,
+            attention: attention as u64,
+            most_attention: MOST_BYTES,
+        })
     }
 
     /// Reads the files of `folder` and refuses what could only be computed wrongly.
@@ -137,9 +163,9 @@ impl ModelFiles {
             });
         };
         let backbone = family.backbone(&config).map_err(parse_error)?;
-        let heads = heads(folder, &config, top, &backbone)?;
-        let max_input_length = max_input_length(folder, backbone.positions())?;
         let weights = weights::paths(folder)?;
+        let heads = heads(folder, &config, &weights, top, &backbone)?;
+        let max_input_length = max_input_length(folder, backbone.positions())?;
         Ok(Self {
             folder: folder.to_owned(),
             architecture,
@@ -158,11 +184,18 @@ impl ModelFiles {
     }
 }
 
-fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result<Heads, ModelError> {
+fn heads(
+    folder: &Path,
+    config: &Value,
+    weights: &[PathBuf],
+    top: Top,
+    backbone: &Backbone,
+) -> Result<Heads, ModelError> {
     let modules = sentence::modules(folder)?;
     let mut heads = Heads::default();
     if top == Top::Classifier {
-        heads.labels = Some(labels(config));
+        let named = labels(config);
+        heads.labels = Some(if named.is_empty() { unnamed_labels(folder, weights)? } else { named });
         return Ok(heads);
     }
     let width = backbone.width();
@@ -183,11 +216,14 @@ fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result
         }
         (Top::Colbert, modules) => {
             let markers = Some(markers(folder, modules.and_then(|modules| modules.mask).as_ref())?);
-            heads.multi = Some(MultiHead { layers: Projection::Linear, markers });
+            let shapes = weights::shapes(folder, weights)?;
+            let width = shapes.get("linear.weight").and_then(|shape| shape.first()).copied().unwrap_or(width);
+            heads.multi = Some(MultiHead { width, layers: Projection::Linear, markers });
         }
         (_, Some(Modules { dense, mask, .. })) if !dense.is_empty() => {
             let markers = Some(markers(folder, mask.as_ref())?);
-            heads.multi = Some(MultiHead { layers: Projection::Dense(dense), markers });
+            let width = dense.last().map_or(width, |last| last.width);
+            heads.multi = Some(MultiHead { width, layers: Projection::Dense(dense), markers });
         }
         (_, Some(_)) => {
             return Err(unsupported(folder, "a modules.json without a pooling".to_owned()));
@@ -208,12 +244,12 @@ fn heads(folder: &Path, config: &Value, top: Top, backbone: &Backbone) -> Result
         heads.sparse = Some(SparseHead::Tokens(path));
     }
     if let Some(path) = beside("colbert_linear.pt") {
-        heads.multi = Some(MultiHead { layers: Projection::File(path), markers: None });
+        heads.multi = Some(MultiHead { width, layers: Projection::File(path), markers: None });
     }
     Ok(heads)
 }
 
-/// The labels of a classifier, in the order of its outputs.
+/// The labels that the configuration gives a classifier, in the order of its outputs.
 fn labels(config: &Value) -> Vec<String> {
     let named: BTreeMap<usize, String> = config
         .get("id2label")
@@ -222,11 +258,16 @@ fn labels(config: &Value) -> Vec<String> {
         .flatten()
         .filter_map(|(id, label)| Some((id.parse().ok()?, label.as_str()?.to_owned())))
         .collect();
-    if named.is_empty() {
-        // transformers leaves the labels out where they are the two default ones.
-        return vec!["LABEL_0".to_owned(), "LABEL_1".to_owned()];
-    }
     named.into_values().collect()
+}
+
+/// The labels of a classifier whose configuration has none, as transformers names them: of the two that it takes for granted, or of
+/// the one of a reranker that is to be loaded with `num_labels=1`. The weights say which.
+fn unnamed_labels(folder: &Path, weights: &[PathBuf]) -> Result<Vec<String>, ModelError> {
+    let shapes = weights::shapes(folder, weights)?;
+    let last = ["classifier.out_proj.weight", "classifier.weight"].iter().find_map(|name| shapes.get(*name));
+    let outputs = last.and_then(|shape| shape.first()).copied().unwrap_or(2);
+    Ok((0..outputs).map(|id| format!("LABEL_{id}")).collect())
 }
 
 fn max_input_length(folder: &Path, positions: usize) -> Result<usize, ModelError> {

@@ -7,6 +7,7 @@ mod bert_config;
 mod decoders;
 mod device;
 mod encoders;
+mod excerpt;
 mod experts;
 mod files;
 mod heads;
@@ -30,12 +31,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use device::{Accelerator, Card, accelerators, cuda_compiled, visible};
-pub use files::{DenseHead, Heads, ModelFiles, MultiHead, SparseHead};
+pub use excerpt::excerpt;
+pub use files::{DenseHead, Footprint, Heads, ModelFiles, MultiHead, SparseHead};
 pub use output::{Output, Wants, normalize};
 pub use precision::Precision;
 pub use sentence::{Pooling, Prompts, SparsePooling};
 pub use source::{ModelSource, fetch};
-pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Truncation, beginning};
+pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Tokens, Truncation};
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
@@ -388,16 +390,17 @@ mod tests {
     #[test]
     fn the_weights_take_as_much_as_the_number_format_needs_however_they_are_stored() {
         let files = fixture("bert");
-        let (weights, token) = files.footprint(Precision::F32).unwrap();
+        let exact = files.footprint(Precision::F32).unwrap();
         let stored = std::fs::metadata(&files.weights[0]).unwrap().len();
         assert!(
-            weights < stored && stored < weights + 8192,
-            "{weights} of {stored} bytes, the rest being names"
+            exact.weights < stored && stored < exact.weights + 8192,
+            "{exact:?} of {stored} bytes, the rest being names"
         );
-        let (half, half_token) = files.footprint(Precision::Bf16).unwrap();
-        assert_eq!(half, weights / 2);
+        let half = files.footprint(Precision::Bf16).unwrap();
+        assert_eq!(half.weights, exact.weights / 2);
         // Of the width 32; the scores of 4 heads are f32 in any case.
-        assert_eq!((token - half_token, half_token), (2 * 40 * 32, 4 * 4 * 4 * 126 + 2 * 40 * 32));
+        assert_eq!((exact.token, half.token), (4 * 40 * 32, 2 * 40 * 32));
+        assert_eq!((exact.attention, half.attention), (4 * 4 * 4 * 126, 4 * 4 * 4 * 126));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use super::ModelError;
 use super::files::{optional, required, unsupported};
 use super::markers::Mask;
 
+/// What sentence-transformers notes of the encoder.
+const SENTENCE_BERT: &str = "sentence_bert_config.json";
+
 /// How the hidden states of a text become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
@@ -29,8 +32,9 @@ pub enum Pooling {
 }
 
 impl Pooling {
+    /// In the order in which sentence-transformers puts those beside one another that older files switch on.
     const ALL: [Self; 6] =
-        [Self::Cls, Self::Mean, Self::Max, Self::MeanSqrtLength, Self::WeightedMean, Self::LastToken];
+        [Self::Cls, Self::Max, Self::Mean, Self::MeanSqrtLength, Self::WeightedMean, Self::LastToken];
 
     /// The name that `/info` shows, as text-embeddings-inference writes it.
     pub fn name(self) -> &'static str {
@@ -143,22 +147,23 @@ pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
 }
 
 fn read_pooling(folder: &Path, file: &Value) -> Result<Vec<Pooling>, ModelError> {
-    // Newer files name one mode, or several in a list; older ones switch each on or off.
-    let named = match file.get("pooling_mode") {
-        Some(Value::String(name)) => vec![name.as_str()],
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    let on = |mode: &Pooling| file.get(mode.key()).and_then(Value::as_bool) == Some(true);
-    let mut pooling: Vec<Pooling> = Pooling::ALL.into_iter().filter(on).collect();
-    for name in named {
+    let named = |name: &str| {
         let mode = Pooling::ALL.into_iter().find(|mode| {
             mode.name() == name
                 || (name, *mode) == ("lasttoken", Pooling::LastToken)
                 || (name, *mode) == ("mean_sqrt_len_tokens", Pooling::MeanSqrtLength)
         });
-        pooling.push(mode.ok_or_else(|| unsupported(folder, format!("the pooling {name:?}")))?);
-    }
+        mode.ok_or_else(|| unsupported(folder, format!("the pooling {name:?}")))
+    };
+    let on = |mode: &Pooling| file.get(mode.key()).and_then(Value::as_bool) == Some(true);
+    // Newer files name one mode, or several in a list; older ones switch each on or off, which says nothing in newer ones.
+    let pooling: Vec<Pooling> = match file.get("pooling_mode") {
+        Some(Value::String(name)) => vec![named(name)?],
+        Some(Value::Array(names)) => {
+            names.iter().filter_map(Value::as_str).map(named).collect::<Result<Vec<_>, _>>()?
+        }
+        _ => Pooling::ALL.into_iter().filter(on).collect(),
+    };
     if pooling.is_empty() {
         return Err(unsupported(folder, format!("a pooling with no known mode switched on: {file}")));
     }
@@ -176,11 +181,12 @@ fn read_dense(folder: &Path, path: &str, file: &DenseFile) -> Result<Dense, Mode
     if file.use_residual {
         return Err(unsupported(folder, "a dense layer with a residual".to_owned()));
     }
-    let weights = folder.join(path).join(super::weights::SINGLE);
-    if weights.is_file() {
-        Ok(Dense { weights, width: file.out_features, squash })
-    } else {
-        Err(ModelError::MissingFile { path: weights })
+    let own = folder.join(path);
+    let [weights, pickled] = [super::weights::SINGLE, super::weights::PICKLED].map(|name| own.join(name));
+    let found = [&weights, &pickled].into_iter().find(|path| path.is_file()).cloned();
+    match found {
+        Some(weights) => Ok(Dense { weights, width: file.out_features, squash }),
+        None => Err(ModelError::MissingFile { path: weights }),
     }
 }
 
@@ -212,20 +218,30 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// What stands before documents: the prompt of that name, or the default one.
+    /// The name of the prompt for a purpose: `query`, `document`, `classification` or `clustering`. Models write some of them
+    /// with a capital, and have other words for documents.
+    pub fn name_for(&self, purpose: &str) -> Option<&str> {
+        let named = |name: &str| self.by_name.keys().find(|known| known.eq_ignore_ascii_case(name));
+        let name = match purpose {
+            "document" => ["document", "passage", "corpus"].into_iter().find_map(named),
+            other => named(other),
+        };
+        name.map(String::as_str)
+    }
+
+    /// What stands before documents: the prompt for them, or the default one.
     pub fn document(&self) -> &str {
-        self.of(&["document", "passage"])
+        self.text_for("document")
     }
 
-    /// What stands before what is searched for: the prompt of that name, or the default one.
+    /// What stands before what is searched for: the prompt for it, or the default one.
     pub fn query(&self) -> &str {
-        self.of(&["query"])
+        self.text_for("query")
     }
 
-    fn of(&self, names: &[&str]) -> &str {
-        let named = names.iter().find_map(|name| self.by_name.get(*name));
-        let default = || self.default.as_ref().and_then(|name| self.by_name.get(name));
-        named.or_else(default).map_or("", String::as_str)
+    fn text_for(&self, purpose: &str) -> &str {
+        let name = self.name_for(purpose).or(self.default.as_deref());
+        name.and_then(|name| self.by_name.get(name)).map_or("", String::as_str)
     }
 }
 
@@ -234,19 +250,27 @@ pub(super) fn prompts(folder: &Path) -> Result<Prompts, ModelError> {
     Ok(optional(folder, "config_sentence_transformers.json")?.unwrap_or_default())
 }
 
+/// The part of `sentence_bert_config.json` that says how texts become tokens.
+#[derive(Deserialize)]
+struct SentenceBert {
+    max_seq_length: Option<usize>,
+    do_lower_case: Option<bool>,
+}
+
+/// Whether texts are put into lower case before anything else, whatever the tokenizer's own file says.
+pub(super) fn lower_case(folder: &Path) -> Result<bool, ModelError> {
+    let file = optional::<SentenceBert>(folder, SENTENCE_BERT)?;
+    Ok(file.and_then(|it| it.do_lower_case) == Some(true))
+}
+
 /// The most tokens of an input, as far as the files say it.
 pub(super) fn max_length(folder: &Path) -> Result<Option<usize>, ModelError> {
-    #[derive(Deserialize)]
-    struct SentenceBert {
-        max_seq_length: Option<usize>,
-    }
     #[derive(Deserialize)]
     struct Tokenizer {
         /// transformers writes 1e30 for "no limit", which is no integer.
         model_max_length: Option<f64>,
     }
-    let sentence =
-        optional::<SentenceBert>(folder, "sentence_bert_config.json")?.and_then(|it| it.max_seq_length);
+    let sentence = optional::<SentenceBert>(folder, SENTENCE_BERT)?.and_then(|it| it.max_seq_length);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
     let tokenizer = optional::<Tokenizer>(folder, "tokenizer_config.json")?
         .and_then(|it| it.model_max_length)
@@ -269,9 +293,39 @@ mod tests {
             );
             assert_eq!(read(json!({ "pooling_mode": mode.name() })).unwrap(), [mode]);
         }
-        let two = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true });
-        assert_eq!(read(two).unwrap(), [Pooling::Cls, Pooling::Mean]);
+        // As sentence-transformers puts them beside one another, in whatever order the file has them.
+        let switches = json!({ "pooling_mode_lasttoken": true, "pooling_mode_mean_tokens": true,
+            "pooling_mode_max_tokens": true, "pooling_mode_cls_token": true });
+        let all = [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::LastToken];
+        assert_eq!(read(switches).unwrap(), all);
+        let list = json!({ "pooling_mode": ["mean", "max"] });
+        assert_eq!(read(list).unwrap(), [Pooling::Mean, Pooling::Max]);
+        let both = json!({ "pooling_mode": "cls", "pooling_mode_mean_tokens": true });
+        assert_eq!(read(both).unwrap(), [Pooling::Cls]);
         assert!(read(json!({ "pooling_mode": "median" })).unwrap_err().contains("the pooling \"median\""));
         assert!(read(json!({ "pooling_mode_mean_tokens": false })).unwrap_err().contains("no known mode"));
+    }
+
+    #[test]
+    fn the_prompt_for_a_purpose_is_found_under_the_names_that_models_give_it() {
+        let prompts = |names: &[&str]| Prompts {
+            by_name: names.iter().map(|name| ((*name).to_owned(), format!("{name}: "))).collect(),
+            default: Some("other".to_owned()),
+        };
+        for (names, purpose, found) in [
+            (&["document", "passage", "query"][..], "document", Some("document")),
+            (&["passage", "query"], "document", Some("passage")),
+            (&["corpus", "query"], "document", Some("corpus")),
+            (&["query", "other"], "document", None),
+            (&["passage", "query"], "query", Some("query")),
+            (&["Classification", "Clustering"], "classification", Some("Classification")),
+            (&["Classification", "Clustering"], "clustering", Some("Clustering")),
+            (&["passage"], "clustering", None),
+        ] {
+            assert_eq!(prompts(names).name_for(purpose), found, "{purpose} among {names:?}");
+        }
+        assert_eq!(prompts(&["corpus", "other"]).document(), "corpus: ");
+        assert_eq!(prompts(&["corpus", "other"]).query(), "other: ");
+        assert_eq!(prompts(&["corpus"]).query(), "");
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tokenizers::{
-    Encoding, PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
-};
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{Encoding, NormalizerWrapper, PostProcessor as _, Token, Tokenizer};
 
 use super::ModelError;
+use super::excerpt::{enough, too_long};
 use super::files::{ModelFiles, unsupported};
 use super::markers::{Markers, mask_token};
 use super::output::Wants;
+use super::sentence;
 
 /// One text or pair, ready for the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,13 +61,23 @@ pub enum Truncation {
 }
 
 /// Why a text could not become tokens.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum TokenizeError {
     /// The text is longer than the model takes, and truncation was not asked for.
     #[error("an input has {tokens} tokens, and the model takes {maximum}: shorten it or set `truncate`")]
     TooLong {
         /// Tokens of the input.
         tokens: usize,
+        /// The model's maximum.
+        maximum: usize,
+    },
+    /// The same of a text that is so long that its tokens are not counted.
+    #[error(
+        "an input of {bytes} bytes is too long, as the model takes {maximum} tokens: shorten it or set `truncate`"
+    )]
+    FarTooLong {
+        /// Bytes of the input.
+        bytes: usize,
         /// The model's maximum.
         maximum: usize,
     },
@@ -86,20 +97,32 @@ pub enum TokenizeError {
     Tokenizer(String),
 }
 
-/// The part of `text` that its first `most` tokens cover.
-pub fn beginning<'a>(tokenizer: &Tokenizer, text: &'a str, most: usize) -> Result<&'a str, TokenizeError> {
-    let encoding = tokenizer.encode(text, false).map_err(wrong)?;
-    // The first token that is left out begins where the part ends.
-    let end = encoding.get_offsets().get(most).map_or(text.len(), |(start, _)| *start);
-    Ok(text.get(..end).unwrap_or(text).trim_end())
+/// Tokens of a text, without special ones: all that the model can take, and some more.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    ids: Vec<u32>,
+    /// Bytes of the text.
+    bytes: usize,
+    /// Bytes at its other end that no tokens were made of.
+    left_out: usize,
 }
 
-/// The model's tokenizer in the three forms that requests need; clones are cheap.
+impl Tokens {
+    /// The tokens that stay of at most `most`.
+    fn kept(&self, most: usize, truncation: Truncation) -> &[u32] {
+        let most = most.min(self.ids.len());
+        match truncation {
+            Truncation::DropStart => &self.ids[self.ids.len() - most..],
+            _ => &self.ids[..most],
+        }
+    }
+}
+
+/// The model's tokenizer; clones are cheap. Texts are cut here and not by the library, which would encode them whole and keep what
+/// it cuts off.
 #[derive(Clone)]
 pub struct TextTokenizer {
     plain: Arc<Tokenizer>,
-    drop_end: Arc<Tokenizer>,
-    drop_start: Arc<Tokenizer>,
     maximum: usize,
     /// Whether the pooling leaves out the tokens of the prompt.
     without_prompt: bool,
@@ -125,15 +148,11 @@ impl TextTokenizer {
         let mut plain = Tokenizer::from_file(&path).map_err(wrap)?;
         plain.with_padding(None);
         plain.with_truncation(None).map_err(wrap)?;
-        let truncating = |direction| {
-            let mut tokenizer = plain.clone();
-            let strategy = TruncationStrategy::LongestFirst;
-            let params = TruncationParams { direction, max_length: maximum, strategy, stride: 0 };
-            tokenizer.with_truncation(Some(params)).map_err(wrap)?;
-            Ok(Arc::new(tokenizer))
-        };
-        let drop_end = truncating(TruncationDirection::Right)?;
-        let drop_start = truncating(TruncationDirection::Left)?;
+        if sentence::lower_case(&files.folder)? {
+            let own = plain.get_normalizer().cloned();
+            let all = std::iter::once(NormalizerWrapper::from(Lowercase)).chain(own).collect();
+            plain.with_normalizer(Some(Sequence::new(all))).map_err(wrap)?;
+        }
         let markers = files.heads.multi.as_ref().and_then(|head| head.markers.clone()).unwrap_or_default();
         let skipped = markers.skipped.iter().filter_map(|word| plain.token_to_id(word)).collect();
         let fill = match &markers.fill {
@@ -142,8 +161,6 @@ impl TextTokenizer {
         };
         Ok(Self {
             plain: Arc::new(plain),
-            drop_end,
-            drop_start,
             maximum,
             without_prompt: files.heads.dense.as_ref().is_some_and(|head| head.without_prompt),
             markers: Arc::new(markers),
@@ -164,30 +181,31 @@ impl TextTokenizer {
 
     /// Tokens of one text.
     pub fn text(&self, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
-        let encoding = self.with(truncation).encode_fast(text, true);
-        self.check(encoding)
+        self.within(text, self.maximum, 0, truncation)
     }
 
     /// Tokens of a text behind a prompt.
     pub fn prompted(&self, prompt: &str, text: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
         let whole = format!("{prompt}{text}");
-        let mut input = self.text(&whole, truncation)?;
         if !self.without_prompt || prompt.is_empty() {
-            return Ok(input);
+            return self.text(&whole, truncation);
         }
+        let tokens = self.tokens(&whole, self.maximum, truncation)?;
+        let mut input = self.cut(&tokens, self.maximum, 0, truncation)?;
         // As sentence-transformers counts it: alone, with the special tokens before it and without one behind it.
         let special = |encoding: &Encoding| encoding.get_special_tokens_mask().last() == Some(&1);
-        let alone = self.with(truncation).encode(prompt, true).map_err(wrong)?;
-        let prompt = alone.len() - usize::from(special(&alone));
+        let alone = self.plain.encode(prompt, true).map_err(wrong)?;
+        let prompt_tokens = alone.len() - usize::from(special(&alone));
         // What was cut off the beginning was of the prompt.
         let cut = match truncation {
+            Truncation::DropStart if tokens.left_out >= prompt.len() => usize::MAX,
             Truncation::DropStart if input.len() == self.maximum => {
-                self.plain.encode_fast(whole, true).map_err(wrong)?.len() - input.len()
+                self.plain.encode_fast(whole, true).map_err(wrong)?.len().saturating_sub(input.len())
             }
             _ => 0,
         };
         // One token stays, so that there is something to pool.
-        input.unpooled = prompt.saturating_sub(cut).min(input.len().saturating_sub(1));
+        input.unpooled = prompt_tokens.saturating_sub(cut).min(input.len().saturating_sub(1));
         Ok(input)
     }
 
@@ -235,21 +253,48 @@ impl TextTokenizer {
         more: usize,
         truncation: Truncation,
     ) -> Result<Input, TokenizeError> {
-        let mut encoding = self.plain.encode_fast(text, false).map_err(wrong)?;
-        let special = self.plain.get_post_processor().map_or(0, |it| it.added_tokens(false));
-        let tokens = encoding.len() + special + more;
-        if tokens == 0 {
+        self.cut(&self.tokens(text, most, truncation)?, most, more, truncation)
+    }
+
+    /// As many tokens of one text as leave room for `more` among at most `most`, with the special ones.
+    fn cut(
+        &self,
+        tokens: &Tokens,
+        most: usize,
+        more: usize,
+        truncation: Truncation,
+    ) -> Result<Input, TokenizeError> {
+        let added = self.special(false) + more;
+        let count = tokens.ids.len() + added;
+        if count == 0 {
             return Err(TokenizeError::NoTokens);
         }
-        if tokens > most {
-            let direction = match truncation {
-                Truncation::Refuse => return Err(TokenizeError::TooLong { tokens, maximum: most }),
-                Truncation::DropEnd => TruncationDirection::Right,
-                Truncation::DropStart => TruncationDirection::Left,
-            };
-            encoding.truncate(most.saturating_sub(special + more), 0, direction);
+        if truncation == Truncation::Refuse && (count > most || tokens.left_out > 0) {
+            return Err(too_long(count, most, tokens.bytes, tokens.left_out));
         }
-        Ok(input(&self.plain.post_process(encoding, None, true).map_err(wrong)?))
+        self.finish(tokens.kept(most.saturating_sub(added), truncation), None)
+    }
+
+    /// Tokens of a text of which a model takes at most `most`.
+    fn tokens(&self, text: &str, most: usize, truncation: Truncation) -> Result<Tokens, TokenizeError> {
+        let encode = |part: &str| self.plain.encode_fast(part, false);
+        let (encoding, left_out) = enough(text, most, truncation, encode)?;
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), bytes: text.len(), left_out })
+    }
+
+    /// How many special tokens a text gets, or a pair.
+    fn special(&self, pair: bool) -> usize {
+        self.plain.get_post_processor().map_or(0, |it| it.added_tokens(pair))
+    }
+
+    /// Puts the special tokens around those of a text, or of a pair.
+    fn finish(&self, ids: &[u32], other: Option<&[u32]>) -> Result<Input, TokenizeError> {
+        let encoding = |ids: &[u32]| {
+            let tokens = ids.iter().map(|id| Token::new(*id, String::new(), (0, 0)));
+            Encoding::from_tokens(tokens.collect(), 0)
+        };
+        let (encoding, other) = (encoding(ids), other.map(encoding));
+        Ok(input(&self.plain.post_process(encoding, other, true).map_err(wrong)?))
     }
 
     /// Whether the vector of this token is left out of a document.
@@ -259,8 +304,36 @@ impl TextTokenizer {
 
     /// Tokens of a query and a document.
     pub fn pair(&self, query: &str, document: &str, truncation: Truncation) -> Result<Input, TokenizeError> {
-        let encoding = self.with(truncation).encode_fast((query, document), true);
-        self.check(encoding)
+        self.pair_with(&self.query(query, truncation)?, document, truncation)
+    }
+
+    /// Tokens of a query that stands before several documents.
+    pub fn query(&self, query: &str, truncation: Truncation) -> Result<Tokens, TokenizeError> {
+        self.tokens(query, self.maximum, truncation)
+    }
+
+    /// Tokens of a query and a document. The longer of the two is cut first.
+    pub fn pair_with(
+        &self,
+        query: &Tokens,
+        document: &str,
+        truncation: Truncation,
+    ) -> Result<Input, TokenizeError> {
+        let document = self.tokens(document, self.maximum, truncation)?;
+        let special = self.special(true);
+        let count = query.ids.len() + document.ids.len() + special;
+        if count == 0 {
+            return Err(TokenizeError::NoTokens);
+        }
+        let left_out = query.left_out + document.left_out;
+        if truncation == Truncation::Refuse && (count > self.maximum || left_out > 0) {
+            return Err(too_long(count, self.maximum, query.bytes + document.bytes, left_out));
+        }
+        let most = self.maximum.saturating_sub(special);
+        // Beyond the maximum a text is as long as any other: of such a one only a part was encoded.
+        let length = |tokens: &Tokens| tokens.ids.len().min(self.maximum);
+        let (first, second) = shares(length(query), length(&document), most);
+        self.finish(query.kept(first, truncation), Some(document.kept(second, truncation)))
     }
 
     /// The text behind token ids, with or without special ones.
@@ -274,25 +347,15 @@ impl TextTokenizer {
         }
         self.plain.decode(ids, skip_special_tokens).map_err(wrong)
     }
+}
 
-    fn with(&self, truncation: Truncation) -> &Tokenizer {
-        match truncation {
-            Truncation::Refuse => &self.plain,
-            Truncation::DropEnd => &self.drop_end,
-            Truncation::DropStart => &self.drop_start,
-        }
+/// How many tokens stay of two texts that together may have `most`, as the tokenizers library cuts the longest first.
+fn shares(first: usize, second: usize, most: usize) -> (usize, usize) {
+    if first + second <= most {
+        return (first, second);
     }
-
-    fn check(&self, encoding: tokenizers::Result<Encoding>) -> Result<Input, TokenizeError> {
-        let encoding = encoding.map_err(wrong)?;
-        if encoding.is_empty() {
-            return Err(TokenizeError::NoTokens);
-        }
-        if encoding.len() > self.maximum {
-            return Err(TokenizeError::TooLong { tokens: encoding.len(), maximum: self.maximum });
-        }
-        Ok(input(&encoding))
-    }
+    let short = first.min(second).min(most / 2);
+    if first <= second { (short, most - short) } else { (most - short, short) }
 }
 
 fn input(encoding: &Encoding) -> Input {
@@ -318,6 +381,26 @@ fn fill_id(files: &ModelFiles, tokenizer: &Tokenizer, named: Option<String>) -> 
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
-fn wrong(error: tokenizers::Error) -> TokenizeError {
+pub(super) fn wrong(error: tokenizers::Error) -> TokenizeError {
     TokenizeError::Tokenizer(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_of_two_texts_is_cut_first() {
+        for (first, second, most, expected) in [
+            (3, 4, 7, (3, 4)),
+            (3, 40, 10, (3, 7)),
+            (40, 3, 10, (7, 3)),
+            (40, 50, 11, (5, 6)),
+            (50, 40, 11, (6, 5)),
+            (0, 9, 4, (0, 4)),
+            (5, 5, 0, (0, 0)),
+        ] {
+            assert_eq!(shares(first, second, most), expected, "{first} and {second} in {most}");
+        }
+    }
 }

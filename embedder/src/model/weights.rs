@@ -1,22 +1,31 @@
 //! The files with the weights: which they are, their digest, and how they are opened under the names that a model asks for.
+//!
+//! They are safetensors, or what PyTorch pickles where there are none. A pickle is a program that builds objects; candle reads
+//! of it what tensors are made of, and executes nothing.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use candle_core::pickle::{PthTensors, TensorInfo};
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
-use super::files::optional;
+use super::files::{optional, unsupported};
 
 /// The one file of a small model.
 pub(super) const SINGLE: &str = "model.safetensors";
 /// The table of contents of one that is cut into several.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The one file of a model that PyTorch pickled.
+pub(super) const PICKLED: &str = "pytorch_model.bin";
+/// The table of contents of one that it pickled into several.
+pub(super) const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// The part of the index that says which files there are.
 #[derive(Deserialize)]
@@ -40,26 +49,80 @@ pub(super) fn paths(folder: &Path) -> std::result::Result<Vec<PathBuf>, ModelErr
     if single.exists() {
         return Ok(vec![single]);
     }
-    match optional::<Index>(folder, INDEX)? {
-        Some(index) => Ok(index.files().iter().map(|name| folder.join(name)).collect()),
-        None => Err(ModelError::MissingFile { path: single }),
+    if let Some(index) = optional::<Index>(folder, INDEX)? {
+        return Ok(index.files().iter().map(|name| folder.join(name)).collect());
     }
+    let pickled = folder.join(PICKLED);
+    if pickled.exists() {
+        return Ok(vec![pickled]);
+    }
+    if folder.join(PICKLED_INDEX).exists() {
+        let what =
+            format!("weights pickled into several files (only safetensors and one {PICKLED} are read)");
+        return Err(unsupported(folder, what));
+    }
+    Err(ModelError::MissingFile { path: single })
+}
+
+/// The pickle among the files with the weights, which is then the only one.
+fn pickle(paths: &[PathBuf]) -> Option<&Path> {
+    paths.iter().find(|path| path.extension().is_some_and(|it| it == "bin")).map(PathBuf::as_path)
 }
 
 /// Opens weights, which are read as `dtype`, whatever type they are stored in.
 #[allow(unsafe_code, reason = "mapping files into memory")]
 pub(super) fn open(paths: &[PathBuf], dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+    if let Some(path) = pickle(paths) {
+        let weights = Box::new(Pickled(PthTensors::new(path, None)?));
+        return Ok(VarBuilder::from_backend(weights, dtype, device.clone()));
+    }
     // SAFETY: the files belong to a model folder that nobody writes to while it is served: an image volume, a read-only
     // mount or a finished download.
     unsafe { VarBuilder::from_mmaped_safetensors(paths, dtype, device) }
 }
 
-/// How many numbers the files hold.
+/// The shapes of the tensors in the files of the model in `folder`, by name.
 #[allow(unsafe_code, reason = "mapping files into memory")]
-pub(super) fn numbers(paths: &[PathBuf]) -> Result<usize> {
+pub(super) fn shapes(
+    folder: &Path,
+    paths: &[PathBuf],
+) -> std::result::Result<BTreeMap<String, Vec<usize>>, ModelError> {
+    let failed = |source| ModelError::Tensor {
+        doing: format!("reading the sizes of the weights in {}", folder.display()),
+        source,
+    };
+    if let Some(path) = pickle(paths) {
+        let tensors = PthTensors::new(path, None).map_err(failed)?;
+        let shape = |(name, tensor): (&String, &TensorInfo)| (name.clone(), tensor.layout.dims().to_vec());
+        return Ok(tensors.tensor_infos().iter().map(shape).collect());
+    }
     // SAFETY: as in `open`.
-    let files = unsafe { MmapedSafetensors::multi(paths) }?;
-    Ok(files.tensors().iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum())
+    let files = unsafe { MmapedSafetensors::multi(paths) }.map_err(failed)?;
+    Ok(files.tensors().into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())).collect())
+}
+
+/// A pickle as weights are asked for: candle's own way reads a whole tensor only to say whether it is there.
+struct Pickled(PthTensors);
+
+impl SimpleBackend for Pickled {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        SimpleBackend::get(&self.0, shape, name, init, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.0.get_unchecked(name, dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.tensor_infos().contains_key(name)
+    }
 }
 
 /// The weights of an encoder, which some checkpoints keep at the root and others under a prefix.

@@ -9,7 +9,7 @@ use super::lines::{ChunkLine, DocumentLine, Line, ProgressLine, ReadAs, SummaryL
 use super::{EmbedTexts, Embedding, PipelineConfig, Purpose};
 use crate::analyze::NearDuplicate;
 use crate::format::Markup;
-use crate::model;
+use crate::model::{self, Truncation};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -199,7 +199,7 @@ impl Output {
         let tokenizer = &self.config.tokenizer;
         let room = self.config.room().saturating_sub(chunk::count(tokenizer, text));
         // The chunk was tokenized before, so the tokenizer takes texts; a context that it does not take is left out.
-        let kept = model::beginning(tokenizer, context, room).unwrap_or_default();
+        let kept = model::excerpt(tokenizer, context, room, Truncation::DropEnd).unwrap_or_default();
         let context_truncated = kept.len() < context.len();
         let text = format!("{kept}\n\n{text}");
         Some((Embedded { outcome, context_truncated, made_before: false }, text))

@@ -1,5 +1,6 @@
 //! The reranker that puts results into their last order: any server with text-embeddings-inference's `/rerank`.
 
+use crate::answer::read_at_most;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Largest answer, in bytes. Some servers repeat the texts.
+const ANSWER_LIMIT: usize = 16 << 20;
 
 /// A reranking server.
 pub struct Reranker {
@@ -34,12 +37,12 @@ impl Reranker {
             return Ok(Vec::new());
         }
         let body = json!({ "query": query, "texts": texts, "truncate": true });
-        let failed = |error: reqwest::Error| format!("the reranker at {}: {error}", self.url);
+        let failed = |error: &dyn std::error::Error| format!("the reranker at {}: {error}", self.url);
         let mut request = self.client.post(&self.url).headers(crate::trace::headers()).json(&body);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }
-        let response = request.send().await.map_err(failed)?;
+        let response = request.send().await.map_err(|error| failed(&error))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let key = if self.key.is_some() { "another API key" } else { "an API key" };
             return Err(format!(
@@ -47,7 +50,9 @@ impl Reranker {
                 self.url
             ));
         }
-        let ranks: Vec<Rank> = response.error_for_status().map_err(failed)?.json().await.map_err(failed)?;
+        let response = response.error_for_status().map_err(|error| failed(&error))?;
+        let body = read_at_most(response, ANSWER_LIMIT).await.map_err(|error| failed(&error))?;
+        let ranks: Vec<Rank> = serde_json::from_slice(&body).map_err(|error| failed(&error))?;
         Ok(ranks.into_iter().map(|rank| (rank.index, rank.score)).collect())
     }
 }

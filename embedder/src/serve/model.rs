@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Devices, given};
 use crate::args::{Gpu, Role, ServeArgs};
-use crate::batch::{self, Budget, Footprint};
+use crate::batch::{self, Budget};
 use crate::engine::{Engine, EngineLimits, Worker};
 use crate::gpus::Temperature;
 use crate::http::{ModelInfo, Served};
@@ -112,8 +112,8 @@ fn batch_tokens(
         return Ok(vec![args.max_batch_tokens.unwrap_or(CPU_BATCH_TOKENS)]);
     }
     let most = args.max_batch_tokens.unwrap_or(GPU_BATCH_TOKENS);
-    let (weights, token) = files.footprint(precision)?;
-    let within = |gpu: &Gpu| batch::tokens_within(gpu.memory_mib << 20, Footprint { weights, token }, most);
+    let footprint = files.footprint(precision)?;
+    let within = |gpu: &Gpu| batch::tokens_within(gpu.memory_mib << 20, footprint, most);
     Ok(devices.given.iter().take(devices.accelerators.len()).map(within).collect())
 }
 

@@ -1,12 +1,15 @@
 //! Qdrant by its REST API: one point a chunk, whose id is the chunk's as a UUID.
 
 use super::{Chunk, SinkError, SinkServers};
+use crate::answer::{AnswerError, read_at_most};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Largest answer, in bytes: nothing is asked for that is long.
+const ANSWER_LIMIT: usize = 1 << 20;
 /// How much of a refusal is repeated, in characters.
 const SHOWN: usize = 300;
 
@@ -43,7 +46,7 @@ impl Qdrant {
         self.ensure_collection(first.vector.len()).await?;
         let points: Vec<Value> = chunks.iter().map(point).collect();
         let path = format!("/collections/{}/points?wait=true", self.collection);
-        self.ask(Method::PUT, &path, Some(&json!({ "points": points }))).await.map(drop)
+        self.put(&path, &json!({ "points": points })).await
     }
 
     pub(super) async fn delete(&mut self, ids: &[String]) -> Result<(), SinkError> {
@@ -61,7 +64,7 @@ impl Qdrant {
         let path = format!("/collections/{}", self.collection);
         let Some(found) = self.ask(Method::GET, &path, None).await? else {
             let body = json!({ "vectors": { "size": dimension, "distance": "Cosine" } });
-            match self.ask(Method::PUT, &path, Some(&body)).await {
+            match self.put(&path, &body).await {
                 // Somebody else may have been faster; then the next attempt finds it.
                 Err(SinkError::Lasting(message)) if message.contains("already exists") => {
                     return Err(SinkError::Passing(message));
@@ -84,7 +87,23 @@ impl Qdrant {
         }
     }
 
-    /// The answer to a request; `None` where what it is about does not exist.
+    /// Makes or fills something. To this 404 is no success: the collection was deleted meanwhile, or the address is that of
+    /// something else. Neither has taken anything.
+    async fn put(&mut self, path: &str, body: &Value) -> Result<(), SinkError> {
+        if self.ask(Method::PUT, path, Some(body)).await?.is_some() {
+            return Ok(());
+        }
+        // The next attempt looks at the collection again, and makes it where it is missing.
+        self.dimension = None;
+        Err(SinkError::Passing(format!(
+            "Qdrant at {} answered {} to PUT {path}: the collection was deleted meanwhile, or PRINCIPIUM_QDRANT_URL is not \
+             the address of a Qdrant server",
+            self.base,
+            StatusCode::NOT_FOUND
+        )))
+    }
+
+    /// The answer to a request; `None` where what it is about does not exist, which only the caller can tell from a fault.
     async fn ask(
         &self,
         method: Method,
@@ -106,11 +125,16 @@ impl Qdrant {
         if status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let text = response.text().await.map_err(passing)?;
+        let body = read_at_most(response, ANSWER_LIMIT).await.map_err(|error| match error {
+            AnswerError::Broken(error) => passing(error),
+            error @ AnswerError::TooLong { .. } => {
+                SinkError::Lasting(format!("Qdrant at {} answered {status}: {error}", self.base))
+            }
+        })?;
         if status.is_success() {
-            return Ok(Some(serde_json::from_str(&text).unwrap_or_default()));
+            return Ok(Some(serde_json::from_slice(&body).unwrap_or_default()));
         }
-        let shown: String = text.chars().take(SHOWN).collect();
+        let shown: String = String::from_utf8_lossy(&body).chars().take(SHOWN).collect();
         let message = format!("Qdrant at {} answered {status}: {shown}", self.base);
         let passes = status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);

@@ -118,7 +118,9 @@ impl SourceSpec {
         }
     }
 
-    /// Tells this source from others of a corpus. Patterns are no part of it: what they no longer let through is gone.
+    /// Tells this place from others: versions of documents hold in one place alone. It is also what tells the documents of a
+    /// source from those of others in a corpus, unless its job names it. Patterns are no part of it: what they no longer let
+    /// through is gone. All addresses of HTTP are one place, because a list of them that has changed is still the same source.
     pub fn identity(&self) -> String {
         let place = match self {
             Self::Folder { path, .. } => format!("folder {path}"),
@@ -127,6 +129,16 @@ impl SourceSpec {
         };
         let digest: String = Sha256::digest(&place).iter().map(|byte| format!("{byte:02x}")).collect();
         digest[..16].to_owned()
+    }
+
+    /// What is let through of all that the place has; `None` for single addresses, which are no place with more in it.
+    pub fn filter(&self) -> Result<Option<Filter>, String> {
+        match self {
+            Self::Folder { include, exclude, .. } | Self::S3 { include, exclude, .. } => {
+                pattern::filter(include, exclude).map(Some)
+            }
+            Self::Http { .. } => Ok(None),
+        }
     }
 
     /// Everything that is there, by id.
@@ -167,7 +179,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, name: &str) -> bool {
+    /// Whether a name is let through.
+    pub fn takes(&self, name: &str) -> bool {
         self.include.as_ref().is_none_or(|include| include.is_match(name)) && !self.exclude.is_match(name)
     }
 }

@@ -3,7 +3,7 @@
 use super::models::folder;
 use super::server::floats;
 use serde_json::{Value, json};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_principium-embedder")).args(arguments).output().unwrap()
@@ -104,6 +104,29 @@ fn files_are_ranked_by_a_query() {
     }
     let (best, _) = lines(&["rerank", "--model", &model, "--query", query, "--top", "1", &path]);
     assert!(best.len() == 1 && best[0].contains(&format!("{path}:")), "{best:?}");
+}
+
+#[test]
+fn who_reads_only_the_beginning_is_no_failure() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "a hot card\na cold drink\n").unwrap();
+    let path = file.path().display().to_string();
+    let (embedder, reranker) =
+        (folder("bert").display().to_string(), folder("xlm-roberta-reranker").display().to_string());
+    for arguments in [
+        vec!["embed", "--model", &embedder, &path],
+        vec!["rerank", "--model", &reranker, "--query", "hot", &path],
+        vec!["rerank", "--model", &reranker, "--query", "hot", "--json", &path],
+        vec!["bench", "--model", &embedder, "--tokens", "8", "--texts", "2", "--seconds", "0"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_principium-embedder"));
+        let mut child =
+            command.args(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && !said.contains("panicked"), "{arguments:?}: {said}");
+    }
 }
 
 #[test]

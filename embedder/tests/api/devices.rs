@@ -23,6 +23,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 const DEVICES: usize = 8;
 
@@ -174,7 +175,7 @@ async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
     let model = Arc::new(Served { engine, tokenizer, files, name: "m".to_owned() });
     let probe = Some(Probe::new(&model).unwrap());
     let metrics = Arc::new(Metrics::default());
-    let shared = Shared { info: info(), not_ready: None, probe, draining: AtomicBool::new(false), metrics };
+    let shared = Shared { info: info(), not_ready: None, probe, draining: CancellationToken::new(), metrics };
     let url =
         serve(with_common_routes(Routes::embedding(model), Arc::new(shared), 1 << 20, Keys::parse(""))).await;
     let client = reqwest::Client::new();
@@ -238,7 +239,7 @@ async fn instances_of_vertex_ai_come_to_the_device_by_and_by_and_go_back_in_thei
         info: info(),
         not_ready: None,
         probe: None,
-        draining: AtomicBool::new(false),
+        draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
     };
     let routes = Routes::embedding(model);

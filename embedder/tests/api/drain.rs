@@ -1,6 +1,7 @@
 //! The way from SIGTERM to the end, of the program itself: what runs is finished, and nothing new is promised.
 
 use super::models::folder;
+use super::server::minilm;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -77,4 +78,30 @@ async fn requests_that_run_are_finished_and_the_process_ends_well() {
     let status = tokio::task::spawn_blocking(move || program.0.wait().unwrap()).await.unwrap();
     assert!(status.success(), "{status}");
     assert!(client.get(format!("{url}/health")).send().await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_job_that_goes_on_do_not_hold_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (minilm(), folder.path().display().to_string());
+    let (mut program, url) = start(&["--model", &model, "--data-dir", &data, "--drain-seconds", "300"]);
+    let client = reqwest::Client::new();
+    let text = "a node holds eight cards of memory and a pod asks for units ".repeat(1000);
+    let documents: Vec<Value> =
+        (0..50).map(|id| json!({ "id": id.to_string(), "text": format!("{id} {text}") })).collect();
+    let body = json!({ "corpus": "ships", "documents": documents }).to_string();
+    let answer = client.post(format!("{url}/v1/jobs")).body(body).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 202);
+    let job: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    let events = format!("{url}/v1/jobs/{}/events", job["id"].as_str().unwrap());
+    let events = client.get(events).send().await.unwrap();
+    assert_eq!(events.status().as_u16(), 200);
+    terminate(&program);
+    let events = tokio::time::timeout(Duration::from_secs(60), events.text()).await;
+    let events = events.expect("the events go on").unwrap();
+    assert!(!events.contains("event: end"), "the job ended before the process was told to: {events}");
+    let ended = tokio::task::spawn_blocking(move || program.0.wait().unwrap());
+    let status = tokio::time::timeout(Duration::from_secs(60), ended).await;
+    let status = status.expect("the process waits for what has ended").unwrap();
+    assert!(status.success(), "{status}");
 }

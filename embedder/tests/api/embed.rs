@@ -1,7 +1,7 @@
 //! `POST /embed`: the dialect of text-embeddings-inference.
 
 use super::server::{cosine, data_factory, floats, norm};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn one_text_and_a_list_of_texts_give_lists_of_vectors() {
@@ -65,6 +65,17 @@ async fn a_long_text_is_cut_at_the_end_that_the_request_names_or_refused() {
 }
 
 #[tokio::test]
+async fn of_a_long_text_no_more_is_tokenized_than_the_model_takes() {
+    // All of it would take 9 GB while it is tokenized.
+    let long = "hot ".repeat(3_900_000);
+    let cut = data_factory().post("/embed", &json!({ "inputs": long })).await.json();
+    let short = data_factory().post("/embed", &json!({ "inputs": "hot ".repeat(254) })).await.json();
+    assert!(cosine(&floats(&cut[0]), &floats(&short[0])) > 0.999_999);
+    let refused = data_factory().post("/embed", &json!({ "inputs": long, "truncate": false })).await;
+    refused.refused(422, "Validation", "15600000 bytes is too long, as the model takes 256 tokens");
+}
+
+#[tokio::test]
 async fn a_request_of_any_size_is_split_and_not_refused() {
     let texts: Vec<String> = (0..600).map(|n| format!("card {n}")).collect();
     let vectors = data_factory().post("/embed", &json!({ "inputs": texts })).await.json();
@@ -109,6 +120,24 @@ async fn what_is_wrong_is_named_with_its_value() {
 async fn a_body_over_the_limit_is_refused_in_words() {
     let body = json!({ "inputs": "x".repeat(16_000_001) });
     data_factory().post("/embed", &body).await.refused(413, "Validation", "payload limit");
+}
+
+#[tokio::test]
+async fn what_would_not_fit_into_memory_is_refused_before_it_is_computed_in_the_form_of_the_route() {
+    let (says, many) =
+        ("numbers, those of its tokens and of the answer, and may take 67108864", vec!["a"; 200_000]);
+    data_factory().post("/embed", &json!({ "inputs": many })).await.refused(413, "Validation", says);
+    for (path, field, place) in
+        [("/v1/embeddings", "input", "/error/message"), ("/v2/embed", "texts", "/message")]
+    {
+        let answer = data_factory().post(path, &json!({ field: many })).await;
+        let body: Value = serde_json::from_str(&answer.text).unwrap();
+        let message = body.pointer(place).unwrap().as_str().unwrap();
+        assert!(answer.status == 413 && message.contains(says), "{path}: {}", answer.text);
+    }
+    // One vector a text would be a small answer.
+    let states = json!({ "inputs": vec!["hot ".repeat(300); 800] });
+    data_factory().post("/embed_all", &states).await.refused(413, "Validation", says);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! `/embed_sparse`, `/embed_all`, `/similarity`, `/v1/encode` and Cohere's `/v2/embed`, on a small model that has all heads.
 
-use super::models::folder;
+use super::models::{changed, folder};
 use super::server::{Server, cosine, data_factory, floats, norm, start};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -171,6 +171,27 @@ async fn prompts_come_by_name_by_default_and_by_the_side_of_the_search() {
 }
 
 #[tokio::test]
+async fn prompts_are_found_under_other_words_for_what_they_are_for() {
+    let prompts =
+        json!({ "query": "search query : ", "passage": "search document : ", "Clustering": "search : " });
+    let copy =
+        changed("nomic-bert", "config_sentence_transformers.json", |it| it["prompts"] = prompts.clone());
+    let server = start(&["--model", &copy.path().display().to_string()]);
+    let embed = async |body: Value| floats(&server.post("/embed", &body).await.json()[0]);
+    let passage = embed(json!({ "inputs": "search document : hot" })).await;
+    let encoded = server.post("/v1/encode", &json!({ "inputs": "hot" })).await.json();
+    close(&floats(&encoded["data"][0]["dense"]), &passage);
+    let clustering = embed(json!({ "inputs": "search : hot" })).await;
+    let plain = embed(json!({ "inputs": "hot" })).await;
+    for (kind, expected) in
+        [("search_document", &passage), ("clustering", &clustering), ("classification", &plain)]
+    {
+        let answer = server.post("/v2/embed", &json!({ "texts": ["hot"], "input_type": kind })).await.json();
+        close(&floats(&answer["embeddings"]["float"][0]), expected);
+    }
+}
+
+#[tokio::test]
 async fn cohere_gets_floats_bytes_and_bits_of_the_same_vectors() {
     let kinds = ["float", "int8", "uint8", "binary", "ubinary", "base64"];
     let body = json!({ "model": "embed-v4.0", "texts": ["a hot card", "warm"], "input_type": "search_document",
@@ -201,6 +222,21 @@ async fn cohere_gets_floats_bytes_and_bits_of_the_same_vectors() {
 }
 
 #[tokio::test]
+async fn cohere_cuts_at_the_end_that_the_request_says() {
+    let vector = async |body: Value| {
+        let answer = data_factory().post("/v2/embed", &body).await.json();
+        floats(&answer["embeddings"]["float"][0])
+    };
+    for (truncate, kept) in [("START", "cold drink"), ("END", "a hot")] {
+        let cut = json!({ "texts": ["a hot card, a cold drink"], "max_tokens": 2, "truncate": truncate });
+        let expected = vector(json!({ "texts": [kept] })).await;
+        close(&vector(cut).await, &expected);
+    }
+    let whole = json!({ "texts": ["a hot card"], "max_tokens": 3, "truncate": "NONE" });
+    close(&vector(whole).await, &vector(json!({ "texts": ["a hot card"] })).await);
+}
+
+#[tokio::test]
 async fn cohere_is_refused_in_its_own_form() {
     for (body, status, says) in [
         (json!({}), 422, "neither texts nor inputs"),
@@ -212,6 +248,11 @@ async fn cohere_is_refused_in_its_own_form() {
         ),
         (json!({ "texts": ["a"], "embedding_types": ["int4"] }), 422, "embedding_types[0] is \"int4\""),
         (json!({ "texts": ["hot ".repeat(600)], "truncate": "NONE" }), 422, "the model takes 256"),
+        (
+            json!({ "texts": ["a hot card"], "max_tokens": 2, "truncate": "NONE" }),
+            422,
+            "more tokens than max_tokens, which is 2",
+        ),
         (json!({ "inputs": [{ "content": [{ "type": "image_url" }] }] }), 422, "unknown variant `image_url`"),
     ] {
         let answer = data_factory().post("/v2/embed", &body).await;

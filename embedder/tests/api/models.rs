@@ -9,6 +9,7 @@ use principium_embedder::model::{
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use tokenizers::{TruncationDirection, TruncationParams};
 
 /// The largest difference of a number that is of the order of one.
 const TOLERANCE: f64 = 1e-4;
@@ -241,6 +242,38 @@ fn a_marked_text_is_as_long_as_its_side_says() {
     assert!(refused.contains("303 tokens, and the model takes 16"), "{refused}");
 }
 
+#[test]
+fn of_a_long_text_the_same_tokens_stay_as_when_the_library_cuts_all_of_it() {
+    for name in ["bert", "roberta", "modernbert", "gemma3", "bge-m3", "qwen3", "xlm-roberta-reranker"] {
+        let files = ModelFiles::read(&folder(name)).unwrap();
+        let tokenizer = load_tokenizer(&files).unwrap();
+        let maximum = tokenizer.maximum();
+        let text = |word: &str, lines: usize| -> String {
+            (0..lines).map(|number| format!("{word} {number} läuft, 热卡\n")).collect()
+        };
+        // Each line has more than one token, and more than 16 bytes.
+        let (long, other, short) = (text("a hot card", maximum), text("cool", maximum), text("warm", 1));
+        for (truncation, direction) in [
+            (Truncation::DropEnd, TruncationDirection::Right),
+            (Truncation::DropStart, TruncationDirection::Left),
+        ] {
+            let mut library = (*tokenizer.plain()).clone();
+            let params = TruncationParams { direction, max_length: maximum, ..TruncationParams::default() };
+            library.with_truncation(Some(params)).unwrap();
+            let expected = library.encode_fast(long.as_str(), true).unwrap();
+            let found = tokenizer.text(&long, truncation).unwrap();
+            assert!(found.ids == expected.get_ids(), "{name}, {truncation:?}");
+            assert_eq!(found.type_ids, expected.get_type_ids(), "{name}, {truncation:?}");
+            for (one, two) in [(&short, &long), (&long, &short), (&long, &other), (&short, &short)] {
+                let expected = library.encode_fast((one.as_str(), two.as_str()), true).unwrap();
+                let found = tokenizer.pair(one, two, truncation).unwrap();
+                assert!(found.ids == expected.get_ids(), "a pair of {name}, {truncation:?}");
+                assert_eq!(found.type_ids, expected.get_type_ids(), "a pair of {name}, {truncation:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_text_without_any_token_is_refused_and_its_neighbors_are_told_why() {
     // Without the special tokens that are put around every text.
@@ -263,8 +296,35 @@ async fn a_text_without_any_token_is_refused_and_its_neighbors_are_told_why() {
     assert_eq!(server.post("/embed", &json!({ "inputs": ["hot", "card"] })).await.status, 200);
 }
 
+#[test]
+fn texts_are_put_into_lower_case_where_sentence_transformers_would() {
+    let ids = |files: &ModelFiles, text: &str| {
+        load_tokenizer(files).unwrap().text(text, Truncation::DropEnd).unwrap().ids
+    };
+    let own = ModelFiles::read(&folder("bert")).unwrap();
+    assert_ne!(ids(&own, "a HOT Card"), ids(&own, "a hot card"));
+    let copy = changed("bert", "sentence_bert_config.json", |it| it["do_lower_case"] = json!(true));
+    let lower = ModelFiles::read(copy.path()).unwrap();
+    assert_eq!(ids(&lower, "a HOT Card"), ids(&own, "a hot card"));
+}
+
+#[test]
+fn pickled_weights_are_those_of_safetensors() {
+    let (pickled, safe) = (Fixture::load("bert-pickled"), Fixture::load("bert"));
+    let inputs = safe.inputs(Wants::VECTOR | Wants::STATES);
+    assert_eq!(pickled.run(&inputs), safe.run(&inputs));
+    assert_ne!(pickled.files.weights_digest, safe.files.weights_digest, "the digest is that of the file");
+
+    let copy = changed("bert-pickled", "config.json", |_| ());
+    let of_copy = |name: &str| copy.path().join(name);
+    std::fs::rename(of_copy("pytorch_model.bin"), of_copy("pytorch_model-00001-of-00001.bin")).unwrap();
+    std::fs::write(of_copy("pytorch_model.bin.index.json"), "{}").unwrap();
+    let error = ModelFiles::read(copy.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("weights pickled into several files"), "{error}");
+}
+
 /// Copies a model, with some fields of one of its files changed.
-fn changed(name: &str, file: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
+pub fn changed(name: &str, file: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in walk(&folder(name)) {
         let target = copy.path().join(entry.strip_prefix(folder(name)).unwrap());

@@ -34,6 +34,32 @@ async fn base64_holds_the_same_floats() {
 }
 
 #[tokio::test]
+async fn null_is_as_good_as_nothing() {
+    let body = json!({ "input": "warm", "encoding_format": null, "dimensions": null });
+    let answer = data_factory().post("/v1/embeddings", &body).await.json();
+    assert_eq!(floats(&answer["data"][0]["embedding"]).len(), 384);
+    let body = json!({ "inputs": "warm", "truncate": null, "truncation_direction": null });
+    assert_eq!(data_factory().post("/embed", &body).await.status, 200);
+    let body = json!({ "inputs": "warm", "input_type": null, "truncation_direction": null });
+    assert_eq!(data_factory().post("/v1/encode", &body).await.status, 200);
+    let body = json!({ "texts": ["warm"], "input_type": null, "truncate": null });
+    assert_eq!(data_factory().post("/v2/embed", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_refused_in_the_form_of_the_route() {
+    for (path, place) in
+        [("/v1/embeddings", "/error/message"), ("/v2/embed", "/message"), ("/embed", "/error")]
+    {
+        let answer = data_factory().get(path).await;
+        let body: Value = serde_json::from_str(&answer.text).unwrap();
+        let message = body.pointer(place).and_then(Value::as_str);
+        assert_eq!(answer.status, 405, "{}", answer.text);
+        assert!(message.is_some_and(|it| it.contains("does not take GET")), "{path}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
 async fn dimensions_shorten_the_vector() {
     let answer =
         data_factory().post("/v1/embeddings", &json!({ "input": "warm", "dimensions": 16 })).await.json();

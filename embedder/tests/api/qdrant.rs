@@ -18,6 +18,8 @@ struct Kept {
     points: BTreeMap<String, Value>,
     /// Requests that are turned away before any is taken.
     failing: usize,
+    /// Requests that find that somebody has deleted the collection.
+    vanishing: usize,
     writes: usize,
 }
 
@@ -46,6 +48,14 @@ async fn upsert(State(it): State<StandIn>, headers: HeaderMap, Json(body): Json<
     if kept.failing > 0 {
         kept.failing -= 1;
         return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    if kept.vanishing > 0 {
+        kept.vanishing -= 1;
+        kept.size = None;
+        kept.points.clear();
+    }
+    if kept.size.is_none() {
+        return StatusCode::NOT_FOUND;
     }
     for point in body["points"].as_array().unwrap() {
         let id = point["id"].as_str().unwrap();
@@ -110,4 +120,39 @@ async fn points_follow_the_corpus_through_failures() {
     let kept = it.0.lock().unwrap();
     let texts: Vec<&Value> = kept.points.values().map(|payload| &payload["text"]).collect();
     assert_eq!(texts, [&json!("She was raised.")]);
+}
+
+#[tokio::test]
+async fn a_collection_that_goes_in_the_middle_of_a_job_is_made_again_and_takes_the_chunks() {
+    let (it, url) = stand_in().await;
+    it.0.lock().unwrap().vanishing = 1;
+    let folder = tempfile::tempdir().unwrap();
+    let server = with_folder(folder.path(), &["--qdrant-url", &url, "--qdrant-api-key", "key"]);
+    let sink = json!({ "type": "qdrant", "collection": "ships" });
+    let documents = json!([{ "id": "vasa", "text": "She sank." }]);
+    let job = server.run_job(&json!({ "documents": documents, "sink": sink })).await;
+    assert_eq!((&job["state"], &job["progress"]["sink_upserts"]), (&json!("succeeded"), &json!(1)), "{job}");
+    let kept = it.0.lock().unwrap();
+    assert_eq!((kept.points.len(), kept.size, kept.writes), (1, Some(384), 2));
+}
+
+#[tokio::test]
+async fn an_address_that_answers_404_to_everything_takes_nothing() {
+    let (_, url) = stand_in().await;
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = format!("{url}/elsewhere");
+    let server = with_folder(folder.path(), &["--qdrant-url", &elsewhere, "--qdrant-api-key", "key"]);
+    let sink = json!({ "type": "qdrant", "collection": "ships" });
+    let body = json!({ "id": "lost", "documents": [{ "id": "vasa", "text": "She sank." }], "sink": sink });
+    assert_eq!(server.post("/v1/jobs", &body).await.status, 202);
+    let error = loop {
+        let job = server.get("/v1/jobs/lost").await.json();
+        assert!(job["finished_ms"].is_null(), "nobody has the chunk: {job}");
+        if let Some(error) = job["error"].as_str() {
+            break error.to_owned();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(error.contains("answered 404 Not Found to PUT /collections/ships"), "{error}");
+    assert_eq!(server.post("/v1/jobs/lost/cancel", &json!({})).await.status, 202);
 }

@@ -36,6 +36,18 @@ async fn ids_are_decoded_to_their_texts() {
 }
 
 #[tokio::test]
+async fn what_would_take_too_much_memory_is_refused() {
+    let (text, ids) = ("hot ".repeat(200_000), vec![4003; 500_000]);
+    for (path, body) in [
+        ("/tokenize", json!({ "inputs": text })),
+        ("/tokenize", json!({ "inputs": ids })),
+        ("/decode", json!({ "ids": ids })),
+    ] {
+        data_factory().post(path, &body).await.refused(413, "Validation", "and may take 67108864");
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_named() {
     for (path, body, status, kind, says) in [
         ("/tokenize", json!({ "inputs": [] }), 400, "Empty", "inputs is []"),
