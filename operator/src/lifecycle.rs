@@ -98,6 +98,8 @@ pub struct Report<'a> {
     pub ordinal: u32,
     /// The pod that serves, or is to serve.
     pub pod: Option<&'a PodView>,
+    /// One that serves now, if not that one then an older.
+    pub serving: Option<&'a PodView>,
     /// GPUs chosen or kept for a pod that is not there yet.
     pub ahead: Option<Assignment>,
     pub revision: u32,
@@ -323,6 +325,8 @@ pub fn may_change(
     for ((slot, found), serves) in found.iter().zip(&serves) {
         let wants = matches!(found, Found::Outdated { .. } | Found::Current { off: Some(_), .. });
         may.push(match (serves, left.get_mut(&slot.role)) {
+            // Placement may find that others wait for it.
+            _ if wants && port_is_held(slot) && slot.wish.need != Need::Nothing => May::InTurn(0),
             _ if wants && port_is_held(slot) => May::Not,
             (Some(false), _) => May::Change,
             (Some(true), Some(left)) if wants && slot.wish.need != Need::Nothing => May::InTurn(*left),

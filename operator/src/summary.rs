@@ -141,14 +141,8 @@ pub fn revisions(before: &[u32], reports: &[Report<'_>]) -> Vec<u32> {
 /// Ready slots of wanted slots, for example `5/6`.
 pub fn ready_line(reports: &[Report<'_>]) -> String {
     let workers = || reports.iter().filter(|report| report.role == Role::Worker);
-    let serving = workers()
-        .filter(|report| match &report.state {
-            State::Ready => true,
-            // An older pod serves until its successor does.
-            State::Updating(_) => report.pod.is_some_and(|pod| pod.ready),
-            _ => false,
-        })
-        .count();
+    // An older pod serves until its successor does.
+    let serving = workers().filter(|report| report.serving.is_some()).count();
     format!("{serving}/{}", workers().count())
 }
 

@@ -19,7 +19,10 @@ pub fn report(with: &Reporting<'_, '_>, resource: &DataFactory, plan: &mut Plan)
     let Reporting { observed, inventory, desired, pods, reports, now } = *with;
     let key = &desired.id.key;
     let assignments = summary::assignments(desired, pods, reports, inventory);
-    let worker = reports.iter().find(|report| report.role == Role::Worker).and_then(|report| report.pod);
+    let worker = reports
+        .iter()
+        .find(|report| report.role == Role::Worker)
+        .and_then(|report| report.serving.or(report.pod));
     let running = worker.filter(|pod| pod.phase == Phase::Running && !pod.leaving);
     plan.targets.extend(running.and_then(|pod| target(pod, DATA_FACTORY_PORT, Question::Worker)));
     let info = running.and_then(|pod| observed.answers.workers.get(&pod.uid));

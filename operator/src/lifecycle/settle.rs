@@ -44,6 +44,7 @@ pub fn settle<'a>(
         role: slot.role,
         ordinal: slot.ordinal,
         pod: None,
+        serving: found.alive().find(|pod| (with.ready)(pod)),
         ahead: None,
         revision: latest_revision(with, slot),
         state: State::Starting(String::new()),

@@ -308,7 +308,7 @@ fn model_status(
         message,
         ..OllamaModelStatus::default()
     };
-    let pod = report.pod.filter(|pod| !pod.leaving && !pod.ended());
+    let pod = report.serving.or(report.pod).filter(|pod| !pod.leaving && !pod.ended());
     let answers = pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default();
     let answer = answers.iter().find(|answer| answer.name == name);
     if let Some(answer) = answer.filter(|answer| answer.step != ModelStep::Missing) {

@@ -1,10 +1,11 @@
 //! Pods that work are replaced: whose turn it is, and what fits once they are stopped.
 
-use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, count, exact};
+use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, count, enter, exact};
 use crate::inventory::{Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::status::AssignedGpu;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Which of a resource's pods that work change in a pass: the first ones that have somewhere to go.
@@ -61,24 +62,73 @@ impl Turns {
 
     /// When all requests were served: nobody is stopped for what others were granted since, and pods of one resource that keep
     /// each other from their devices are stopped after all.
-    pub(super) fn end(self, inventory: &Inventory<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
-        for request in self.in_place.iter().filter(|request| !in_place(inventory, request)) {
-            if let Some(Outcome::InPlace { message, kept }) = outcomes.remove(&request.slot) {
+    pub(super) fn end(self, inventory: &mut Inventory<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
+        // As it is once those are stopped that are to be, and their successors are there.
+        let mut later: BTreeMap<&str, NodeGpus<'_>> = BTreeMap::new();
+        for request in &self.in_place {
+            let Some(home) = request.previous.as_ref().map(|previous| previous.node.as_str()) else {
+                continue;
+            };
+            let Some(now) = later.get(home).or_else(|| inventory.nodes.get(home)) else { continue };
+            let mut node = now.clone();
+            request.stops.iter().for_each(|gpu| let_go(&mut node, &request.slot.resource, gpu));
+            if let Some(placement) = place(&node, &request.wish, &request.slot.resource) {
+                hold(&mut node, &request.slot.resource, &placement);
+                later.insert(home, node);
+            } else if let Some(Outcome::InPlace { message, kept }) = outcomes.remove(&request.slot) {
                 outcomes.insert(request.slot.clone(), Outcome::Waiting { message, kept });
             }
         }
         for (key, requests) in self.vain.iter().filter(|(key, _)| !self.taken.contains_key(key)) {
             // One that has no pod waits for the others; else it is somebody's turn.
             let begins = |request: &&Request| request.round != Round::Beside || request.turns != Some(0);
-            let exchanges =
-                requests.iter().filter(begins).find_map(|first| exchange(inventory, key, first, requests));
-            for slot in exchanges.into_iter().flatten() {
-                let (message, kept) = match outcomes.remove(&slot) {
-                    Some(Outcome::Waiting { message, kept }) => (message, kept),
-                    _ => (String::new(), None),
-                };
-                outcomes.insert(slot, Outcome::InPlace { message, kept });
+            let mut begun = requests.iter().filter(begins);
+            let exchanged = begun.find_map(|first| exchange(inventory, key, first, requests));
+            for request in exchanged.into_iter().flatten() {
+                change(inventory, request, outcomes);
             }
+        }
+    }
+}
+
+/// What becomes of a pod that others of its resource wait for: its successor starts beside it where that can be, else it is stopped.
+fn change(inventory: &mut Inventory<'_>, request: &Request, outcomes: &mut BTreeMap<SlotId, Outcome>) {
+    let home = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
+    let free = home.and_then(|node| place(node, &request.wish, &request.slot.resource));
+    let outcome = match free.filter(|_| request.surge) {
+        Some(placement) => {
+            enter(inventory, request, &placement);
+            Outcome::Granted(placement)
+        }
+        None => Outcome::InPlace {
+            message: match outcomes.remove(&request.slot) {
+                Some(Outcome::Waiting { message, .. }) => message,
+                _ => String::new(),
+            },
+            kept: match (&request.wish.need, home) {
+                (Need::Exact(devices), Some(node)) => exact::named(node, devices),
+                _ => None,
+            },
+        },
+    };
+    outcomes.insert(request.slot.clone(), outcome);
+}
+
+/// The GPUs for a request on this node, if it can have them there.
+fn place(node: &NodeGpus<'_>, wish: &Wish, resource: &ResourceKey) -> Option<Placement> {
+    match &wish.need {
+        Need::Nothing => None,
+        Need::Exact(devices) => exact::place(node, wish, devices),
+        Need::Count(need) => count::place(node, wish, need, resource),
+    }
+}
+
+/// Enters into the ledger of a node what one gets there.
+fn hold(node: &mut NodeGpus<'_>, resource: &ResourceKey, placement: &Placement) {
+    for assigned in &placement.gpus {
+        if let Some(gpu) = node.gpu_mut(assigned.index) {
+            let who = Who::Resource(Cow::Owned(resource.clone()));
+            gpu.holders.push(Holder { who, units: assigned.units, state: HolderState::Granted });
         }
     }
 }
@@ -93,12 +143,12 @@ fn in_place(inventory: &Inventory<'_>, request: &Request) -> bool {
 
 /// Which pods are to be stopped so that `first` gets its devices in the end: those that have them, those that have the devices of
 /// these, and so on. If one of them can move by itself it goes first; if each has what another is to get, they go together.
-fn exchange(
+fn exchange<'r>(
     inventory: &Inventory<'_>,
     key: &ResourceKey,
-    first: &Request,
-    all: &[Request],
-) -> Option<Vec<SlotId>> {
+    first: &'r Request,
+    all: &'r [Request],
+) -> Option<Vec<&'r Request>> {
     let home = first.previous.as_ref()?;
     let mut node = inventory.nodes.get(&home.node)?.clone();
     let there: Vec<&Request> =
@@ -111,9 +161,12 @@ fn exchange(
     let mut chain = vec![first];
     let mut at = 0;
     while let Some(request) = chain.get(at) {
-        let wanted = wanted(request);
+        let wants = wanted(request);
+        // One that stays on a GPU gives nothing of it up.
         let blocks = |other: &&&Request| {
-            other.round == Round::Beside && other.stops.iter().any(|gpu| wanted.contains(&gpu.index))
+            let stays = wanted(other);
+            let gives = |gpu: &AssignedGpu| wants.contains(&gpu.index) && !stays.contains(&gpu.index);
+            other.round == Round::Beside && other.stops.iter().any(gives)
         };
         for other in there.iter().filter(blocks) {
             if !chain.iter().any(|it| it.slot == other.slot) {
@@ -122,9 +175,9 @@ fn exchange(
         }
         at += 1;
     }
-    let moves = || chain.iter().filter(|request| request.round == Round::Beside);
-    if let Some(alone) = moves().find(|request| in_place(inventory, request)) {
-        return Some(vec![alone.slot.clone()]);
+    let moves = |request: &&&Request| request.round == Round::Beside;
+    if let Some(alone) = chain.iter().filter(moves).find(|request| in_place(inventory, request)) {
+        return Some(vec![*alone]);
     }
     // What is kept for them is for them.
     for gpu in &mut node.gpus {
@@ -134,11 +187,11 @@ fn exchange(
     for assigned in chain.iter().flat_map(|request| &request.stops) {
         let_go(&mut node, key, assigned);
     }
-    let fits = |request: &&Request| match &request.wish.need {
-        Need::Exact(devices) => exact::fits(&node, &request.wish, devices),
-        Need::Nothing | Need::Count(_) => false,
-    };
-    chain.iter().all(fits).then(|| moves().map(|request| request.slot.clone()).collect())
+    for request in &chain {
+        let placement = place(&node, &request.wish, key)?;
+        hold(&mut node, key, &placement);
+    }
+    Some(chain.into_iter().filter(|request| request.round == Round::Beside).collect())
 }
 
 /// Whether a pod could be placed on this node once the resource's own pods that hold these GPUs are gone.
@@ -153,11 +206,7 @@ pub fn fits_when_gone(
     for assigned in gpus {
         let_go(&mut node, resource, assigned);
     }
-    match &wish.need {
-        Need::Nothing => true,
-        Need::Exact(devices) => exact::fits(&node, wish, devices),
-        Need::Count(need) => count::fits(&node, wish, need),
-    }
+    wish.need == Need::Nothing || place(&node, wish, resource).is_some()
 }
 
 fn let_go(node: &mut NodeGpus<'_>, resource: &ResourceKey, assigned: &AssignedGpu) {

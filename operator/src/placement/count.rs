@@ -162,9 +162,16 @@ impl Fit {
     }
 }
 
-/// Whether the GPUs can be had on this node.
-pub(super) fn fits(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed) -> bool {
-    usize::try_from(need.count).is_ok_and(|wanted| rank(node, wish, need, wanted).is_some())
+/// The best GPUs of this node, if it can serve.
+pub(super) fn place(
+    node: &NodeGpus<'_>,
+    wish: &Wish,
+    need: &CountNeed,
+    resource: &ResourceKey,
+) -> Option<Placement> {
+    let wanted = usize::try_from(need.count).ok()?;
+    rank(node, wish, need, wanted)?;
+    Some(choose_on(node, need, wanted, resource))
 }
 
 /// How good the node is, if it can serve.

@@ -89,9 +89,17 @@ impl Candidates {
     }
 }
 
-/// Whether the devices can be had on this node.
-pub(super) fn fits(node: &NodeGpus<'_>, wish: &Wish, devices: &[GpuDevice]) -> bool {
-    matches!(look(node, wish, devices), Verdict::Granted(_))
+/// The devices on this node, if they can be had.
+pub(super) fn place(node: &NodeGpus<'_>, wish: &Wish, devices: &[GpuDevice]) -> Option<Placement> {
+    match look(node, wish, devices) {
+        Verdict::Granted(placement) => Some(placement),
+        _ => None,
+    }
+}
+
+/// The devices on this node, whoever has them.
+pub(super) fn named(node: &NodeGpus<'_>, devices: &[GpuDevice]) -> Option<Placement> {
+    resolve(node, devices).ok().map(|wanted| placement(node, &wanted))
 }
 
 enum Verdict<'a> {

@@ -18,7 +18,7 @@ pub fn report(with: &Reporting<'_, '_>, resource: &Reranker, plan: &mut Plan) {
     let assignments = summary::assignments(desired, pods, reports, inventory);
     let running: Vec<&PodView> = reports
         .iter()
-        .filter_map(|report| report.pod)
+        .filter_map(|report| report.serving.or(report.pod))
         .filter(|pod| pod.phase == Phase::Running && !pod.leaving)
         .collect();
     plan.targets.extend(running.iter().filter_map(|pod| target(pod, RERANKER_PORT, Question::Worker)));

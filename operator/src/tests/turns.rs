@@ -207,6 +207,83 @@ fn devices_are_exchanged_by_those_that_want_each_others_and_no_others() {
 }
 
 #[test]
+fn those_that_share_a_gpu_are_not_stopped_for_one_of_them_that_can_not_come_back() {
+    let mut cluster = Cluster::new(&[1]);
+    let shares: Vec<Value> = (0..4).map(|_| json!({"index": 0, "memory": "2Gi"})).collect();
+    let spec = json!({"instances": 4, "models": [{"name": "tiny"}], "gpu": {"devices": shares}});
+    cluster.apply("OllamaPool", "pool", spec.clone());
+    cluster.settle();
+    cluster.kill(&("demo".to_owned(), "pool-0-1".to_owned()));
+    cluster.foreign_pod("stranger", "n0", &[(0, 2)]);
+    cluster.apply("OllamaPool", "pool", image(spec, "ollama:2"));
+    let mut least = 3;
+    go_on(&mut cluster, 60, |cluster| least = least.min(serving(cluster)));
+    assert_eq!(least, 3, "{:?}", cluster.held());
+}
+
+#[test]
+fn of_two_that_want_the_same_free_memory_one_is_stopped() {
+    let mut cluster = Cluster::new(&[1]);
+    let spec = |memory: &str| json!({"devices": [{"index": 0, "memory": memory}]});
+    cluster.apply("DataFactory", "a", factory(spec("3Gi")));
+    cluster.apply("Reranker", "b", reranker(spec("3Gi")));
+    cluster.settle();
+    cluster.apply("DataFactory", "a", factory(spec("5Gi")));
+    cluster.apply("Reranker", "b", reranker(spec("5Gi")));
+    go_on(&mut cluster, 60, |_| ());
+    assert_eq!(cluster.held(), ["a-0-2 n0 0:5", "b-0-1 n0 0:3"]);
+}
+
+#[test]
+fn devices_and_host_ports_can_be_changed_together() {
+    for (before, after) in [(&[0, 1][..], &[1, 0][..]), (&[1, 2, 3], &[0, 1, 2]), (&[0, 1, 2], &[1, 2, 3])] {
+        for start in [11433, 11435] {
+            let mut cluster = Cluster::new(&[4]);
+            let spec = |devices: &[u32], start: u32| {
+                let mut spec = pool(devices);
+                spec["hostPorts"] = json!({"start": start});
+                spec
+            };
+            cluster.apply("OllamaPool", "pool", spec(before, 11434));
+            cluster.settle();
+            cluster.apply("OllamaPool", "pool", spec(after, start));
+            go_on(&mut cluster, 100, |_| ());
+            let held: Vec<u32> =
+                cluster.assignments("pool").iter().flat_map(|it| &it.gpus).map(|gpu| gpu.index).collect();
+            let ready = cluster.ready("pool");
+            assert_eq!((&*held, ready.0.as_str()), (after, "True"), "{before:?}, {start}: {ready:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_can_have_its_successor_beside_it_is_not_stopped_for_another() {
+    let mut cluster = Cluster::new(&[3]);
+    cluster.apply("OllamaPool", "pool", pool(&[0, 1]));
+    cluster.settle();
+    cluster.kill(&("demo".to_owned(), "pool-0-1".to_owned()));
+    cluster.apply("OllamaPool", "pool", pool(&[1, 2]));
+    let mut least = 2;
+    go_on(&mut cluster, 60, |cluster| least = least.min(serving(cluster)));
+    assert_eq!((least, cluster.ready("pool").0.as_str()), (1, "True"), "{:?}", cluster.held());
+}
+
+#[test]
+fn an_old_pod_that_serves_counts_while_its_successor_comes_or_waits() {
+    let mut cluster = Cluster::new(&[2]);
+    cluster.reranker_on("other", 1);
+    cluster.reranker_on("rr", 0);
+    cluster.settle();
+    cluster.reranker_on("rr", 1);
+    cluster.settle();
+    let ready = |cluster: &Cluster| cluster.reranker("rr").status.clone().unwrap().ready_replicas;
+    assert_eq!((cluster.ready("rr").1.as_str(), ready(&cluster).as_str()), ("WaitingForGPU", "1/1"));
+    cluster.delete("other");
+    go_on(&mut cluster, 30, |cluster| assert_eq!(ready(cluster), "1/1"));
+    assert_eq!(cluster.held(), ["rr-0-2 n0 1:8"]);
+}
+
+#[test]
 fn a_pod_is_not_stopped_for_memory_that_another_was_granted_meanwhile() {
     let mut cluster = Cluster::new(&[2]);
     cluster.apply("DataFactory", "a", factory(json!({"devices": [{"index": 0, "memory": "4Gi"}]})));
