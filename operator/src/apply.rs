@@ -63,12 +63,20 @@ pub struct Applied {
 /// Why a write was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("could not {verb} {object}: {source}")]
+    #[error("could not {verb} {object}: {}", told(source))]
     Api { verb: &'static str, object: String, source: kube::Error },
     #[error(
         "could not create {object}: one of that name exists and is not of this resource; rename or delete it"
     )]
     Taken { object: String },
+}
+
+/// What the API server says, without what kube adds for programmers.
+fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// What an action did.
