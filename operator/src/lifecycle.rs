@@ -60,13 +60,13 @@ impl<'a> Found<'a> {
     }
 
     /// The pods that live.
-    fn alive(&self) -> impl Iterator<Item = &'a PodView> {
+    fn alive(&self) -> impl Iterator<Item = &'a PodView> + use<'_, 'a> {
         let (first, others): (Option<&PodView>, &[&PodView]) = match self {
             Self::Current { pod, others, .. } => (Some(pod), others),
             Self::Outdated { pods, .. } => (None, pods),
             Self::Missing | Self::Leaving(_) | Self::Failed { .. } => (None, &[]),
         };
-        first.into_iter().chain(others.to_vec())
+        first.into_iter().chain(others.iter().copied())
     }
 }
 

@@ -413,9 +413,16 @@ fn assigned(gpu: &GpuState<'_>, units: u32) -> AssignedGpu {
 }
 
 fn enter(inventory: &mut Inventory<'_>, request: &Request, placement: &Placement) {
+    if let Some(node) = inventory.nodes.get_mut(&placement.node) {
+        hold(node, &request.slot.resource, placement);
+    }
+}
+
+/// Enters into the ledger of a node what a resource gets there.
+fn hold(node: &mut NodeGpus<'_>, resource: &ResourceKey, placement: &Placement) {
     for assigned in &placement.gpus {
-        if let Some(gpu) = gpu_mut(inventory, &placement.node, assigned.index) {
-            let who = Who::Resource(Cow::Owned(request.slot.resource.clone()));
+        if let Some(gpu) = node.gpu_mut(assigned.index) {
+            let who = Who::Resource(Cow::Owned(resource.clone()));
             gpu.holders.push(Holder { who, units: assigned.units, state: HolderState::Granted });
         }
     }

@@ -1,11 +1,10 @@
 //! Pods that work are replaced: whose turn it is, and what fits once they are stopped.
 
-use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, count, enter, exact};
+use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, count, enter, exact, hold};
 use crate::inventory::{Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::status::AssignedGpu;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Which of a resource's pods that work change in a pass: the first ones that have somewhere to go.
@@ -120,16 +119,6 @@ fn place(node: &NodeGpus<'_>, wish: &Wish, resource: &ResourceKey) -> Option<Pla
         Need::Nothing => None,
         Need::Exact(devices) => exact::place(node, wish, devices),
         Need::Count(need) => count::place(node, wish, need, resource),
-    }
-}
-
-/// Enters into the ledger of a node what one gets there.
-fn hold(node: &mut NodeGpus<'_>, resource: &ResourceKey, placement: &Placement) {
-    for assigned in &placement.gpus {
-        if let Some(gpu) = node.gpu_mut(assigned.index) {
-            let who = Who::Resource(Cow::Owned(resource.clone()));
-            gpu.holders.push(Holder { who, units: assigned.units, state: HolderState::Granted });
-        }
     }
 }
 
