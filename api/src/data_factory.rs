@@ -97,8 +97,8 @@ pub struct DataFactorySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_acceleration: Option<bool>,
 
-    /// Clients must show the key in this Secret as `Authorization: Bearer …`. Absent: whoever reaches the Service may use
-    /// it. A key that changes counts from the next start of a pod on.
+    /// Clients of it and of its doc analyzer must show the key in this Secret as `Authorization: Bearer …`. Absent: whoever reaches
+    /// the Services may use them. A key that changes counts from the next start of a pod on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
 
@@ -143,7 +143,9 @@ pub struct OllamaPoolRef {
     .message("chunking.overlap must be smaller than chunking.maxTokens (default 200)"))]
 pub struct Chunking {
     /// By what documents are cut. Default `auto`: by headings, lists and tables where a document has them, by definitions
-    /// where it is source code, else by paragraphs and sentences.
+    /// where it is source code, else by paragraphs and sentences. `recursive`: at paragraphs, else lines, sentences, words.
+    /// `markdown`: at headings, blocks and items. `code`: at definitions and statements. `semantic`: where neighboring
+    /// sentences speak of different things, as the embedding model sees it. `fixed`: every so many tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<ChunkingStrategy>,
     /// Most tokens of a chunk, counted with the embedding model's tokenizer. Default 200.
@@ -159,6 +161,7 @@ pub struct Chunking {
 /// By what documents are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum ChunkingStrategy {
     /// By what each document is.
     Auto,

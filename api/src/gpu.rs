@@ -44,15 +44,19 @@ pub struct GpuRequest {
     #[schemars(range(min = 20, max = 120))]
     pub max_temperature: Option<u32>,
 
-    /// Where a pod goes among GPUs that are equally wanted and equally cool. Default `Pack`.
+    /// Where a pod goes among GPUs that are equally wanted and equally cool: to the one with the least memory to spare, so that
+    /// whole GPUs stay whole (`Pack`), or to the node, and then the GPU, with the fewest pods of this resource, and then to the
+    /// emptiest GPU (`Spread`). Default `Pack`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
 
-    /// What the operator does about a running pod when its GPU is withheld for heat. Default `Keep`.
+    /// What the operator does about a running pod when its GPU is withheld for heat: it stays, and only new pods are kept away
+    /// (`Keep`), or it moves to a cooler GPU (`Migrate`). Pods with exact devices never move. Default `Keep`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_overheat: Option<OnOverheat>,
 
-    /// What the operator does about a running pod when its GPU fails. Default `Replace`.
+    /// What the operator does about a running pod when its GPU fails: it is replaced on another GPU, where the request allows
+    /// another (`Replace`), or it stays (`Keep`). Default `Replace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_unhealthy: Option<OnUnhealthy>,
 }
@@ -97,6 +101,7 @@ pub struct GpuPreference {
 
 /// Where a pod goes among GPUs that are equally wanted and equally cool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum Strategy {
     /// To the GPU with the least memory to spare, so that whole GPUs stay whole.
     #[default]
@@ -107,6 +112,7 @@ pub enum Strategy {
 
 /// What to do about a running pod on a GPU that is withheld for heat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum OnOverheat {
     /// The pod stays; only new pods are kept away.
     #[default]
@@ -117,6 +123,7 @@ pub enum OnOverheat {
 
 /// What to do about a running pod on a GPU that fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum OnUnhealthy {
     /// The pod is replaced on another GPU, where the request allows another.
     #[default]

@@ -289,7 +289,7 @@ pub struct IngestionRun {
     /// Why it failed, or what it waits for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Digest of what of the spec it does.
+    /// Digest of what of the spec it does; empty while it is ended for another spec.
     pub spec_hash: String,
     /// The DataFactory that does it.
     pub data_factory: String,

@@ -58,14 +58,14 @@ pub struct ModelCache {
     pub host_path: Option<HostPathStore>,
 }
 
-/// A model in an OCI image.
+/// A folder or a file in an OCI image.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageModel {
     /// Image reference.
     #[schemars(length(min = 1, max = 512))]
     pub reference: String,
-    /// Folder inside the image. Default: its root.
+    /// Path inside the image: the folder of the model (default: the root), or a Modelfile (default `Modelfile`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
@@ -95,6 +95,7 @@ pub struct HostPathModel {
 /// Number format in which a model is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum Dtype {
     /// `f32` on the CPU, 16 bits on a GPU.
     Auto,

@@ -218,6 +218,7 @@ pub struct OllamaSettings {
 /// Number format of the attention cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum KvCacheType {
     /// 16 bit.
     F16,

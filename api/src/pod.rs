@@ -14,7 +14,8 @@ pub struct PodSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 
-    /// When the image is pulled. Default `IfNotPresent`.
+    /// When the image is pulled: at every start (`Always`), when the node doesn't have it (`IfNotPresent`), or never (`Never`).
+    /// Default `IfNotPresent`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<ImagePullPolicy>,
 
@@ -99,6 +100,7 @@ pub struct ConfigMapKeyRef {
 
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = crate::told_by_its_field)]
 pub enum ImagePullPolicy {
     /// At every start.
     Always,
