@@ -4,6 +4,7 @@ mod aarch64;
 mod chart;
 mod cuda;
 mod digest;
+mod effects;
 mod gitops;
 mod manifests;
 mod schemas;

@@ -37,8 +37,18 @@ pub fn check(cache: &Cache) -> Result<()> {
     let toolkit = toolkit(&python)?;
     let path = std::env::var("PATH").unwrap_or_default();
     let mut cargo = crate::cargo();
-    cargo.args(["check", "--package", "principium-embedder", "--features", "cuda", "--target-dir"]);
-    cargo.arg(crate::target().join("cuda"));
+    cargo.args([
+        "check",
+        "--package",
+        "principium-embedder",
+        "--features",
+        "cuda",
+        "--lib",
+        "--bins",
+        "--test",
+        "cuda",
+    ]);
+    cargo.arg("--target-dir").arg(crate::target().join("cuda"));
     cargo.env("CUDA_HOME", &toolkit).env("CUDA_PATH", &toolkit).env("NVCC_CCBIN", "g++");
     cargo.env("CUDA_COMPUTE_CAP", CAPABILITY);
     cargo.env("PATH", format!("{}:{path}", toolkit.join("bin").display()));
