@@ -1,12 +1,26 @@
 //! The program `principium-embedder`: reads its arguments, sets up logging, serves or works on local files.
 
+use std::time::Duration;
+
+use anyhow::Context as _;
 use clap::Parser;
 use principium_embedder::args::{Args, Command};
 use principium_embedder::{cli, format, serve};
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+/// How long the end waits for work that blocks and that nobody can break off, such as reading a folder.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("starting the threads of the process")?;
+    let ended = runtime.block_on(run());
+    // Left to itself the runtime waits without limit: one volume that does not answer would keep a process that is told to end
+    // until it is killed. What was to be kept is kept whole or not at all, whenever the process ends.
+    runtime.shutdown_timeout(LAST_WAIT);
+    ended
+}
+
+async fn run() -> anyhow::Result<()> {
     let Args { mut command } = Args::parse();
     // Without a log: what it writes is its answer.
     if let Command::Read { format } = command {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Asks running servers with the clients that people use, and checks what they understand of the answers.
 
-    clients.py <URL of a data-factory> <URL of a reranker> <API key>
+    clients.py <URL of a data-factory> <URL of a reranker> <URL of one with a classifier> <API key>
 
-Both servers want the key. Needs the packages that testing/local-cluster/src/clients.rs pins.
+All servers want the key. Needs the packages that testing/local-cluster/src/python.rs pins.
 """
 
 import asyncio
@@ -16,10 +16,12 @@ import cohere
 import openai
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from langchain_openai import OpenAIEmbeddings
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from openapi_spec_validator import validate
 
-EMBED, RERANK, KEY = sys.argv[1:4]
+EMBED, RERANK, CLASSIFY, KEY = sys.argv[1:5]
 TEXTS = ["a hot card", "Berlin is the capital of Germany.", "Fans cool the graphics card when it gets hot."]
 QUERY = "how is a hot graphics card cooled down"
 
@@ -87,6 +89,8 @@ def with_hub(vectors):
     client = InferenceClient(model=EMBED, token=KEY)
     for text, vector in zip(TEXTS, vectors, strict=True):
         same(client.feature_extraction(text, normalize=True)[0].tolist(), vector)
+    for one, two in zip(client.feature_extraction(TEXTS).tolist(), vectors, strict=True):
+        same(one, two)
     scores = InferenceClient(model=f"{EMBED}/similarity", token=KEY).sentence_similarity(TEXTS[0], TEXTS[:2])
     assert math.isclose(scores[0], 1, abs_tol=1e-4) and scores[1] < 0.5, scores
 
@@ -94,6 +98,21 @@ def with_hub(vectors):
         return await AsyncInferenceClient(model=EMBED, token=KEY).feature_extraction(TEXTS[0])
 
     same(asyncio.run(one())[0].tolist(), vectors[0])
+    # A classifier answers at the root, too; a reranker, whose only label is a label as well, reranks there.
+    for url in f"{CLASSIFY}/predict", CLASSIFY, f"{RERANK}/predict":
+        ranked = predict(url, TEXTS[0])
+        # Of several labels the client keeps the likeliest, as it does with text-embeddings-inference.
+        best = InferenceClient(model=url, token=KEY).text_classification(TEXTS[0])
+        assert best.label == ranked[0]["label"] and math.isclose(best.score, ranked[0]["score"], abs_tol=1e-5), best
+        assert all(best.score >= other["score"] for other in ranked), ranked
+
+
+def predict(url, text):
+    """The labels of a text, asked for without any client."""
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    request = urllib.request.Request(url, json.dumps({"inputs": text}).encode(), headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
 
 
 def with_langchain(vectors):
@@ -112,10 +131,16 @@ def with_llama_index(vectors):
     for one, two in zip(client.get_text_embedding_batch(TEXTS), vectors, strict=True):
         same(one, two)
     same(client.get_query_embedding(TEXTS[0]), vectors[0])
+    # This one sends the header as it is given it.
+    reranker = TextEmbeddingInference(base_url=RERANK, auth_token=f"Bearer {KEY}", top_n=2)
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in TEXTS]
+    ranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert [node.text for node in ranked] == [TEXTS[2], TEXTS[0]], ranked
+    assert ranked[0].score > 0.5 and ranked[0].score >= ranked[1].score, ranked
 
 
 def with_openapi(_):
-    for url in EMBED, RERANK:
+    for url in EMBED, RERANK, CLASSIFY:
         with urllib.request.urlopen(f"{url}/openapi.json") as answer:
             validate(json.load(answer))
 

@@ -1,6 +1,7 @@
 //! What can be seen of a document without understanding it. Pure.
 
 use crate::format::Markup;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The kinds of documents that are told apart.
@@ -8,7 +9,7 @@ pub const TYPES: [&str; 9] =
     ["article", "code", "contract", "email", "faq", "letter", "log", "manual", "table"];
 
 /// How a document is built.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Structure {
     /// Characters.
     pub characters: usize,
@@ -31,7 +32,7 @@ pub struct Structure {
 }
 
 /// How to cut a document.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Chunking {
     /// By what: a `chunker` of `/v1/process`.
     pub strategy: &'static str,

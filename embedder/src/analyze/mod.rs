@@ -12,6 +12,7 @@ mod request;
 
 pub use llm::Llm;
 pub use openai::OpenAiConfig;
+pub(crate) use request::OneOrMany;
 
 use crate::format::{CodeLanguage, Extracted, Format, Markup, Reader};
 use crate::http::{ApiError, Dialect, answer};
@@ -22,7 +23,8 @@ use axum::{Json, Router};
 use duplicates::{Seen, Signature};
 use language::Language;
 use personal::PersonalData;
-use request::{AnalyzeRequest, OneOrMany};
+use request::AnalyzeRequest;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -30,7 +32,7 @@ use std::sync::Arc;
 const BODY_LIMIT: usize = 64 << 20;
 
 /// What a document is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Analysis {
     /// How it is written.
     pub format: Format,
@@ -61,7 +63,7 @@ pub struct Analysis {
 }
 
 /// A document that says nearly the same.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct NearDuplicate {
     /// Its id.
     pub id: String,
@@ -116,17 +118,19 @@ async fn route(State(analyzer): State<Analyzer>, request: Request) -> Response {
 }
 
 /// One analysis, or one for each document.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
-enum Analyses {
+pub(crate) enum Analyses {
+    /// Of the one document.
     One(Box<Analysis>),
+    /// Of several, in their order.
     Many { documents: Vec<Analyzed> },
 }
 
 /// What became of one of several documents.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
-enum Analyzed {
+pub(crate) enum Analyzed {
     Well {
         id: String,
         #[serde(flatten)]

@@ -2,6 +2,7 @@
 //! addresses are not looked for. Pure.
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::sync::LazyLock;
 const PLACES: usize = 20;
 
 /// Personal data of one kind in a document. What it says is not repeated.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PersonalData {
     /// `email`, `phone`, `iban`, `card` or `ip`.
     pub kind: &'static str,

@@ -6,23 +6,30 @@ use crate::pipeline::base64_bytes;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::header::CONTENT_TYPE;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// One document.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AnalyzeRequest {
     /// Told back where there are several.
     pub id: Option<String>,
+    /// Its characters; a document has these or its bytes.
     text: Option<String>,
+    /// Its bytes, in Base64.
     #[serde(default, with = "base64_bytes")]
+    #[schemars(with = "Option<String>", extend("contentEncoding" = "base64"))]
     data: Option<Bytes>,
+    /// How it is written; absent where the content tells.
     format: Option<String>,
     /// A hint where the content leaves the kind open.
     pub filename: Option<String>,
 }
 
-/// The body.
+/// One document, or several.
+#[derive(JsonSchema)]
+#[schemars(untagged, deny_unknown_fields)]
 pub enum OneOrMany {
     /// One document.
     One(AnalyzeRequest),

@@ -1,6 +1,7 @@
 //! Source code: which language it is in, by its words, and what it defines, by its grammar.
 
 use super::{Extracted, Format, Heading, Markup};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tree_sitter::{Language, Node, Parser};
 
@@ -12,7 +13,7 @@ const DEEPEST: usize = 6;
 const NAME: usize = 120;
 
 /// A programming language whose grammar is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CodeLanguage {
     /// C, and what of C++ looks like it.

@@ -20,13 +20,14 @@ mod tests;
 pub use code::CodeLanguage;
 pub use reader::{RESERVE, Reader, serve_one};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Most text that one document may hold, in bytes.
 const TEXT_LIMIT: usize = 32 << 20;
 
 /// How a document is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Plain text.

@@ -29,6 +29,7 @@ pub(super) struct EmbedRequest {
     /// Floats where nothing is said.
     embedding_types: Option<Vec<Kind>>,
     /// How many of the first dimensions are kept.
+    #[schemars(range(min = 1))]
     output_dimension: Option<usize>,
     /// Most tokens of a text.
     max_tokens: Option<usize>,
@@ -38,13 +39,17 @@ pub(super) struct EmbedRequest {
 
 #[derive(Deserialize, JsonSchema)]
 struct Mixed {
+    /// Its parts, which are put together as lines.
     content: Vec<Content>,
 }
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Content {
-    Text { text: String },
+    Text {
+        /// What it says.
+        text: String,
+    },
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy)]

@@ -24,9 +24,10 @@ pub(super) struct EmbedRequest {
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether vectors have length one.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
     normalize: bool,
     /// How many of the first dimensions are kept.
+    #[schemars(range(min = 1))]
     dimensions: Option<usize>,
 }
 
@@ -57,12 +58,15 @@ struct SimilarityParameters {
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct SimilarityRequest {
     inputs: Sentences,
+    /// How they become tokens.
     parameters: Option<SimilarityParameters>,
 }
 
 #[derive(Deserialize, JsonSchema)]
 struct Sentences {
+    /// What the others are compared with.
     source_sentence: String,
+    /// The others.
     sentences: Vec<String>,
 }
 

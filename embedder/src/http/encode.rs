@@ -32,9 +32,10 @@ pub(super) struct EncodeRequest {
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether dense vectors have length one.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
     normalize: bool,
     /// How many of the first dimensions of dense vectors are kept.
+    #[schemars(range(min = 1))]
     dimensions: Option<usize>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
@@ -69,14 +69,25 @@ impl Inputs {
             Self::Many(inputs) => inputs,
         };
         if list.is_empty() {
-            Err(ApiError::empty(format!("{field} is []: give at least one text")))
-        } else {
-            Ok(list)
+            return Err(ApiError::empty(format!("{field} is []: give at least one text")));
         }
+        let ids: usize = list.iter().map(OneInput::ids).sum();
+        if let Some(room) = Room::of_request().filter(|_| ids > 0) {
+            room.take_ids(field, ids)?;
+        }
+        Ok(list)
     }
 }
 
 impl OneInput {
+    /// How many token ids it is made of; a text of none.
+    fn ids(&self) -> usize {
+        match self {
+            Self::Text(_) => 0,
+            Self::Ids(ids) => ids.len(),
+        }
+    }
+
     /// Characters of a text; those of ids nobody sent.
     fn characters(&self) -> usize {
         match self {
@@ -91,6 +102,11 @@ impl OneInput {
             Self::Ids(ids) => Ok(tokenizer.decode(&ids, true)?),
         }
     }
+}
+
+/// Reads what is true or false. `null` means what its absence does, as in every other field that may be left out.
+pub(super) fn flag<'de, D: Deserializer<'de>, const ABSENT: bool>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(Option::<bool>::deserialize(deserializer)?.unwrap_or(ABSENT))
 }
 
 /// What a request's `truncate` and `truncation_direction` mean; inputs are cut unless the request says otherwise.

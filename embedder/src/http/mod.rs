@@ -43,7 +43,7 @@ use crate::metrics::{Metrics, RequestLabels, RouteLabels};
 use crate::model::{Input, ModelFiles, TextTokenizer, TokenizeError, Truncation, Wants};
 use crate::trace;
 use openapi::Operation;
-use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PROCESS, ROOT_HEALTH};
+use operations::{ANALYZE, COMMON, JOB_EVENTS, JOBS, PAGE, PROCESS, ROOT_HEALTH};
 
 /// A model that is served.
 pub struct Served {
@@ -164,9 +164,9 @@ impl Routes {
 
 /// Adds to a role's routes what every role has: status, metrics, limits, keys, answers to what is not there.
 pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: usize, keys: Keys) -> Router {
-    let root_health = routes.page.is_none().then_some(ROOT_HEALTH);
-    let common: Vec<Operation> = COMMON.iter().copied().chain(root_health).collect();
-    let document = Arc::new(openapi::document(&routes.operations, &common, !keys.is_empty()));
+    let root = if routes.page.is_some() { PAGE } else { ROOT_HEALTH };
+    let open: Vec<&Operation> = COMMON.iter().chain(root).collect();
+    let document = Arc::new(openapi::document(&routes.operations, &open, !keys.is_empty()));
     let health = Router::new().route("/", get(status::health)).with_state(Arc::clone(&shared));
     let common = Router::new()
         .route("/info", get(status::info))

@@ -21,6 +21,8 @@ pub(super) struct EmbeddingsRequest {
     input: Inputs,
     /// `float` where nothing is said.
     encoding_format: Option<EncodingFormat>,
+    /// How many of the first dimensions are kept.
+    #[schemars(range(min = 1))]
     dimensions: Option<usize>,
 }
 

@@ -22,7 +22,7 @@ pub(super) struct PredictRequest {
     /// Which end of them goes; the right one where nothing is said.
     truncation_direction: Option<Direction>,
     /// Logits instead of probabilities.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "inputs::flag::<_, false>")]
     raw_scores: bool,
 }
 

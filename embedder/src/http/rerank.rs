@@ -21,19 +21,26 @@ use crate::model::{self, Truncation};
 /// A query and the texts that are scored by it.
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct TeiRequest {
+    /// What is looked for.
     query: String,
+    /// What is scored.
     texts: Vec<String>,
+    /// Whether inputs that are too long are cut; they are where nothing is said.
     truncate: Option<bool>,
+    /// Which end of them goes; the right one where nothing is said.
     truncation_direction: Option<Direction>,
-    #[serde(default)]
+    /// Logits instead of scores between 0 and 1.
+    #[serde(default, deserialize_with = "inputs::flag::<_, false>")]
     raw_scores: bool,
-    #[serde(default)]
+    /// Whether each text comes back with its score.
+    #[serde(default, deserialize_with = "inputs::flag::<_, false>")]
     return_text: bool,
 }
 
 /// One text.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct TeiRank {
+    /// Place in the request.
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
@@ -43,11 +50,16 @@ pub(super) struct TeiRank {
 /// A query and the documents that are scored by it.
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct JinaRequest {
+    /// Comes back, and says nothing: one model is served.
     model: Option<String>,
+    /// What is looked for.
     query: String,
+    /// What is scored.
     documents: Vec<Document>,
+    /// How many of the best come back; all where nothing is said.
     top_n: Option<usize>,
-    #[serde(default = "yes")]
+    /// Whether each document comes back with its score.
+    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
     return_documents: bool,
 }
 
@@ -58,9 +70,13 @@ fn yes() -> bool {
 /// A query and the documents that are scored by it. `model` is accepted and says nothing: one model is served.
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct CohereRequest {
+    /// What is looked for.
     query: String,
+    /// What is scored.
     documents: Vec<Document>,
+    /// How many of the best come back; all where nothing is said.
     top_n: Option<usize>,
+    /// Most tokens of a document; what is more is cut.
     max_tokens_per_doc: Option<usize>,
 }
 
@@ -99,7 +115,10 @@ struct RankedDocument {
 #[serde(untagged, expecting = "expected a text or an object with a text")]
 enum Document {
     Text(String),
-    Object { text: String },
+    Object {
+        /// What it says.
+        text: String,
+    },
 }
 
 impl Document {

@@ -14,6 +14,8 @@ const MOST: usize = 1 << 26;
 const INPUT: usize = 32;
 /// What a tokenizer that tells where its tokens stand takes for each byte of a text, and a decoder for each token.
 pub(super) const BYTE: usize = 140;
+/// What the id of a token takes while it becomes a part of the text that the model's input is made of.
+const ID: usize = 32;
 /// What a label takes beside its score: its name.
 const LABEL: usize = 8;
 /// What the weight of a word takes with the word.
@@ -50,6 +52,18 @@ impl Room {
         Err(ApiError::answer_too_large(format!(
             "the request would take about {all} numbers, those of its tokens and of the answer, and may take {MOST}: \
              send fewer or shorter texts at once"
+        )))
+    }
+
+    /// Takes room for so many token `ids` in a request's `field`, before texts are made of them.
+    pub(super) fn take_ids(&self, field: &str, ids: usize) -> Result<(), ApiError> {
+        let numbers = ID.saturating_mul(ids);
+        if self.numbers.fetch_add(numbers, Ordering::Relaxed).saturating_add(numbers) <= MOST {
+            return Ok(());
+        }
+        Err(ApiError::answer_too_large(format!(
+            "{field} has {ids} token ids, and a request may have {} in all: send fewer at once",
+            MOST / ID
         )))
     }
 }
@@ -105,6 +119,21 @@ mod tests {
             let files = ModelFiles::read(&folder).unwrap();
             let input = Input { ids: vec![5; 10], type_ids: vec![0; 10], unpooled: 0, unseen: 0, wants };
             assert_eq!(numbers(&files, &input), INPUT + 10 + expected, "{name}: {wants:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn token_ids_are_counted_over_all_lists_of_a_request() {
+        let most = MOST / ID;
+        for (ids, refused) in [(&[most][..], false), (&[most + 1], true), (&[most, 1], true)] {
+            let taken = bounded(async {
+                let room = Room::of_request().unwrap();
+                ids.iter().try_for_each(|ids| room.take_ids("inputs", *ids))
+            });
+            let error = taken.await.err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), refused, "{ids:?}");
+            let says = format!("{} token ids, and a request may have {most}", ids[ids.len() - 1]);
+            assert!(error.is_none_or(|error| error.contains(&says)), "{ids:?}");
         }
     }
 

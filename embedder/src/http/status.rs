@@ -1,5 +1,6 @@
 //! What the process says about itself: `/info`, `/health`, `/ready`, `/metrics`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,7 +9,6 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
 
 use super::Shared;
 use super::error::{ApiError, Dialect, answer};
@@ -57,7 +57,8 @@ pub struct ModelInfo {
     pub weights_digest: String,
     /// Type that is computed in.
     pub model_dtype: &'static str,
-    /// `{"embedding":{"pooling":…}}` or `{"reranker":{"id2label":…,"label2id":…}}`.
+    /// `{"embedding":{"pooling":…}}`, or `reranker` or `classifier` with `{"id2label":…,"label2id":…}`.
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
     pub model_type: serde_json::Value,
     /// Class of the model in transformers.
     pub architecture: String,
@@ -104,6 +105,13 @@ pub struct GpuInfo {
     pub used: bool,
 }
 
+/// The answer of `/ready`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Ready {
+    /// Always: who is not says why.
+    ready: bool,
+}
+
 pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Json<Info> {
     Json(shared.info.clone())
 }
@@ -121,7 +129,7 @@ pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     };
     let ready = match reason {
         Some(reason) => Err(ApiError::unhealthy(reason)),
-        None => shared.health().await.map(|()| Json(json!({ "ready": true }))),
+        None => shared.health().await.map(|()| Json(Ready { ready: true })),
     };
     answer(ready, Dialect::Tei)
 }

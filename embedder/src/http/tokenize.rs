@@ -19,8 +19,10 @@ use super::{App, parse};
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct TokenizeRequest {
     inputs: Inputs,
-    #[serde(default = "yes")]
+    /// Whether the tokens that the model puts around a text are among them.
+    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
     add_special_tokens: bool,
+    /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
 }
 
@@ -51,9 +53,6 @@ async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<
     let tokenizer = app.model.tokenizer.clone();
     let take = taker(list.len());
     let tokenize = move |input: OneInput| {
-        if let OneInput::Ids(ids) = &input {
-            take(ids.len())?;
-        }
         let text = format!("{prompt}{}", input.into_text(&tokenizer)?);
         take(text.len())?;
         tokens(&tokenizer.plain(), &text, request.add_special_tokens)
@@ -71,7 +70,8 @@ fn taker(inputs: usize) -> impl Fn(usize) -> Result<(), ApiError> + Send + Sync 
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct DecodeRequest {
     ids: Ids,
-    #[serde(default = "yes")]
+    /// Whether the tokens that the model puts around a text are left out.
+    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
     skip_special_tokens: bool,
 }
 

@@ -17,19 +17,29 @@ use super::{App, embed, parse, predict, rerank};
 /// Instances that are computed at the same time: enough to fill batches, without a thread and a place in the queue for each of thousands.
 const AT_ONCE: usize = 64;
 
-/// Bodies of requests, each as the route takes it that the model is for: `/embed`, `/embed_sparse`, `/rerank` or `/predict`.
+/// Requests `T` of the route that the model is for: `/embed`, `/embed_sparse`, `/rerank` or `/predict`.
 #[derive(Deserialize, JsonSchema)]
-pub(super) struct VertexRequest {
-    instances: Vec<Value>,
+pub(super) struct VertexRequest<T> {
+    /// Bodies of requests, each as that route takes it.
+    instances: Vec<T>,
 }
 
 /// The answers in the same order.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct VertexResponse {
-    predictions: Vec<Answer>,
+pub(super) struct VertexResponse<T> {
+    predictions: Vec<T>,
 }
 
-#[derive(Serialize, JsonSchema)]
+/// What a model with one label takes or gives, which ranks and labels.
+#[derive(JsonSchema)]
+#[schemars(untagged, inline)]
+#[expect(dead_code, reason = "it is only described")]
+pub(super) enum Either<A, B> {
+    Ranking(A),
+    Labeling(B),
+}
+
+#[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
     Vectors(Vec<Vec<f32>>),
@@ -42,8 +52,11 @@ pub(super) async fn vertex(State(app): State<App>, body: Result<Bytes, BytesReje
     answer(respond(&app, body).await, Dialect::Tei)
 }
 
-async fn respond(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Json<VertexResponse>, ApiError> {
-    let VertexRequest { instances } = parse(body)?;
+async fn respond(
+    app: &App,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<VertexResponse<Answer>>, ApiError> {
+    let VertexRequest::<Value> { instances } = parse(body)?;
     let answers = instances.into_iter().enumerate().map(|(place, instance)| one(app, place, instance));
     Ok(Json(VertexResponse { predictions: stream::iter(answers).buffered(AT_ONCE).try_collect().await? }))
 }

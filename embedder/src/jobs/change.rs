@@ -20,8 +20,8 @@ pub struct Changes {
     pub made: Vec<(String, String, KeptChunk)>,
     /// Documents that are whole.
     pub documents: Vec<(String, DocumentRecord)>,
-    /// Documents that go.
-    pub removed: Vec<String>,
+    /// Documents that go, with the ids of the files that they go from and their own.
+    pub removed: Vec<(String, String)>,
     /// Files all of whose documents are through.
     pub files: Vec<(String, FileRecord)>,
     /// Files that go.
@@ -60,16 +60,26 @@ impl Store {
                 let bytes = kept.encode()?;
                 tables.chunks.insert((corpus, document.as_str(), id.as_str()), bytes.as_slice())?;
             }
+            let mut taken: BTreeMap<String, HashSet<&str>> = BTreeMap::new();
             for (id, document) in &changes.documents {
-                tables.replace(id, Some(document), &mut record)?;
+                let old = tables.replace(id, Some(document), &mut record)?;
+                if let Some(old) = old.filter(|old| old.file != document.file) {
+                    taken.entry(old.file).or_default().insert(id);
+                }
             }
-            for id in &changes.removed {
-                tables.replace(id, None, &mut record)?;
+            for (file, id) in &changes.removed {
+                // What another file has by now is not this one's to take along.
+                if tables.file_of(id)?.is_some_and(|now| now == *file) {
+                    tables.replace(id, None, &mut record)?;
+                }
             }
             drop(tables);
             let mut files = transaction.open_table(FILES)?;
             for (id, file) in &changes.files {
                 files.insert((corpus, id.as_str()), encode(file)?.as_slice())?;
+            }
+            for (file, documents) in &taken {
+                take_from(&mut files, corpus, file, documents)?;
             }
             for id in &changes.removed_files {
                 files.remove((corpus, id.as_str()))?;
@@ -112,7 +122,7 @@ impl Store {
             for id in ids {
                 if let Some(file) = files.get((corpus, id.as_str()))? {
                     let file: FileRecord = decode(file.value())?;
-                    changes.removed.extend(file.documents);
+                    changes.removed.extend(file.documents.into_iter().map(|document| (id.clone(), document)));
                     changes.removed_files.push(id.clone());
                 } else if let Some(document) = documents.get((corpus, id.as_str()))? {
                     let document: DocumentRecord = decode(document.value())?;
@@ -126,12 +136,12 @@ impl Store {
                         // When its file comes again, it comes back.
                         file.whole = false;
                     }
-                    changes.removed.push(id.clone());
+                    changes.removed.push((document.file, id.clone()));
                 }
             }
             // What was named twice goes once.
             let mut seen = HashSet::new();
-            changes.removed.retain(|id| seen.insert(id.clone()));
+            changes.removed.retain(|removed| seen.insert(removed.clone()));
             opened.retain(|id, _| !changes.removed_files.contains(id));
             changes.files = opened.into_iter().collect();
             Ok(changes)
@@ -153,13 +163,20 @@ struct Tables<'a, 't> {
 }
 
 impl Tables<'_, '_> {
-    /// Puts a document in the place of the one of its id, or nothing, and notes what the sink has to do.
+    /// The file that a document is in.
+    fn file_of(&self, id: &str) -> Result<Option<String>, redb::Error> {
+        let found = self.documents.get((self.corpus, id))?;
+        let found: Option<DocumentRecord> = found.map(|value| decode(value.value())).transpose()?;
+        Ok(found.map(|found| found.file))
+    }
+
+    /// Puts a document in the place of the one of its id, or nothing, and notes what the sink has to do. Gives the one before.
     fn replace(
         &mut self,
         id: &str,
         new: Option<&DocumentRecord>,
         record: &mut CorpusRecord,
-    ) -> Result<(), redb::Error> {
+    ) -> Result<Option<DocumentRecord>, redb::Error> {
         let corpus = self.corpus;
         let old = match new {
             Some(new) => self.documents.insert((corpus, id), encode(new)?.as_slice())?,
@@ -197,16 +214,35 @@ impl Tables<'_, '_> {
                 }
             }
         }
-        if !self.delivers {
-            return Ok(());
-        }
-        if let Some(new) = new {
+        if let Some(new) = new.filter(|_| self.delivers) {
             for id_of_changed in changed(old.as_ref(), new) {
                 self.outbox.insert((corpus, id, id_of_changed), true)?;
             }
         }
-        Ok(())
+        Ok(old)
     }
+}
+
+/// Takes documents that another file has now out of the record of the one that had them. When that one comes again, so do they.
+fn take_from(
+    files: &mut redb::Table<'_, (&'static str, &'static str), &'static [u8]>,
+    corpus: &str,
+    file: &str,
+    documents: &HashSet<&str>,
+) -> Result<(), redb::Error> {
+    let found: Option<FileRecord> =
+        files.get((corpus, file))?.map(|value| decode(value.value())).transpose()?;
+    let Some(mut found) = found else { return Ok(()) };
+    let before = found.documents.len();
+    found.documents.retain(|document| !documents.contains(document.as_str()));
+    if found.documents.is_empty() {
+        // Whoever names its id means a document.
+        files.remove((corpus, file))?;
+    } else if found.documents.len() < before {
+        found.whole = false;
+        files.insert((corpus, file), encode(&found)?.as_slice())?;
+    }
+    Ok(())
 }
 
 /// The chunks of a document that look otherwise in a sink than those of the version before it.

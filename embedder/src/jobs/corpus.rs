@@ -168,9 +168,13 @@ impl Store {
         self.read(|transaction| page(&transaction.open_table(DOCUMENTS)?, corpus, after, limit))
     }
 
-    /// The chunks of a document, in their order.
-    pub fn chunks(&self, corpus: &str, id: &str, record: &DocumentRecord) -> Result<Vec<Chunk>, StoreError> {
+    /// The chunks of a document, in their order; `None` where there is no such document. Both are read from one state: a job may
+    /// replace the document at any time, and with it go the chunks of the version before.
+    pub fn chunks(&self, corpus: &str, id: &str) -> Result<Option<Vec<Chunk>>, StoreError> {
         self.read(|transaction| {
+            let documents = transaction.open_table(DOCUMENTS)?;
+            let Some(record) = documents.get((corpus, id))? else { return Ok(None) };
+            let record: DocumentRecord = decode(record.value())?;
             let table = transaction.open_table(CHUNKS)?;
             let kept = |place: &Place| -> Result<KeptChunk, redb::Error> {
                 let found = table.get((corpus, id, place.id.as_str()))?;
@@ -180,7 +184,9 @@ impl Store {
                 )
             };
             let places = record.chunks.iter().enumerate();
-            places.map(|(index, place)| Ok(kept(place)?.in_document(corpus, id, record, index))).collect()
+            let chunks =
+                places.map(|(index, place)| Ok(kept(place)?.in_document(corpus, id, &record, index)));
+            chunks.collect::<Result<Vec<_>, redb::Error>>().map(Some)
         })
     }
 

@@ -74,7 +74,7 @@ impl Deliverer {
             }
             let deletes: Vec<String> = delivery.deletes.iter().map(|(_, id)| id.clone()).collect();
             let mut patience = Patience::new(&self.shared, spec);
-            while let Err(error) = send(sink, &delivery.upserts, &deletes).await {
+            while let Err(error) = send(sink, &self.corpus, &delivery.upserts, &deletes).await {
                 patience.after(error).await?;
             }
             patience.end();
@@ -106,10 +106,10 @@ impl Deliverer {
     }
 
     async fn try_to_write_file(&self, spec: &SinkSpec) -> Result<u64, SinkError> {
-        let (spec, corpus) = (spec.clone(), self.corpus.clone());
+        let (spec, corpus, job) = (spec.clone(), self.corpus.clone(), self.shared.live.record().id);
         let (store, tools) = (self.shared.tools.store.clone(), self.shared.tools.clone());
         let written = tokio::task::spawn_blocking(move || {
-            write_corpus(&store, &corpus, Snapshot::begin(&spec, &tools.servers)?)
+            write_corpus(&store, &corpus, Snapshot::begin(&spec, &tools.servers, &job)?)
         });
         let written =
             written.await.map_err(|error| SinkError::Passing(format!("writing a file: {error}")))?;
@@ -119,12 +119,17 @@ impl Deliverer {
     }
 }
 
-async fn send(sink: &mut ChunkSink, upserts: &[Chunk], deletes: &[String]) -> Result<(), SinkError> {
+async fn send(
+    sink: &mut ChunkSink,
+    corpus: &str,
+    upserts: &[Chunk],
+    deletes: &[String],
+) -> Result<(), SinkError> {
     if !upserts.is_empty() {
         sink.upsert(upserts).await?;
     }
     if !deletes.is_empty() {
-        sink.delete(deletes).await?;
+        sink.delete(corpus, deletes).await?;
     }
     Ok(())
 }
@@ -185,8 +190,8 @@ fn write_corpus(store: &Store, corpus: &str, mut snapshot: Snapshot) -> Result<(
         let page = store.documents(corpus, after.as_deref(), PAGE).map_err(failed)?;
         let Some((last, _)) = page.last() else { return Ok((snapshot, count)) };
         after = Some(last.clone());
-        for (id, record) in &page {
-            for chunk in store.chunks(corpus, id, record).map_err(failed)? {
+        for (id, _) in &page {
+            for chunk in store.chunks(corpus, id).map_err(failed)?.unwrap_or_default() {
                 snapshot.add(chunk)?;
                 count += 1;
             }

@@ -240,7 +240,7 @@ impl Keeper {
             self.counts.found += (file.documents.len() + file.failed.len()) as u64 - 1;
             let (id, record, removed) = file.end(incoming, &self.job, &self.recipe);
             self.counts.removed += removed.len() as u64;
-            changes.removed.extend(removed);
+            changes.removed.extend(removed.into_iter().map(|document| (id.clone(), document)));
             changes.files.extend(record.map(|record| (id, record)));
         }
         let counts = std::mem::take(&mut self.counts);

@@ -2,8 +2,8 @@
 
 use super::record::JobRecord;
 use super::store::{Store, StoreError};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::watch;
+use std::sync::Arc;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 /// A job under way or waiting.
@@ -36,18 +36,20 @@ impl Live {
         self.record.send_modify(change);
     }
 
-    /// Changes the record, and keeps it together with what belongs to the change; where that fails, nothing has changed. Goes
-    /// on when nobody waits for it any more.
+    /// Changes the record, and keeps it together with what belongs to the change; where that fails, nothing has changed. What was
+    /// begun goes on when nobody waits for it any more, and the next change waits for its end: so nothing is kept of a job after
+    /// the change that ends it, and the next job finds all that it has done.
     pub async fn commit(
         &self,
         store: &Arc<Store>,
         change: impl Fn(&mut JobRecord) + Send + 'static,
         keep: impl FnOnce(&Store, &JobRecord) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
-        let (record, writing) = (self.record.clone(), self.writing.clone());
+        // Before the work is handed over: what still waits when its job is cancelled is never done.
+        let guard = self.writing.clone().lock_owned().await;
+        let record = self.record.clone();
         store
             .blocking(move |store| {
-                let guard = writing.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut next = record.borrow().clone();
                 change(&mut next);
                 keep(store, &next)?;

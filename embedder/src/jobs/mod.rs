@@ -26,6 +26,7 @@ pub use metrics::JobMetrics;
 pub use record::{JobRecord, Progress, State};
 pub use request::JobRequest;
 pub use routes::{CorpusList, DocumentList, JobList, routes};
+pub(crate) use routes::{DocumentsPage, JobsPage, WhichChunks};
 pub use run::Tools;
 pub use store::{Store, StoreError};
 
@@ -117,15 +118,19 @@ impl Jobs {
         }
         let now = now_ms();
         let record = JobRecord::new(id.unwrap_or_else(|| new_id(now)), spec, now);
-        let job = record.clone();
-        let submitted = self.store().blocking(move |store| store.submit(&job, &documents)).await?;
-        Ok(match submitted {
-            Submitted::New => {
-                self.live().insert(record.id.clone(), Arc::new(Live::new(record.clone())));
-                self.count();
-                self.inner.changed.notify_one();
-                Asked::Taken(Box::new(record))
+        let (job, jobs) = (record.clone(), self.clone());
+        let submit = move |store: &Store| {
+            let submitted = store.submit(&job, &documents)?;
+            if matches!(submitted, Submitted::New) {
+                // Here and not behind the wait: whoever asked may be gone by then, and the job was taken.
+                jobs.live().insert(job.id.clone(), Arc::new(Live::new(job)));
+                jobs.count();
+                jobs.inner.changed.notify_one();
             }
+            Ok(submitted)
+        };
+        Ok(match self.store().blocking(submit).await? {
+            Submitted::New => Asked::Taken(Box::new(record)),
             Submitted::Existing(found) => Asked::Known(self.now(*found).into()),
             Submitted::Conflict => Asked::Conflict,
         })
@@ -160,13 +165,23 @@ impl Jobs {
         let Some(live) = self.find(id) else { return Ok(()) };
         live.cancel.cancel();
         if live.record().state == Queued {
-            let now = now_ms();
+            let (now, jobs) = (now_ms(), self.clone());
             let end = move |record: &mut JobRecord| {
-                record.state = Cancelled;
-                record.finished_ms = Some(now);
+                // One that was begun meanwhile ends by itself.
+                if record.state == Queued {
+                    record.state = Cancelled;
+                    record.finished_ms = Some(now);
+                }
             };
-            live.commit(self.store(), end, Store::put_job).await?;
-            self.forget_live(id);
+            let keep = move |store: &Store, job: &JobRecord| {
+                store.put_job(job)?;
+                // Here and not behind the wait: whoever asked may be gone by then.
+                if job.state == Cancelled {
+                    jobs.forget_live(&job.id);
+                }
+                Ok(())
+            };
+            live.commit(self.store(), end, keep).await?;
         }
         Ok(())
     }

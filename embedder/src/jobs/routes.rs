@@ -5,6 +5,7 @@ use super::record::JobRecord;
 use super::request::JobRequest;
 use super::{Asked, Jobs, Store, StoreError};
 use crate::http::{ApiError, Dialect, answer, parse};
+use crate::sinks::Chunk;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -60,26 +61,36 @@ async fn no_jobs() -> Response {
     ApiError::unhealthy(missing).response(Dialect::Tei)
 }
 
-#[derive(Deserialize)]
+/// Which jobs are listed.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Page {
+pub(crate) struct JobsPage {
+    /// Most jobs.
+    #[schemars(range(min = 1, max = PAGE.1), extend("default" = PAGE.0))]
     limit: Option<usize>,
+    /// Only jobs that were taken before the one with this id.
     before: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// Which documents are listed.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct DocumentsPage {
+pub(crate) struct DocumentsPage {
+    /// Most documents.
+    #[schemars(range(min = 1, max = PAGE.1), extend("default" = PAGE.0))]
     limit: Option<usize>,
+    /// Only documents whose id comes after this one.
     after: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// Which chunks are sent, and what of them.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct WhichChunks {
-    /// Only those of this document.
+pub(crate) struct WhichChunks {
+    /// Only those of the document with this id.
     document: Option<String>,
     /// `false` leaves the vectors out.
+    #[schemars(extend("default" = true))]
     vectors: Option<bool>,
 }
 
@@ -88,7 +99,7 @@ struct WhichChunks {
 pub struct JobList {
     /// The newest first.
     jobs: Vec<JobRecord>,
-    /// What to list before for the next page; absent after the last.
+    /// What to list before for the next page; null after the last.
     next: Option<String>,
 }
 
@@ -104,7 +115,7 @@ pub struct CorpusList {
 pub struct DocumentList {
     /// By id.
     documents: Vec<DocumentEntry>,
-    /// What to list after for the next page; absent after the last.
+    /// What to list after for the next page; null after the last.
     next: Option<String>,
 }
 
@@ -166,9 +177,9 @@ async fn submit(State(jobs): State<Jobs>, body: Result<Bytes, BytesRejection>) -
     answer(taken.await, Dialect::Tei)
 }
 
-async fn list(State(jobs): State<Jobs>, page: Result<Query<Page>, QueryRejection>) -> Response {
+async fn list(State(jobs): State<Jobs>, page: Result<Query<JobsPage>, QueryRejection>) -> Response {
     let listed = async {
-        let Query(Page { limit, before }) = page.map_err(query)?;
+        let Query(JobsPage { limit, before }) = page.map_err(query)?;
         let limit = page_size(limit)?;
         let unknown = before.clone().unwrap_or_default();
         let found = jobs.list(before, limit).await?;
@@ -309,8 +320,8 @@ async fn pages(
             let Some((last, _)) = page.last() else { return Ok(None) };
             let last = last.clone();
             let mut text = Vec::new();
-            for (id, record) in &page {
-                write_lines(store, &corpus, id, record, vectors, &mut text)?;
+            for (id, _) in &page {
+                write_lines(store.chunks(&corpus, id)?.unwrap_or_default(), vectors, &mut text);
             }
             Ok(Some((text.into(), Some(last))))
         })
@@ -318,21 +329,14 @@ async fn pages(
 }
 
 fn document_lines(store: &Store, corpus: &str, id: &str, vectors: bool) -> Result<Option<Bytes>, StoreError> {
-    let Some(record) = store.document(corpus, id)? else { return Ok(None) };
+    let Some(chunks) = store.chunks(corpus, id)? else { return Ok(None) };
     let mut text = Vec::new();
-    write_lines(store, corpus, id, &record, vectors, &mut text)?;
+    write_lines(chunks, vectors, &mut text);
     Ok(Some(text.into()))
 }
 
-fn write_lines(
-    store: &Store,
-    corpus: &str,
-    id: &str,
-    record: &DocumentRecord,
-    vectors: bool,
-    text: &mut Vec<u8>,
-) -> Result<(), StoreError> {
-    for mut chunk in store.chunks(corpus, id, record)? {
+fn write_lines(chunks: Vec<Chunk>, vectors: bool, text: &mut Vec<u8>) {
+    for mut chunk in chunks {
         if !vectors {
             chunk.vector.clear();
         }
@@ -340,7 +344,6 @@ fn write_lines(
         text.extend(serde_json::to_vec(&chunk).unwrap_or_default());
         text.push(b'\n');
     }
-    Ok(())
 }
 
 async fn find(jobs: &Jobs, id: &str) -> Result<JobRecord, ApiError> {

@@ -185,7 +185,8 @@ async fn work(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stop> {
     let settings = spec.options.validate(&tools.config).map_err(|error| Stop::Failed(error.to_string()))?;
     if let Some(sink) = spec.sink.clone() {
         let corpus = spec.corpus.clone();
-        tools.store.blocking(move |store| store.set_sink(&corpus, Some(&sink))).await?;
+        // As a change of the job: a sink that is named after the job has ended would be another job's.
+        live.commit(&tools.store, |_| {}, move |store, _| store.set_sink(&corpus, Some(&sink))).await?;
     }
     let corpus = spec.corpus.clone();
     let sink = tools.store.blocking(move |store| store.corpus(&corpus)).await?.unwrap_or_default().sink;
@@ -215,7 +216,8 @@ async fn work(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stop> {
         kept?;
         found.remove_what_is_gone(&shared).await?;
         let corpus = spec.corpus.clone();
-        tools.store.blocking(move |store| store.sweep(&corpus)).await?;
+        // As a change of the job: what the next one makes is in the corpus before its documents are, and is not to be swept out.
+        live.commit(&tools.store, |_| {}, move |store, _| store.sweep(&corpus).map(drop)).await?;
         Ok(())
     };
     deliverer.deliver_while(processing).await

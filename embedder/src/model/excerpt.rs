@@ -14,8 +14,9 @@ const BYTES: usize = 8;
 const COUNTED_BYTES: usize = 64;
 /// What is encoded of such a text in any case.
 const COUNTED: usize = 1 << 16;
-/// Tokens beyond those that are wanted: the last ones may be those of a word that the part cuts.
-const MARGIN: usize = 8;
+/// Tokens beyond those that are wanted: the last ones may be those of a word that the part cuts. A part of a word that WordPiece
+/// would take for unknown as a whole has at most 100 of them.
+const MARGIN: usize = 128;
 /// How far from its end a part looks for white space to be cut at.
 const NEAR: usize = 256;
 /// The most bytes of a text that are encoded: 1 GiB of memory.
@@ -39,7 +40,7 @@ pub fn excerpt<'a>(
         return Err(too_long(tokens, most, text.len(), left_out));
     }
     if tokens <= most {
-        return Ok(text.trim_end());
+        return Ok(text);
     }
     let kept = match truncation {
         Truncation::DropStart => {
@@ -88,7 +89,8 @@ pub(super) fn enough(
     }
 }
 
-/// At most so many `bytes` of a text from the end that stays, up to white space where there is some near.
+/// At most so many `bytes` of a text from the end that stays, up to white space where there is some near. Of white space before a
+/// part all stays: tokenizers make other tokens of a piece of it.
 fn part(text: &str, bytes: usize, truncation: Truncation) -> &str {
     if text.len() <= bytes {
         return text;
@@ -96,7 +98,14 @@ fn part(text: &str, bytes: usize, truncation: Truncation) -> &str {
     if truncation == Truncation::DropStart {
         let part = &text[text.ceil_char_boundary(text.len() - bytes)..];
         let near = &part[..part.floor_char_boundary(NEAR)];
-        return near.find(char::is_whitespace).map_or(part, |place| &part[place..]);
+        // What stands before the part is not looked at, and may be white space as well.
+        let mut before = ' ';
+        let place = near.char_indices().find_map(|(place, letter)| {
+            let begins = letter.is_whitespace() && !before.is_whitespace();
+            before = letter;
+            begins.then_some(place)
+        });
+        return place.map_or(part, |place| &part[place..]);
     }
     let part = &text[..text.floor_char_boundary(bytes)];
     let near = part.ceil_char_boundary(part.len().saturating_sub(NEAR));
@@ -115,6 +124,8 @@ mod tests {
             ("a hot card", 8, Truncation::DropEnd, "a hot"),
             ("a hot card", 8, Truncation::Refuse, "a hot"),
             ("a hot card", 8, Truncation::DropStart, " card"),
+            ("a   hot   card", 12, Truncation::DropStart, "   card"),
+            ("a      card", 8, Truncation::DropStart, "    card"),
             ("äöü", 3, Truncation::DropEnd, "ä"),
             ("äöü", 3, Truncation::DropStart, "ü"),
             (long.as_str(), 4, Truncation::DropEnd, "xxxx"),
@@ -137,12 +148,13 @@ mod tests {
             (encoding.len(), left_out)
         };
         assert_eq!(encoded("abc", Truncation::DropEnd), (3, 0));
-        assert_eq!(encoded(&"a".repeat(1000), Truncation::DropEnd), (80, 920));
-        assert_eq!(encoded(&"a".repeat(1000), Truncation::Refuse), (1000, 0), "it is counted");
+        let first = BYTES * (2 + MARGIN);
+        assert_eq!(encoded(&"a".repeat(4 * first), Truncation::DropEnd), (first, 3 * first));
+        assert_eq!(encoded(&"a".repeat(4 * first), Truncation::Refuse), (4 * first, 0), "it is counted");
         assert_eq!(encoded(&"a".repeat(2 * COUNTED), Truncation::Refuse), (COUNTED, COUNTED));
-        let late = format!("{}{}", "x".repeat(300), "a".repeat(1000));
-        assert_eq!(encoded(&late, Truncation::DropEnd), (20, 980), "the part grows");
-        assert_eq!(encoded(&late, Truncation::DropStart), (80, 1220));
+        let late = format!("{}{}", "x".repeat(first), "a".repeat(4 * first));
+        assert_eq!(encoded(&late, Truncation::DropEnd), (3 * first, first), "the part grows");
+        assert_eq!(encoded(&late, Truncation::DropStart), (first, 4 * first));
         assert_eq!(encoded(&"x".repeat(LONGEST + 5), Truncation::DropEnd), (0, 5));
     }
 }

@@ -3,11 +3,12 @@
 use crate::analyze::duplicates::Signature;
 use crate::analyze::{self, NearDuplicate};
 use crate::format::Extracted;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// What can be seen of a document.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct About {
     /// What kind of document it is.
     pub document_type: &'static str,

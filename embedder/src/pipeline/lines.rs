@@ -3,11 +3,13 @@
 use super::about::About;
 use super::document::Origin;
 use super::enrich::InstanceFigures;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
 /// One line.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ProcessLine")]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Line {
     /// A finished chunk.
@@ -21,7 +23,7 @@ pub enum Line {
 }
 
 /// A finished chunk.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ChunkLine {
     /// Place of its document in the job, for callers inside of this process.
     #[serde(skip)]
@@ -66,7 +68,7 @@ pub struct ChunkLine {
 }
 
 /// How far the job is.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ProgressLine {
     /// Chunks sent.
     pub chunks_done: usize,
@@ -79,7 +81,7 @@ pub struct ProgressLine {
 }
 
 /// The end of a document.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct DocumentLine {
     /// Its place in the job, for callers inside of this process.
     #[serde(skip)]
@@ -105,7 +107,7 @@ pub struct DocumentLine {
 }
 
 /// What a document was read as.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ReadAs {
     /// Its format.
     pub format: &'static str,
@@ -126,7 +128,7 @@ pub struct ReadAs {
 }
 
 /// What it all came to.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 pub struct SummaryLine {
     /// Documents that were processed.
     pub documents: usize,

@@ -24,7 +24,7 @@ pub use identity::whole_recipe;
 pub use job::{Job, Made, MadeBefore, run};
 pub use lines::{ChunkLine, DocumentLine, Line};
 pub(crate) use request::base64_bytes;
-pub use request::{DocumentRequest, Options, Settings};
+pub use request::{DocumentRequest, Options, ProcessRequest, Settings};
 
 use crate::format::Reader;
 use crate::http::{ApiError, Dialect, answer};

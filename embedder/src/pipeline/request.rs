@@ -18,7 +18,7 @@ const SMALLEST_CHUNK: usize = 16;
 const READING_VERSION: u32 = 1;
 
 /// Body of the request.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessRequest {
     /// The documents.
@@ -41,7 +41,7 @@ pub struct DocumentRequest {
     text: Option<String>,
     /// Its bytes, in Base64.
     #[serde(default, with = "base64_bytes", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", extend("contentEncoding" = "base64"))]
     data: Option<Bytes>,
     /// How it is written; absent where the content tells.
     // Read as any text: an unknown format is this document's problem alone.
@@ -62,6 +62,7 @@ pub struct Options {
     chunker: Option<Chunker>,
     /// Most tokens of a chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = SMALLEST_CHUNK))]
     chunk_max_tokens: Option<usize>,
     /// Tokens that neighboring chunks share.
     #[serde(skip_serializing_if = "Option::is_none")]

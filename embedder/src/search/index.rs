@@ -2,7 +2,7 @@
 
 use super::bm25::Words;
 use crate::http::ApiError;
-use crate::jobs::{DocumentRecord, Store, StoreError};
+use crate::jobs::{Store, StoreError};
 use crate::sinks::Chunk;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,8 +73,8 @@ impl Index {
             let page = store.documents(corpus, after.as_deref(), PAGE)?;
             let Some((last, _)) = page.last() else { return Ok(index) };
             after = Some(last.clone());
-            for (id, record) in &page {
-                index.add(id, store.chunks(corpus, id, record)?);
+            for (id, _) in &page {
+                index.add(id, store.chunks(corpus, id)?.unwrap_or_default());
             }
         }
     }
@@ -133,9 +133,8 @@ impl Index {
             let mut found = Vec::with_capacity(places.len());
             for (id, place) in places {
                 if !documents.contains_key(&id) {
-                    let record: Option<DocumentRecord> = store.document(&corpus, &id)?;
-                    let chunks = record.map(|record| store.chunks(&corpus, &id, &record)).transpose()?;
-                    documents.insert(id.clone(), chunks.unwrap_or_default());
+                    let chunks = store.chunks(&corpus, &id)?.unwrap_or_default();
+                    documents.insert(id.clone(), chunks);
                 }
                 found.push(documents.get(&id).and_then(|chunks| chunks.get(place)).cloned());
             }

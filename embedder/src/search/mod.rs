@@ -54,11 +54,13 @@ pub struct SearchRequest {
     /// Where.
     #[serde(default = "default_corpus")]
     corpus: String,
-    /// Most results, 1 to 100; 10 where it is not given.
+    /// Most results.
+    #[schemars(range(min = 1, max = RESULTS.1), extend("default" = RESULTS.0))]
     top_k: Option<usize>,
     #[serde(default)]
     mode: Mode,
-    /// The best by vectors and by words that are fused and reranked, 1 to 1000; 50 where it is not given.
+    /// The best by vectors and by words that are fused and reranked; never fewer than `top_k`.
+    #[schemars(range(min = 1, max = MOST_CANDIDATES), extend("default" = CANDIDATES))]
     candidates: Option<usize>,
     /// Whether results are reranked; they are where a reranker is configured.
     rerank: Option<bool>,

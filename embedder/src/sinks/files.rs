@@ -7,6 +7,7 @@ use super::{Chunk, SinkError, SinkServers, SinkSpec};
 use crate::objects::{self, Location};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path as Key;
+use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,17 @@ const PARTS: usize = 4;
 /// A file that is being written.
 pub struct Snapshot {
     target: Location,
-    partial: PathBuf,
+    partial: Partial,
     format: Format,
+}
+
+/// A file that is not yet in its place. One that never comes there only takes room, and goes.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 enum Format {
@@ -28,12 +38,14 @@ enum Format {
 }
 
 impl Snapshot {
-    /// Begins the file of a sink. Blocks.
-    pub fn begin(spec: &SinkSpec, servers: &SinkServers) -> Result<Self, SinkError> {
+    /// Begins the file of a sink for a job. Blocks.
+    pub fn begin(spec: &SinkSpec, servers: &SinkServers, job: &str) -> Result<Self, SinkError> {
         let (SinkSpec::Jsonl { path } | SinkSpec::Parquet { path }) = spec else {
             return Err(SinkError::Lasting(format!("the sink {} is no file", spec.name())));
         };
         let target = servers.objects.locate(path).map_err(SinkError::Lasting)?;
+        // Each job has its own: what blocks goes on for a while when its job is cancelled, and the next one has begun.
+        let digest: String = Sha256::digest(job).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let partial = match &target {
             Location::Local(target) => {
                 let folder = target.parent().unwrap_or(target);
@@ -43,11 +55,12 @@ impl Snapshot {
                     return Err(SinkError::Lasting(message));
                 }
                 let name = target.file_name().unwrap_or_default().to_string_lossy();
-                folder.join(format!(".{name}.partial"))
+                folder.join(format!(".{name}.{digest}.partial"))
             }
-            Location::S3 { .. } => servers.scratch.join("upload.partial"),
+            Location::S3 { .. } => servers.scratch.join(format!("upload.{digest}.partial")),
         };
         let file = File::create(&partial).map_err(|error| failed(&partial, &error))?;
+        let partial = Partial(partial);
         let format = match spec {
             SinkSpec::Parquet { .. } => {
                 Format::Table(Box::new(Table::begin(file).map_err(SinkError::Lasting)?))
@@ -59,38 +72,31 @@ impl Snapshot {
 
     /// Adds a chunk. Blocks.
     pub fn add(&mut self, chunk: Chunk) -> Result<(), SinkError> {
-        let added = match &mut self.format {
-            Format::Lines(lines) => lines.add(&chunk).map_err(|error| failed(&self.partial, &error)),
+        match &mut self.format {
+            Format::Lines(lines) => lines.add(&chunk).map_err(|error| failed(&self.partial.0, &error)),
             Format::Table(table) => table.add(chunk).map_err(SinkError::Passing),
-        };
-        if added.is_err() {
-            // What can't be finished only takes room.
-            let _ = fs::remove_file(&self.partial);
         }
-        added
     }
 
     /// Finishes the file and puts it in its place.
     pub async fn publish(self) -> Result<(), SinkError> {
         let Self { target, partial, format } = self;
-        let finish = move || -> Result<PathBuf, SinkError> {
+        let finish = move || -> Result<Partial, SinkError> {
             let file = match format {
-                Format::Lines(lines) => lines.finish().map_err(|error| failed(&partial, &error))?,
+                Format::Lines(lines) => lines.finish().map_err(|error| failed(&partial.0, &error))?,
                 Format::Table(table) => table.finish().map_err(SinkError::Passing)?,
             };
-            file.sync_all().map_err(|error| failed(&partial, &error))?;
+            file.sync_all().map_err(|error| failed(&partial.0, &error))?;
             Ok(partial)
         };
         let partial = tokio::task::spawn_blocking(finish)
             .await
             .map_err(|error| SinkError::Passing(format!("writing a file: {error}")))??;
         match target {
-            Location::Local(target) => fs::rename(&partial, &target).map_err(|error| failed(&target, &error)),
-            Location::S3 { bucket, key } => {
-                let sent = upload(&partial, &bucket, &key).await;
-                let _ = fs::remove_file(&partial);
-                sent
+            Location::Local(target) => {
+                fs::rename(&partial.0, &target).map_err(|error| failed(&target, &error))
             }
+            Location::S3 { bucket, key } => upload(&partial.0, &bucket, &key).await,
         }
     }
 }
@@ -131,5 +137,57 @@ fn failed(path: &Path, error: &std::io::Error) -> SinkError {
     match error.kind() {
         NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => SinkError::Lasting(message),
         _ => SinkError::Passing(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::Objects;
+
+    fn chunk(text: &str) -> Chunk {
+        Chunk {
+            chunk_id: "0".repeat(32),
+            corpus: "c".to_owned(),
+            document_id: "d".to_owned(),
+            title: None,
+            index: 0,
+            start: 0,
+            end: text.len(),
+            heading_path: Vec::new(),
+            pages: None,
+            text: text.to_owned(),
+            context: None,
+            context_truncated: false,
+            context_error: None,
+            tokens: 1,
+            model: "m".to_owned(),
+            model_digest: "d".to_owned(),
+            chunker: "text".to_owned(),
+            metadata: None,
+            vector: vec![1.0],
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_cancelled_job_still_writes_is_in_no_file_of_another() {
+        let volumes = tempfile::tempdir().unwrap();
+        let objects = Objects { volumes: Some(volumes.path().to_owned()) };
+        let servers = SinkServers { objects, ..SinkServers::default() };
+        let spec = SinkSpec::Jsonl { path: "c.jsonl".to_owned() };
+        let begin = |job: &str| Snapshot::begin(&spec, &servers, job).unwrap();
+        let mut before = begin("before");
+        before.add(chunk("old")).unwrap();
+        let mut next = begin("next");
+        next.add(chunk("new")).unwrap();
+        let mut after = begin("after");
+        after.add(chunk("old")).unwrap();
+        next.publish().await.unwrap();
+        drop((before, after));
+        let text = fs::read_to_string(volumes.path().join("c.jsonl")).unwrap();
+        assert!(text.lines().count() == 1 && text.contains("new"), "{text}");
+        let left: Vec<_> =
+            fs::read_dir(volumes.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["c.jsonl"], "what was not published is gone");
     }
 }

@@ -191,11 +191,11 @@ impl ChunkSink {
         }
     }
 
-    /// Removes chunks; those that it does not have are no fault.
-    pub async fn delete(&mut self, ids: &[String]) -> Result<(), SinkError> {
+    /// Removes chunks of a corpus; those that it does not have are no fault, and those that another corpus has brought since stay.
+    pub async fn delete(&mut self, corpus: &str, ids: &[String]) -> Result<(), SinkError> {
         match self {
-            Self::Qdrant(sink) => sink.delete(ids).await,
-            Self::Postgres(sink) => sink.delete(ids).await,
+            Self::Qdrant(sink) => sink.delete(corpus, ids).await,
+            Self::Postgres(sink) => sink.delete(corpus, ids).await,
         }
     }
 }

@@ -55,16 +55,17 @@ impl Postgres {
         self.execute(&statement, Value::from(rows).to_string()).await
     }
 
-    pub(super) async fn delete(&mut self, ids: &[String]) -> Result<(), SinkError> {
+    pub(super) async fn delete(&mut self, corpus: &str, ids: &[String]) -> Result<(), SinkError> {
         let exists = self.query_one("SELECT to_regclass($1)::text", self.table.clone()).await?;
         if exists.is_none() {
             return Ok(());
         }
         let statement = format!(
-            "DELETE FROM {} WHERE chunk_id IN (SELECT jsonb_array_elements_text($1::text::jsonb))",
+            "DELETE FROM {} WHERE chunk_id IN (SELECT jsonb_array_elements_text($1::text::jsonb -> 'ids')) \
+             AND corpus = $1::text::jsonb ->> 'corpus'",
             self.table
         );
-        self.execute(&statement, json!(ids).to_string()).await
+        self.execute(&statement, json!({ "ids": ids, "corpus": corpus }).to_string()).await
     }
 
     /// Makes the extension and the table where they are missing, and holds the width of the vectors against the table's.

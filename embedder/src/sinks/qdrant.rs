@@ -21,6 +21,8 @@ pub struct Qdrant {
     collection: String,
     /// Width of its vectors, once it is known to be there.
     dimension: Option<usize>,
+    /// Whether it is known to have an index of the corpora.
+    indexed: bool,
 }
 
 impl Qdrant {
@@ -38,6 +40,7 @@ impl Qdrant {
             api_key: servers.qdrant_api_key.clone(),
             collection: collection.to_owned(),
             dimension: None,
+            indexed: false,
         })
     }
 
@@ -49,11 +52,15 @@ impl Qdrant {
         self.put(&path, &json!({ "points": points })).await
     }
 
-    pub(super) async fn delete(&mut self, ids: &[String]) -> Result<(), SinkError> {
+    pub(super) async fn delete(&mut self, corpus: &str, ids: &[String]) -> Result<(), SinkError> {
+        if !self.ensure_index().await? {
+            // Without the collection there is nothing to delete.
+            return Ok(());
+        }
         let points: Vec<String> = ids.iter().map(|id| uuid(id)).collect();
+        let own = json!([{ "has_id": points }, { "key": "corpus", "match": { "value": corpus } }]);
         let path = format!("/collections/{}/points/delete?wait=true", self.collection);
-        // Without the collection there is nothing to delete.
-        self.ask(Method::POST, &path, Some(&json!({ "points": points }))).await.map(drop)
+        self.ask(Method::POST, &path, Some(&json!({ "filter": { "must": own } }))).await.map(drop)
     }
 
     /// Makes the collection where it is missing. One whose vectors have another width is not touched.
@@ -87,6 +94,22 @@ impl Qdrant {
         }
     }
 
+    /// Makes an index of the corpora where there is none, and says whether there is a collection. A server in strict mode, such as
+    /// Qdrant's cloud, deletes nothing by a field without an index.
+    async fn ensure_index(&mut self) -> Result<bool, SinkError> {
+        if self.indexed {
+            return Ok(true);
+        }
+        let path = format!("/collections/{}", self.collection);
+        let Some(found) = self.ask(Method::GET, &path, None).await? else { return Ok(false) };
+        if found.pointer("/result/payload_schema/corpus").is_none() {
+            let index = json!({ "field_name": "corpus", "field_schema": "keyword" });
+            self.put(&format!("{path}/index?wait=true"), &index).await?;
+        }
+        self.indexed = true;
+        Ok(true)
+    }
+
     /// Makes or fills something. To this 404 is no success: the collection was deleted meanwhile, or the address is that of
     /// something else. Neither has taken anything.
     async fn put(&mut self, path: &str, body: &Value) -> Result<(), SinkError> {
@@ -94,7 +117,7 @@ impl Qdrant {
             return Ok(());
         }
         // The next attempt looks at the collection again, and makes it where it is missing.
-        self.dimension = None;
+        (self.dimension, self.indexed) = (None, false);
         Err(SinkError::Passing(format!(
             "Qdrant at {} answered {} to PUT {path}: the collection was deleted meanwhile, or PRINCIPIUM_QDRANT_URL is not \
              the address of a Qdrant server",

@@ -3,7 +3,7 @@
 use super::{Entry, Filter, LARGEST_DOCUMENT, MOST_DOCUMENTS, Read, SourceError, too_large, too_many};
 use crate::objects::{Location, Objects};
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -53,8 +53,13 @@ fn walk(
         if kind.is_symlink() && !objects.contains(&path) {
             continue;
         }
-        // A link to nothing, or a file that has gone since.
-        let Ok(metadata) = fs::metadata(&path) else { continue };
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // A link to nothing, or a file that has gone since.
+            Err(error) if kind.is_symlink() || error.kind() == ErrorKind::NotFound => continue,
+            // What can't be looked at is there: were it left out, its documents would be taken out of the corpus.
+            Err(error) => return Err(failed(&path, &error)),
+        };
         if metadata.is_dir() {
             if depth > 0 && !(kind.is_symlink() && leads_up(&path, folder)) {
                 walk(objects, &path, &id, filter, entries, depth - 1)?;
@@ -131,6 +136,28 @@ mod tests {
         fs::create_dir_all(version.join("sub")).unwrap();
         fs::write(version.join("sub/b.txt"), "b").unwrap();
         symlink("..data/sub", root.join("map/sub")).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_looked_at_is_not_taken_for_gone() {
+        let volumes = tempfile::tempdir().unwrap();
+        let deep =
+            |name: &str| (0..13).fold(volumes.path().join(name), |folder, _| folder.join("x".repeat(200)));
+        for name in ["a", "b"] {
+            fs::create_dir_all(deep(name)).unwrap();
+        }
+        fs::write(volumes.path().join("a/a.md"), "# A").unwrap();
+        let reach =
+            Reach { objects: Objects { volumes: Some(volumes.path().to_owned()) }, ..Reach::default() };
+        let spec = SourceSpec::Folder { path: "a".into(), include: Vec::new(), exclude: Vec::new() };
+        assert_eq!(spec.list(&reach).await.unwrap().len(), 1);
+        // Now paths are longer than the system takes: a failure that also those meet who may look at everything.
+        fs::rename(volumes.path().join("b"), deep("a").join("b")).unwrap();
+        let error = spec.list(&reach).await.unwrap_err();
+        assert!(
+            matches!(&error, SourceError::Passing(message) if message.starts_with("listing ")),
+            "{error}"
+        );
     }
 
     #[tokio::test]

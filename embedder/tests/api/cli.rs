@@ -130,6 +130,29 @@ fn who_reads_only_the_beginning_is_no_failure() {
 }
 
 #[test]
+fn on_a_terminal_a_bar_shows_how_far_it_is_and_is_gone_at_the_end() {
+    let (program, model) = (env!("CARGO_BIN_EXE_principium-embedder"), folder("bert").display().to_string());
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    std::fs::write(path("a.txt"), "a hot card\na cold drink\na warm day\n").unwrap();
+    let embed =
+        format!("'{program}' embed --model '{model}' --output '{}' '{}'", path("vectors"), path("a.txt"));
+    // It runs the command on a pseudo-terminal, and repeats what is written to that.
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &embed, "/dev/null"]).stdin(Stdio::null());
+    let output = terminal.env("TERM", "xterm").output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown:?}");
+    let erased = "\x1b[2K";
+    let (before, left) = shown.rsplit_once(erased).unwrap_or_else(|| panic!("nothing was erased: {shown:?}"));
+    let bar = before.rsplit(erased).find(|drawn| drawn.contains(" left"));
+    assert!(bar.is_some_and(|bar| bar.contains("35 B/35 B, 3 texts, ")), "{shown:?}");
+    assert!(left.contains("3 texts, ") && left.contains("tokens/s") && !left.contains(" left"), "{shown:?}");
+    let (_, said) = lines(&["embed", "--model", &model, "--output", &path("vectors"), &path("a.txt")]);
+    assert!(said.contains("3 texts, ") && !said.contains(" left"), "{said}");
+}
+
+#[test]
 fn a_model_is_measured() {
     let model = folder("modernbert").display().to_string();
     let arguments = ["bench", "--model", &model, "--tokens", "40", "--texts", "16", "--seconds", "0"];

@@ -217,8 +217,8 @@ impl Replica for Held {
         Ok(inputs.iter().map(|input| Output { vector: vector(input), ..Output::default() }).collect())
     }
 
-    fn padding(&self, _: &[usize]) -> usize {
-        0
+    fn padding(&self, lengths: &[usize]) -> usize {
+        2 * lengths.len()
     }
 }
 
@@ -260,6 +260,8 @@ async fn instances_of_vertex_ai_come_to_the_device_by_and_by_and_go_back_in_thei
     let expected: Vec<Value> =
         (0..1000_u32).map(|number| json!([[1.0, f64::from(3 + number % 7)]])).collect();
     assert_eq!(answer.await.unwrap()["predictions"], json!(expected));
+    let told = self::metrics(&reqwest::Client::new(), &url).await;
+    assert!(told.contains("principium_embedder_padding_total{worker=\"0\"} 2000\n"), "{told}");
 }
 
 async fn metrics(client: &reqwest::Client, url: &str) -> String {

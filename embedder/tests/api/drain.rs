@@ -4,11 +4,11 @@ use super::models::folder;
 use super::server::minilm;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A running program, ended with the test whatever happens.
-struct Program(Child);
+pub struct Program(pub Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -18,9 +18,20 @@ impl Drop for Program {
 
 /// Starts the program on a port that is free, and reads from its log where it listens.
 fn start(arguments: &[&str]) -> (Program, String) {
+    let (program, url, mut log) = start_with_log(arguments, "info");
+    // The rest is read, so that the program does not wait for a reader.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    (program, url)
+}
+
+/// The same with what of its log was not read yet, and from which level on there is one.
+pub fn start_with_log(arguments: &[&str], level: &str) -> (Program, String, BufReader<ChildStdout>) {
+    // For who asks it: no server of this process has done so.
+    principium_embedder::tls::install();
     let mut child = Command::new(env!("CARGO_BIN_EXE_principium-embedder"))
         .args(["serve", "--listen", "127.0.0.1:0"])
         .args(arguments)
+        .env("RUST_LOG", level)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -31,10 +42,7 @@ fn start(arguments: &[&str]) -> (Program, String) {
         let entry: Value = serde_json::from_str(&line).unwrap();
         line.clear();
         if let Some(address) = entry["fields"]["listen"].as_str() {
-            let url = format!("http://{address}");
-            // The rest is read, so that the program does not wait for a reader.
-            std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-            return (program, url);
+            return (program, format!("http://{address}"), log);
         }
     }
     panic!("the program ended before it listened");

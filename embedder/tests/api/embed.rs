@@ -138,6 +138,10 @@ async fn what_would_not_fit_into_memory_is_refused_before_it_is_computed_in_the_
     // One vector a text would be a small answer.
     let states = json!({ "inputs": vec!["hot ".repeat(300); 800] });
     data_factory().post("/embed_all", &states).await.refused(413, "Validation", says);
+    // One text of one of them would be a small answer as well.
+    let ids = json!({ "inputs": vec![1; (1 << 21) + 1] });
+    let says = "inputs has 2097153 token ids, and a request may have 2097152 in all";
+    data_factory().post("/embed", &ids).await.refused(413, "Validation", says);
 }
 
 #[tokio::test]

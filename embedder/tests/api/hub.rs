@@ -2,11 +2,12 @@
 
 use super::models::{folder, walk};
 use super::server::floats;
-use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -14,21 +15,47 @@ use std::sync::{Arc, Mutex};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const NEXT_COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
-/// What was asked for, in its order.
+/// The files that were asked for, in their order.
 type Asked = Arc<Mutex<Vec<String>>>;
 
-/// A model, its newest commit, and what was asked for.
-type Hub = (&'static str, &'static str, Asked);
+/// What a branch or a tag of the model is: its newest commit, and the fixture that has its files.
+#[derive(Clone, Copy)]
+struct Revision {
+    name: &'static str,
+    commit: &'static str,
+    fixture: &'static str,
+}
 
+#[derive(Clone)]
+struct Hub {
+    revisions: Arc<[Revision]>,
+    asked: Asked,
+}
+
+/// The commit behind a revision, and its files with some beside them that no model needs.
+async fn info(State(hub): State<Hub>, Path(revision): Path<String>) -> Response {
+    let meant = hub.revisions.iter().find(|it| it.name == revision || it.commit == revision);
+    let Some(Revision { commit, fixture, .. }) = meant else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let root = folder(fixture);
+    let own = walk(&root).into_iter().map(|path| path.strip_prefix(&root).unwrap().display().to_string());
+    let others = ["README.md", "pytorch_model.bin", "onnx/model.onnx"].map(str::to_owned);
+    let siblings: Vec<Value> = own.chain(others).map(|name| json!({ "rfilename": name })).collect();
+    Json(json!({ "sha": commit, "siblings": siblings })).into_response()
+}
+
+/// A file of a commit. Whoever asks for one by the name of a branch may get half of one commit and half of the next.
 async fn file(
-    State((name, commit, asked)): State<Hub>,
+    State(hub): State<Hub>,
     Path((revision, path)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    assert_eq!(headers["authorization"], "Bearer secret");
-    assert_eq!(revision, commit, "{path}");
-    asked.lock().unwrap().push(path.clone());
-    let Ok(bytes) = std::fs::read(folder(name).join(&path)) else {
+    let Some(Revision { commit, fixture, .. }) = hub.revisions.iter().find(|it| it.commit == revision) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    hub.asked.lock().unwrap().push(path.clone());
+    let Ok(bytes) = std::fs::read(folder(fixture).join(&path)) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let range = headers["range"].to_str().unwrap().trim_start_matches("bytes=").to_owned();
@@ -36,25 +63,34 @@ async fn file(
     let first: usize = first.parse().unwrap();
     let last = last.parse().unwrap_or(bytes.len() - 1).min(bytes.len() - 1);
     let headers = [
-        ("x-repo-commit", commit.to_owned()),
-        ("etag", format!("\"{}\"", path.replace('/', "-"))),
+        ("x-repo-commit", (*commit).to_owned()),
+        ("etag", format!("\"{fixture}-{}\"", path.replace('/', "-"))),
         ("content-range", format!("bytes {first}-{last}/{}", bytes.len())),
     ];
     (StatusCode::PARTIAL_CONTENT, headers, bytes[first..=last].to_vec()).into_response()
 }
 
-/// Starts a hub with the fixture `name` as `group/small`, and some files beside it that no model needs.
+/// Turns away who does not send what HF_TOKEN holds.
+async fn authorized(headers: HeaderMap, request: Request, next: Next) -> Response {
+    match headers.get("authorization") {
+        Some(value) if value == "Bearer secret" => next.run(request).await,
+        _ => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+/// Starts a hub with the fixture `name` as `group/small`.
 async fn hub(name: &'static str, commit: &'static str) -> (String, Asked) {
-    let root = folder(name);
-    let own = walk(&root).into_iter().map(|path| path.strip_prefix(&root).unwrap().display().to_string());
-    let others = ["README.md", "pytorch_model.bin", "onnx/model.onnx"].map(str::to_owned);
-    let siblings: Vec<Value> = own.chain(others).map(|name| json!({ "rfilename": name })).collect();
-    let info = json!({ "sha": commit, "siblings": siblings }).to_string();
+    hub_of(&[Revision { name: "main", commit, fixture: name }]).await
+}
+
+/// Starts a hub with several revisions of `group/small`.
+async fn hub_of(revisions: &[Revision]) -> (String, Asked) {
     let asked = Asked::default();
     let router = Router::new()
-        .route("/api/models/group/small/revision/main", get(async move || info))
+        .route("/api/models/group/small/revision/{revision}", get(info))
         .route("/group/small/resolve/{revision}/{*path}", get(file))
-        .with_state((name, commit, Arc::clone(&asked)));
+        .layer(middleware::from_fn(authorized))
+        .with_state(Hub { revisions: revisions.into(), asked: Arc::clone(&asked) });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -63,9 +99,21 @@ async fn hub(name: &'static str, commit: &'static str) -> (String, Asked) {
 
 /// Embeds the file `text` with a model by name from the hub at `url`.
 async fn embed(url: &str, model: &str, cache: &std::path::Path, text: &std::path::Path) -> Output {
+    embed_with(url, model, cache, text, |_| ()).await
+}
+
+/// The same with further flags or another environment.
+async fn embed_with(
+    url: &str,
+    model: &str,
+    cache: &std::path::Path,
+    text: &std::path::Path,
+    more: impl FnOnce(&mut Command),
+) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_principium-embedder"));
     command.args(["embed", "--model", model, "--model-cache"]).arg(cache).arg(text);
     command.env("HF_ENDPOINT", url).env("HF_TOKEN", "secret");
+    more(&mut command);
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
@@ -102,6 +150,54 @@ async fn a_model_is_fetched_by_its_name_and_kept() {
         !missing.status.success() && said.contains("fetching the model group/none from http://"),
         "{said}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_revision_that_is_asked_for_is_fetched_with_the_token_and_no_other_one() {
+    let files = tempfile::tempdir().unwrap();
+    let text = files.path().join("text.txt");
+    std::fs::write(&text, "a hot card").unwrap();
+    // Other models altogether, so that the vectors tell what was loaded.
+    let revisions = [
+        Revision { name: "main", commit: COMMIT, fixture: "bert" },
+        Revision { name: "v1", commit: NEXT_COMMIT, fixture: "roberta" },
+    ];
+    let (url, asked) = hub_of(&revisions).await;
+    let fetch = async |revision: Option<&str>, token: &str, cache: &std::path::Path| {
+        let flag = revision.map(|revision| format!("--model-revision={revision}"));
+        let more = |command: &mut Command| {
+            command.args(&flag).env("HF_TOKEN", token);
+        };
+        embed_with(&url, "group/small", cache, &text, more).await
+    };
+    let mut vectors = Vec::new();
+    for (revision, commit, fixture) in [
+        (None, COMMIT, "bert"),
+        (Some("v1"), NEXT_COMMIT, "roberta"),
+        (Some(NEXT_COMMIT), NEXT_COMMIT, "roberta"),
+    ] {
+        let cache = tempfile::tempdir().unwrap();
+        let output = fetch(revision, "secret", cache.path()).await;
+        assert!(output.status.success(), "{revision:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let same = embed(&url, &folder(fixture).display().to_string(), cache.path(), &text).await;
+        assert_eq!(output.stdout, same.stdout, "{revision:?}");
+        vectors.push(output.stdout);
+        let kept = cache.path().join("models--group--small");
+        let snapshots = std::fs::read_dir(kept.join("snapshots")).unwrap();
+        let snapshots: Vec<_> = snapshots.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(snapshots, [commit], "{revision:?}");
+        let newest = std::fs::read_to_string(kept.join("refs").join(revision.unwrap_or("main"))).unwrap();
+        assert_eq!(newest, commit, "{revision:?}");
+    }
+    assert_ne!(vectors[0], vectors[1]);
+    asked.lock().unwrap().clear();
+    for (revision, token, says) in [("v2", "secret", "404"), ("v1", "another", "401")] {
+        let output = fetch(Some(revision), token, files.path()).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let failed = !output.status.success() && said.contains("fetching the model group/small from");
+        assert!(failed && said.contains(says), "{revision} with {token}: {said}");
+    }
+    assert_eq!(asked.lock().unwrap().len(), 0, "no file of what is not there, or not for everybody");
 }
 
 #[tokio::test(flavor = "multi_thread")]

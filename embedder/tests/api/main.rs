@@ -25,6 +25,8 @@ mod encode;
 #[cfg(test)]
 mod enrichment;
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod formats;
 #[cfg(test)]
 mod hub;
@@ -33,11 +35,15 @@ mod jobs;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod ollama;
 #[cfg(test)]
 mod openai;
+#[cfg(test)]
+mod openapi;
 #[cfg(test)]
 mod page;
 #[cfg(test)]

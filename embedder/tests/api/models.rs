@@ -1,91 +1,17 @@
 //! Every architecture and every head against its reference implementation, on the small models with random weights that
 //! `fixtures/make_models.py` writes; and what of a model's files is refused.
 
+use super::fixture::{CLASSIFIERS, FAMILIES, Fixture, MARKED, WORDS};
 use super::server::{cosine, start};
 use principium_embedder::model::{
-    Input, Model, ModelFiles, Output, Precision, Side, TextTokenizer, Truncation, Wants, load_tokenizer,
-    normalize,
+    Input, Model, ModelFiles, Precision, Side, Truncation, Wants, load_tokenizer, normalize,
 };
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{TruncationDirection, TruncationParams};
 
-/// The largest difference of a number that is of the order of one.
-const TOLERANCE: f64 = 1e-4;
-
-/// One model of each way to compute hidden states.
-const FAMILIES: [&str; 14] = [
-    "bert",
-    "bert-unprompted",
-    "roberta",
-    "bge-m3",
-    "distilbert",
-    "nomic-bert",
-    "nomic-bert-long",
-    "nomic-experts",
-    "modernbert",
-    "gte",
-    "jina-v2",
-    "jina-v2-code",
-    "qwen3",
-    "gemma3",
-];
-
-struct Fixture {
-    name: &'static str,
-    files: ModelFiles,
-    tokenizer: TextTokenizer,
-    model: Model,
-    references: Vec<Value>,
-}
-
-pub fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
-}
-
-impl Fixture {
-    fn load(name: &'static str) -> Self {
-        let files = ModelFiles::read(&folder(name)).unwrap();
-        let expected = std::fs::read_to_string(folder(name).join("expected.json")).unwrap();
-        let expected: Value = serde_json::from_str(&expected).unwrap();
-        let tokenizer = load_tokenizer(&files).unwrap();
-        let model = Model::load(&files, None, Precision::F32).unwrap();
-        let references = expected["references"].as_array().unwrap().clone();
-        assert!(references.len() >= 3);
-        Self { name, files, tokenizer, model, references }
-    }
-
-    /// Tokens of the references' texts, which must be those of the reference.
-    fn inputs(&self, wants: Wants) -> Vec<Input> {
-        let input = |row: &Value| {
-            let mut input = match row.get("pair") {
-                Some(pair) => {
-                    let text = |index: usize| pair[index].as_str().unwrap();
-                    self.tokenizer.pair(text(0), text(1), Truncation::DropEnd).unwrap()
-                }
-                None => self.tokenizer.text(row["text"].as_str().unwrap(), Truncation::DropEnd).unwrap(),
-            };
-            assert_eq!(json!(input.ids), row["ids"], "{}: the tokens of {row}", self.name);
-            input.wants = wants;
-            input
-        };
-        self.references.iter().map(input).collect()
-    }
-
-    fn run(&self, inputs: &[Input]) -> Vec<Output> {
-        self.model.run(&inputs.iter().collect::<Vec<_>>()).unwrap()
-    }
-
-    #[track_caller]
-    fn close(&self, what: &str, found: &[f32], expected: &Value) {
-        let expected: Vec<f64> =
-            expected.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
-        assert_eq!(found.len(), expected.len(), "{}: {what}", self.name);
-        let off = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-        assert!(off < TOLERANCE, "{}: {what} are off by {off}", self.name);
-    }
-}
+pub use super::fixture::folder;
 
 #[test]
 fn hidden_states_and_vectors_are_those_of_the_reference() {
@@ -95,16 +21,7 @@ fn hidden_states_and_vectors_are_those_of_the_reference() {
         for (output, row) in together.iter().zip(&fixture.references) {
             fixture.close("states", &output.states.concat(), &row["states"]);
         }
-        // sentence-transformers puts the default prompt before every text.
-        let prompts = &fixture.files.prompts;
-        let prompt = prompts.default.as_ref().map_or("", |name| &prompts.by_name[name]);
-        let inputs: Vec<Input> = fixture
-            .references
-            .iter()
-            .map(|row| row["text"].as_str().unwrap())
-            .map(|text| fixture.tokenizer.prompted(prompt, text, Truncation::DropEnd).unwrap())
-            .collect();
-        for (mut output, row) in fixture.run(&inputs).into_iter().zip(&fixture.references) {
+        for (mut output, row) in fixture.run(&fixture.prompted()).into_iter().zip(&fixture.references) {
             assert_eq!(output.vector.len(), fixture.files.heads.dense.as_ref().unwrap().width);
             normalize(&mut output.vector);
             fixture.close("vectors", &output.vector, &row["vector"]);
@@ -133,15 +50,7 @@ fn smaller_number_formats_keep_the_directions_of_every_architecture() {
 
 #[test]
 fn logits_are_those_of_the_reference() {
-    for (name, labels) in [
-        ("bert-classifier", &["calm", "warm", "hot"][..]),
-        ("roberta-classifier", &["calm", "warm", "hot"]),
-        ("xlm-roberta-reranker", &["LABEL_0"]),
-        ("distilbert-classifier", &["LABEL_0", "LABEL_1"]),
-        ("modernbert-reranker", &["LABEL_0"]),
-        ("gte-reranker", &["LABEL_0"]),
-        ("jina-reranker", &["LABEL_0"]),
-    ] {
+    for (name, labels) in CLASSIFIERS {
         let fixture = Fixture::load(name);
         assert_eq!(fixture.files.heads.labels.as_deref().unwrap(), labels);
         for (output, row) in fixture.run(&fixture.inputs(Wants::VECTOR)).iter().zip(&fixture.references) {
@@ -152,7 +61,7 @@ fn logits_are_those_of_the_reference() {
 
 #[test]
 fn weights_of_words_are_those_of_the_reference() {
-    for name in ["splade-bert", "splade-distilbert", "splade-roberta", "splade-modernbert", "bge-m3"] {
+    for name in WORDS {
         let fixture = Fixture::load(name);
         for (output, row) in fixture.run(&fixture.inputs(Wants::SPARSE)).iter().zip(&fixture.references) {
             let expected = row["sparse"].as_array().unwrap();
@@ -174,26 +83,11 @@ fn vectors_of_tokens_are_those_of_the_reference() {
     for (output, row) in fixture.run(&fixture.inputs(Wants::MULTI)).iter().zip(&fixture.references) {
         fixture.close("vectors of tokens", &output.multi.concat(), &row["multi"]);
     }
-    for name in ["colbert", "pylate", "pylate-unseen"] {
+    for name in MARKED {
         let fixture = Fixture::load(name);
         for (side, field) in [(Side::Query, "query"), (Side::Document, "document")] {
-            // All in one batch: what one query is filled with is nothing to the others.
-            let marked = |row: &Value| {
-                let text = row["text"].as_str().unwrap();
-                let input = fixture.tokenizer.marked("", text, side, Truncation::DropEnd).unwrap();
-                Input { wants: Wants::MULTI, ..input }
-            };
-            let inputs: Vec<Input> = fixture.references.iter().map(marked).collect();
-            for ((output, input), row) in fixture.run(&inputs).iter().zip(&inputs).zip(&fixture.references) {
-                let counts = |id: u32| side == Side::Query || !fixture.tokenizer.is_skipped(id);
-                let kept: Vec<f32> = output
-                    .multi
-                    .iter()
-                    .zip(&input.ids)
-                    .filter(|(_, id)| counts(**id))
-                    .flat_map(|(vector, _)| vector.iter().copied())
-                    .collect();
-                fixture.close(field, &kept, &row[field]);
+            for (kept, row) in fixture.tokens(side).iter().zip(&fixture.references) {
+                fixture.close(field, kept, &row[field]);
             }
         }
     }

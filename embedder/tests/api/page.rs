@@ -1,5 +1,5 @@
-//! The page in a real browser, driven by WebDriver: upload, watch, read, search. Nothing may be logged as an error, which is
-//! also how a browser reports what the Content-Security-Policy stopped.
+//! The pages in a real browser, driven by WebDriver: upload, watch, read, search, and try what is described. Nothing may be
+//! logged as an error, which is also how a browser reports what the Content-Security-Policy stopped.
 
 use super::jobs::with_folder;
 use base64::Engine as _;
@@ -153,5 +153,21 @@ async fn documents_are_uploaded_watched_read_and_found() {
     browser.click("#results li:first-child button").await;
     browser.says("#reader .chunk.found", "Three men flew").await;
     browser.picture("reader").await;
+
+    browser.post("url", json!({ "url": format!("{}/docs", server.url) })).await;
+    browser.says("[id='get /v1/jobs'] summary", "The jobs, the newest first").await;
+    for (operation, limit, says) in
+        [("get /info", None, r#""role": "data-factory""#), ("get /v1/jobs", Some("1"), r#""next": ""#)]
+    {
+        let inside = |selector: &str| format!("[id='{operation}'] {selector}");
+        browser.click(&inside("summary")).await;
+        if let Some(limit) = limit {
+            browser.type_into(&inside("[title^='Most jobs']"), limit).await;
+        }
+        browser.click(&inside("button")).await;
+        browser.says(&inside(".answer"), says).await;
+        browser.says(&inside(".answer"), "200 after").await;
+    }
+    browser.picture("docs").await;
     assert_eq!(browser.errors().await, Vec::<Value>::new());
 }

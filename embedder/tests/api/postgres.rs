@@ -148,4 +148,13 @@ async fn rows_follow_the_corpus_and_the_nearest_is_found_by_sql() {
     let rows = client.query("SELECT text FROM chunks", &[]).await.unwrap();
     let texts: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(texts, ["She was raised in 1961."]);
+
+    // Another corpus brings the same chunk: it is that one's from then on.
+    let same = json!({ "corpus": "other", "documents": changed["documents"], "sink": body["sink"] });
+    assert_eq!(server.run_job(&same).await["state"], "succeeded");
+    for (corpus, left) in [("default", 1), ("other", 0)] {
+        let job = server.run_job(&json!({ "corpus": corpus, "delete": ["vasa"] })).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+        assert_eq!(client.query("SELECT 1 FROM chunks", &[]).await.unwrap().len(), left, "after {corpus}");
+    }
 }

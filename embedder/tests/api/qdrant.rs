@@ -15,6 +15,8 @@ struct StandIn(Arc<Mutex<Kept>>);
 #[derive(Default)]
 struct Kept {
     size: Option<u64>,
+    /// Whether there is an index of the corpora.
+    indexed: bool,
     points: BTreeMap<String, Value>,
     /// Requests that are turned away before any is taken.
     failing: usize,
@@ -24,10 +26,14 @@ struct Kept {
 }
 
 async fn collection(State(it): State<StandIn>, Path(name): Path<String>) -> (StatusCode, Json<Value>) {
-    match it.0.lock().unwrap().size {
+    let kept = it.0.lock().unwrap();
+    match kept.size {
         Some(size) => {
             let vectors = json!({ "size": size, "distance": "Cosine" });
-            (StatusCode::OK, Json(json!({ "result": { "config": { "params": { "vectors": vectors } } } })))
+            let indexes =
+                if kept.indexed { json!({ "corpus": { "data_type": "keyword" } }) } else { json!({}) };
+            let result = json!({ "config": { "params": { "vectors": vectors } }, "payload_schema": indexes });
+            (StatusCode::OK, Json(json!({ "result": result })))
         }
         None => {
             (StatusCode::NOT_FOUND, Json(json!({ "status": { "error": format!("no collection {name}") } })))
@@ -51,7 +57,7 @@ async fn upsert(State(it): State<StandIn>, headers: HeaderMap, Json(body): Json<
     }
     if kept.vanishing > 0 {
         kept.vanishing -= 1;
-        kept.size = None;
+        (kept.size, kept.indexed) = (None, false);
         kept.points.clear();
     }
     if kept.size.is_none() {
@@ -66,11 +72,24 @@ async fn upsert(State(it): State<StandIn>, headers: HeaderMap, Json(body): Json<
     StatusCode::OK
 }
 
+async fn index(State(it): State<StandIn>, Json(body): Json<Value>) -> StatusCode {
+    assert_eq!(body, json!({ "field_name": "corpus", "field_schema": "keyword" }));
+    let mut kept = it.0.lock().unwrap();
+    assert!(!kept.indexed, "one that is there may be set otherwise, and is left alone");
+    kept.indexed = true;
+    StatusCode::OK
+}
+
+/// As a server in strict mode: a field without an index is not looked at.
 async fn delete(State(it): State<StandIn>, Json(body): Json<Value>) -> StatusCode {
     let mut kept = it.0.lock().unwrap();
-    for id in body["points"].as_array().unwrap() {
-        kept.points.remove(id.as_str().unwrap());
+    let must = &body["filter"]["must"];
+    assert_eq!((must.as_array().unwrap().len(), &must[1]["key"]), (2, &json!("corpus")), "{body}");
+    if !kept.indexed {
+        return StatusCode::BAD_REQUEST;
     }
+    let (ids, corpus) = (must[0]["has_id"].as_array().unwrap(), &must[1]["match"]["value"]);
+    kept.points.retain(|id, payload| !(ids.contains(&json!(id)) && payload["corpus"] == *corpus));
     StatusCode::OK
 }
 
@@ -78,6 +97,7 @@ async fn stand_in() -> (StandIn, String) {
     let it = StandIn::default();
     let routes = Router::new()
         .route("/collections/{name}", get(collection).put(create))
+        .route("/collections/{name}/index", put(index))
         .route("/collections/{name}/points", put(upsert))
         .route("/collections/{name}/points/delete", post(delete))
         .with_state(it.clone());
@@ -120,6 +140,28 @@ async fn points_follow_the_corpus_through_failures() {
     let kept = it.0.lock().unwrap();
     let texts: Vec<&Value> = kept.points.values().map(|payload| &payload["text"]).collect();
     assert_eq!(texts, [&json!("She was raised.")]);
+}
+
+#[tokio::test]
+async fn a_corpus_takes_out_no_point_that_another_has_brought_since() {
+    let (it, url) = stand_in().await;
+    let folder = tempfile::tempdir().unwrap();
+    let server = with_folder(folder.path(), &["--qdrant-url", &url, "--qdrant-api-key", "key"]);
+    let sink = json!({ "type": "qdrant", "collection": "ships" });
+    let documents = json!([{ "id": "vasa", "text": "She sank." }]);
+    for corpus in ["one", "two"] {
+        let job = server.run_job(&json!({ "corpus": corpus, "documents": documents, "sink": sink })).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+    }
+    for (corpus, left) in [("one", 1), ("two", 0)] {
+        let job = server.run_job(&json!({ "corpus": corpus, "delete": ["vasa"] })).await;
+        assert_eq!(
+            (&job["state"], &job["progress"]["sink_deletes"]),
+            (&json!("succeeded"), &json!(1)),
+            "{job}"
+        );
+        assert_eq!(it.0.lock().unwrap().points.len(), left, "after {corpus}");
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use super::models::folder;
 use super::server::{arguments, cross_encoder, data_factory, minilm, reranker, start};
 use principium_embedder::serve;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::path::Path;
 
 const GPUS: &str =
     r#"[{"index":6,"uuid":"GPU-6","memoryMiB":5120},{"index":7,"uuid":"GPU-7","memoryMiB":3072}]"#;
@@ -29,7 +31,12 @@ async fn info_says_what_is_served_and_on_what() {
     ] {
         assert_eq!(info[field], value, "{field}");
     }
-    assert_eq!(info["model_sha"].as_str().unwrap().len(), 64);
+    let weights = std::fs::read(Path::new(&minilm()).join("model.safetensors")).unwrap();
+    let digest: String = Sha256::digest(weights).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(info["weights_digest"], digest);
+    assert_eq!(info["model_sha"], digest, "what comes from a folder has no commit");
+    let kernel = info["kernel"].as_str().unwrap();
+    assert!(["avx512", "avx2", "portable"].contains(&kernel), "{kernel}");
     let info = reranker().get("/info").await.json();
     assert_eq!((&info["role"], &info["max_input_length"]), (&json!("reranker"), &json!(512)));
     assert_eq!(info["model_type"]["reranker"]["id2label"], json!({ "0": "LABEL_0" }));
@@ -77,6 +84,11 @@ async fn gpus_that_are_not_used_make_it_unready_only_where_acceleration_is_requi
             json!({ "index": 7, "uuid": "GPU-7", "memory_mib": 3072, "used": false })
         );
         assert!(info["acceleration_message"].as_str().unwrap().contains("cuda"));
+        // The alert about it looks at both.
+        assert!(server.metric("principium_embedder_accelerated").await < 0.5);
+        let share =
+            server.metric(r#"principium_embedder_gpu_memory_share_bytes{gpu="7",uuid="GPU-7"}"#).await;
+        assert!((share - f64::from(3_u32 << 30)).abs() < 0.5, "{share}");
     }
     let none = start(&["--model", &minilm(), "--require-acceleration", "true"]);
     none.get("/ready").await.refused(503, "Unhealthy", "no GPU was given to this process");
@@ -95,12 +107,21 @@ async fn metrics_count_what_was_done() {
         r#"principium_embedder_requests_total{route="other",status="404"} "#,
         r#"principium_embedder_tokens_total{worker="0"} "#,
         r#"principium_embedder_request_duration_seconds_count{route="/embed"} "#,
-        "principium_embedder_batch_tokens_sum ",
+        // Padding is for GPUs.
+        r#"principium_embedder_padding_total{worker="0"} 0"#,
         "principium_embedder_accelerated 0.0",
         "# EOF",
     ] {
         assert!(metrics.text.contains(line), "{line} is not in\n{}", metrics.text);
     }
+    for name in ["queue_duration_seconds", "batch_duration_seconds", "batch_inputs", "batch_tokens"] {
+        for part in ["count", "sum"] {
+            let value = data_factory().metric(&format!("principium_embedder_{name}_{part}")).await;
+            assert!(value > 0.0, "{name}_{part}");
+        }
+    }
+    let share = "principium_embedder_gpu_memory_share_bytes{";
+    assert!(!metrics.text.contains(share), "the alert about GPUs that are not used would be for nothing");
 }
 
 #[test]

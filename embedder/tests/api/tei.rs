@@ -144,3 +144,60 @@ async fn what_the_model_can_t_do_is_a_failed_dependency() {
     let asked: Value = labels.get("/openapi.json").await.json();
     assert!(asked["paths"]["/invocations"].is_object() && asked["paths"]["/vertex"].is_object());
 }
+
+/// Whether answers are the same but for the last bits of their numbers, which depend on what is computed beside them.
+fn alike(one: &Value, two: &Value) -> bool {
+    match (one, two) {
+        (Value::Array(one), Value::Array(two)) => {
+            one.len() == two.len() && one.iter().zip(two).all(|(one, two)| alike(one, two))
+        }
+        (Value::Object(one), Value::Object(two)) => {
+            one.len() == two.len()
+                && one.iter().all(|(name, one)| two.get(name).is_some_and(|two| alike(one, two)))
+        }
+        _ => match (one.as_f64(), two.as_f64()) {
+            (Some(one), Some(two)) => (one - two).abs() < 1e-4,
+            _ => one == two,
+        },
+    }
+}
+
+#[tokio::test]
+async fn null_in_an_optional_field_means_what_its_absence_does() {
+    let cut = ["truncate", "truncation_direction"];
+    let texts = json!(["warm", "a hot card"]);
+    for (server, path, body, fields) in [
+        (
+            data_factory(),
+            "/embed",
+            json!({ "inputs": "hot" }),
+            &["prompt_name", "normalize", "dimensions"][..],
+        ),
+        (data_factory(), "/embed", json!({ "inputs": "hot" }), &cut),
+        (
+            data_factory(),
+            "/v1/encode",
+            json!({ "inputs": "hot" }),
+            &["outputs", "input_type", "prompt_name", "normalize", "dimensions"],
+        ),
+        (data_factory(), "/tokenize", json!({ "inputs": "hot" }), &["add_special_tokens", "prompt_name"]),
+        (data_factory(), "/decode", json!({ "ids": [101, 4003] }), &["skip_special_tokens"]),
+        (reranker(), "/rerank", json!({ "query": "hot", "texts": texts }), &["raw_scores", "return_text"]),
+        (
+            reranker(),
+            "/v1/rerank",
+            json!({ "query": "hot", "documents": texts }),
+            &["model", "top_n", "return_documents"],
+        ),
+        (reranker(), "/predict", json!({ "inputs": ["hot", "warm"] }), &["raw_scores"]),
+        (reranker(), "/predict", json!({ "inputs": ["hot", "warm"] }), &cut),
+    ] {
+        let absent = server.post(path, &body).await.json();
+        for field in fields {
+            let mut body = body.clone();
+            body[*field] = Value::Null;
+            let null = server.post(path, &body).await.json();
+            assert!(alike(&null, &absent), "{path} {field}: {null}");
+        }
+    }
+}

@@ -23,6 +23,7 @@ use crate::metrics::{EnrichmentMetrics, InstanceLabels, PromptLabels};
 use crate::ollama::{Answer, Client, OllamaConfig};
 use pace::Pace;
 use schedule::{Schedule, Task};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -64,7 +65,7 @@ pub struct Outcome {
 }
 
 /// What one instance did in a job.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct InstanceFigures {
     /// Its address.
     pub address: String,
