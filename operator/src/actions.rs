@@ -50,6 +50,18 @@ impl Plan {
         self.requeue_after = Some(self.requeue_after.map_or(after, |other| other.min(after)));
     }
 
+    /// Does what another plan says after this one.
+    pub fn append(&mut self, mut other: Self) {
+        self.actions.append(&mut other.actions);
+        self.statuses.append(&mut other.statuses);
+        self.notes.append(&mut other.notes);
+        self.targets.append(&mut other.targets);
+        self.creations += other.creations;
+        if let Some(after) = other.requeue_after {
+            self.requeue(after);
+        }
+    }
+
     pub fn note(&mut self, id: &Identity, severity: Severity, reason: &'static str, text: String) {
         self.notes.push(Note {
             key: id.key.clone(),

@@ -90,10 +90,12 @@ impl Writer {
         Self { client, metrics, recorder, waiting: BTreeMap::new() }
     }
 
-    /// What could not be written, for the status of each resource.
+    /// What could not be written, for the status of each resource. A status that could not be written is left out: it says
+    /// nothing about the resource, and is written as soon as it can be.
     pub fn failures(&self) -> BTreeMap<ResourceKey, String> {
         // In reverse, so that of several the first by name is told, every time the same.
-        self.waiting.iter().rev().map(|((key, _), wait)| (key.clone(), wait.message.clone())).collect()
+        let objects = self.waiting.iter().rev().filter(|((_, object), _)| object != STATUS_OBJECT);
+        objects.map(|((key, _), wait)| (key.clone(), wait.message.clone())).collect()
     }
 
     /// Applies a plan. Deletions and Services come before new pods, so that a Service's name is there when its pods ask
@@ -450,8 +452,12 @@ mod tests {
         let status = Status::Reranker(Box::default());
         let update = StatusUpdate { key: key("there"), uid: String::new(), status };
         writer.forget(&[], &[update]);
-        let waiting: Vec<_> = writer.failures().into_keys().collect();
+        let waiting: Vec<_> = writer.waiting.keys().map(|(key, _)| key.clone()).collect();
         assert_eq!(waiting, [key("there")], "a resource that was deleted would be tried again for ever");
+        assert!(writer.failures().is_empty(), "what runs is not ill because its status could not be written");
+        let pod = "Pod there-0-1".to_owned();
+        writer.failed((key("there"), pod.clone()), &WriteError::Taken { object: pod });
+        assert_eq!(writer.failures().into_keys().collect::<Vec<_>>(), [key("there")]);
         Ok(())
     }
 }

@@ -4,7 +4,6 @@
 use crate::args::Args;
 use crate::caches::PLUGIN_LEASE;
 use crate::leader;
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
@@ -52,8 +51,29 @@ const RIGHTS: [(&str, &str, &str); 24] = [
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks; longer than between two renewals of the leader's Lease.
 const BETWEEN: Duration = Duration::from_secs(4);
-/// How late a plugin's renewal may be, clocks that differ included.
-const LATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// What the looks before saw. Renewals are compared with one another and never with this clock, from which that of a node
+/// may differ.
+#[derive(Default)]
+struct Seen {
+    /// The renewal of the leader's Lease, by the last look.
+    leader: Option<MicroTime>,
+    plugins: Plugins,
+}
+
+/// The renewal of each plugin's Lease by the first look that saw it, and when that was; by node.
+type Plugins = BTreeMap<String, (MicroTime, Duration)>;
+
+/// Whether a device plugin lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// It was seen to renew its Lease.
+    Lives,
+    /// It was not yet, and need not have been.
+    Open,
+    /// It did not renew it for as long as one renewal holds.
+    Silent,
+}
 
 /// The outcome of one look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +89,11 @@ enum Finding {
 /// Prints every finding; fails if one of them is still bad after a while.
 pub async fn check(args: &Args, client: Client) -> ExitCode {
     let started = Instant::now();
-    let mut renewed = None;
+    let mut seen = Seen::default();
     loop {
-        let findings = look(args, &client, &mut renewed).await;
+        let (findings, open) = look(args, &client, &mut seen, started.elapsed()).await;
         let bad = findings.iter().any(|(_, finding)| matches!(finding, Finding::Bad(_)));
-        if bad && started.elapsed() < PATIENCE {
+        if (bad || open) && started.elapsed() < PATIENCE {
             sleep(BETWEEN).await;
             continue;
         }
@@ -89,22 +109,31 @@ pub async fn check(args: &Args, client: Client) -> ExitCode {
     }
 }
 
-async fn look(args: &Args, client: &Client, renewed: &mut Option<MicroTime>) -> [(&'static str, Finding); 3] {
+/// What is found now, and whether a later look may find that another plugin lives.
+async fn look(
+    args: &Args,
+    client: &Client,
+    seen: &mut Seen,
+    now: Duration,
+) -> ([(&'static str, Finding); 3], bool) {
     let leases = Api::<Lease>::namespaced(client.clone(), &args.namespace);
     let found = leases.list(&ListParams::default()).await.map(|found| found.items);
-    let (leader, plugins) = match &found {
+    let (leader, plugins, open) = match &found {
         Ok(leases) => {
             let of_leader = leases.iter().find(|lease| lease.name_any() == leader::NAME);
-            let leader = leader(of_leader, renewed.as_ref());
-            *renewed = of_leader.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
-            (leader, plugins(client, leases).await)
+            let leader = leader(of_leader, seen.leader.as_ref());
+            seen.leader = of_leader.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
+            let signs = signs(leases, &mut seen.plugins, now);
+            let open = signs.values().any(|sign| *sign == Sign::Open);
+            (leader, plugins(client, &signs).await, open)
         }
         Err(error) => {
             let bad = Finding::Bad(format!("the Leases in {} can't be read: {error}", args.namespace));
-            (bad.clone(), bad)
+            (bad.clone(), bad, false)
         }
     };
-    [("rights", rights(client, args.watch_namespace.as_deref()).await), ("leader", leader), ("GPUs", plugins)]
+    let rights = rights(client, args.watch_namespace.as_deref()).await;
+    ([("rights", rights), ("leader", leader), ("GPUs", plugins)], open)
 }
 
 async fn rights(client: &Client, namespace: Option<&str>) -> Finding {
@@ -160,39 +189,53 @@ fn leader(lease: Option<&Lease>, before: Option<&MicroTime>) -> Finding {
     }
 }
 
-async fn plugins(client: &Client, leases: &[Lease]) -> Finding {
-    let alive: BTreeMap<String, bool> =
-        leases.iter().filter_map(|lease| plugin(lease, Timestamp::now())).collect();
+async fn plugins(client: &Client, signs: &BTreeMap<String, Sign>) -> Finding {
     match Api::<GPUNode>::all(client.clone()).list(&ListParams::default()).await {
-        Ok(nodes) => gpus(&nodes.items, &alive),
+        Ok(nodes) => gpus(&nodes.items, signs),
         Err(error) => Finding::Bad(format!("GPUNodes can't be read: {error}")),
     }
 }
 
-/// The node of a device plugin's Lease, and whether the plugin lives.
-fn plugin(lease: &Lease, now: Timestamp) -> Option<(String, bool)> {
-    let node = lease.metadata.name.as_deref()?.strip_prefix(PLUGIN_LEASE)?;
-    let spec = lease.spec.as_ref()?;
-    let lasts = SignedDuration::from_secs(spec.lease_duration_seconds?.into());
-    Some((node.to_owned(), now.duration_since(spec.renew_time.as_ref()?.0) < lasts + LATE))
+/// Which device plugins live, by node.
+fn signs(leases: &[Lease], seen: &mut Plugins, now: Duration) -> BTreeMap<String, Sign> {
+    leases.iter().filter_map(|lease| sign(lease, seen, now)).collect()
 }
 
-fn gpus(nodes: &[GPUNode], alive: &BTreeMap<String, bool>) -> Finding {
+/// The node of a device plugin's Lease, and whether the plugin lives.
+fn sign(lease: &Lease, seen: &mut Plugins, now: Duration) -> Option<(String, Sign)> {
+    let node = lease.metadata.name.as_deref()?.strip_prefix(PLUGIN_LEASE)?;
+    let spec = lease.spec.as_ref()?;
+    let renewed = spec.renew_time.as_ref()?;
+    let lasts = Duration::from_secs(spec.lease_duration_seconds?.try_into().ok()?);
+    let (first, at) = seen.entry(node.to_owned()).or_insert_with(|| (renewed.clone(), now));
+    let sign = if renewed != first {
+        Sign::Lives
+    } else if now.saturating_sub(*at) < lasts {
+        Sign::Open
+    } else {
+        Sign::Silent
+    };
+    Some((node.to_owned(), sign))
+}
+
+fn gpus(nodes: &[GPUNode], signs: &BTreeMap<String, Sign>) -> Finding {
     let (mut gpus, mut offering, mut silent) = (0, 0, Vec::new());
     for node in nodes {
         let name = node.name_any();
         let status = node.status.as_ref();
         let found = status.map(|status| status.gpus.len()).unwrap_or_default();
         let message = status.and_then(|status| status.message.clone());
-        match (alive.get(&name), message) {
-            (Some(true), None) if found > 0 => {
+        match (signs.get(&name), message) {
+            (Some(Sign::Lives), None) if found > 0 => {
                 gpus += found;
                 offering += 1;
             }
-            (Some(true), message) => {
+            (Some(Sign::Lives), message) => {
                 silent.push(format!("{name} ({})", message.unwrap_or("no GPU".to_owned())));
             }
-            (_, _) => silent.push(format!("{name} (its device plugin gives no sign of life)")),
+            (Some(Sign::Open | Sign::Silent) | None, _) => {
+                silent.push(format!("{name} (its device plugin gives no sign of life)"));
+            }
         }
     }
     if offering == 0 {
@@ -213,8 +256,8 @@ mod tests {
     use k8s_openapi::api::coordination::v1::LeaseSpec;
     use serde_json::json;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(second).unwrap()
     }
 
     fn lease(name: &str, holder: &str, renewed: i64) -> Lease {
@@ -245,22 +288,49 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_lives_when_it_is_seen_to_renew_its_lease_whatever_its_clock_says() {
+        // Hours apart: what the clocks of the nodes say is no sign.
+        for renewed in [100, 100_000] {
+            let mut seen = Plugins::new();
+            let mut sign = |renewed, second| {
+                let lease = lease("principium-gpu-a", "a", renewed);
+                signs(&[lease], &mut seen, Duration::from_secs(second)).remove("a")
+            };
+            assert_eq!(sign(renewed, 0), Some(Sign::Open), "seen once only");
+            assert_eq!(sign(renewed, 36), Some(Sign::Open), "one renewal holds 40 s");
+            assert_eq!(sign(renewed, 40), Some(Sign::Silent), "paused, or gone");
+            assert_eq!(sign(renewed + 10, 44), Some(Sign::Lives), "late");
+            assert_eq!(sign(renewed - 500, 48), Some(Sign::Lives), "its clock was set");
+        }
+        let mut seen = Plugins::new();
+        let leader = lease(leader::NAME, "op-1", 100);
+        assert_eq!(signs(&[leader], &mut seen, Duration::ZERO), BTreeMap::new(), "not of a plugin");
+        let first = |seen: &mut Plugins, second| {
+            signs(&[lease("principium-gpu-b", "b", 7)], seen, Duration::from_secs(second)).remove("b")
+        };
+        assert_eq!(first(&mut seen, 50), Some(Sign::Open), "a node that came meanwhile has its time too");
+        assert_eq!(first(&mut seen, 90), Some(Sign::Silent));
+    }
+
+    #[test]
     fn gpus_count_only_where_a_living_plugin_reports_them() {
         let gpu = json!({"index": 0, "uuid": "GPU-0", "product": "p", "pciAddress": "a", "units": 8,
             "memory": {"total": 8192, "used": 0, "free": 8192}});
         let good = node("a", &json!({"gpus": [gpu]}));
         let without = node("b", &json!({"message": "no driver"}));
-        let alive = |leases: &[Lease]| leases.iter().filter_map(|lease| plugin(lease, at(1000))).collect();
-        let both: BTreeMap<_, _> =
-            alive(&[lease("principium-gpu-a", "a", 990), lease("principium-gpu-b", "b", 990)]);
+        let both: BTreeMap<_, _> = ["a", "b"].map(|node| (node.to_owned(), Sign::Lives)).into();
         assert_eq!(gpus(std::slice::from_ref(&good), &both), Finding::Good("1 on 1 nodes".to_owned()));
         let found = gpus(&[good.clone(), without.clone()], &both);
         assert_eq!(found, Finding::Note("1 on 1 nodes; none on b (no driver)".to_owned()));
         let Finding::Bad(text) = gpus(&[without], &both) else { panic!("a GPU without a driver") };
         assert!(text.contains("no driver"), "{text}");
-        let dead = alive(&[lease("principium-gpu-a", "a", 800)]);
-        let Finding::Bad(text) = gpus(&[good], &dead) else { panic!("a plugin that is dead") };
-        assert!(text.contains("no sign of life"), "{text}");
+        for sign in [Sign::Open, Sign::Silent] {
+            let Finding::Bad(text) = gpus(std::slice::from_ref(&good), &[("a".to_owned(), sign)].into())
+            else {
+                panic!("a plugin that is not seen to live")
+            };
+            assert!(text.contains("no sign of life"), "{text}");
+        }
         assert!(matches!(gpus(&[], &BTreeMap::new()), Finding::Bad(_)));
     }
 }

@@ -37,5 +37,35 @@ fn client(mut config: Config, silence: Duration) -> anyhow::Result<Client> {
     config.read_timeout = Some(silence);
     // Counted from the request, not from when its connection was used before.
     config.reset_reader_on_write = true;
+    // What asks has a back-off of its own. kube's would ask a busy API server fifteen times, and hold up for minutes what waits
+    // for the answer: a whole pass, or a renewal of the Lease. So a request lasts as long as this silence, not many times that.
+    config.default_retry = false;
     Client::try_from(config).context("making a client of the API server")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::StatusCode;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn an_api_server_that_is_busy_is_asked_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let busy = move || async move {
+            count.fetch_add(1, Ordering::Relaxed);
+            (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")])
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(busy)).await });
+        let client = client(Config::new(address.parse().unwrap()), SILENCE).unwrap();
+        let pods: Api<Pod> = Api::namespaced(client, "demo");
+        assert!(tokio::time::timeout(SILENCE, pods.get("x")).await.unwrap().is_err());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
 }

@@ -13,6 +13,7 @@ use principium_api::gpu::{GpuRequest, OnOverheat, OnUnhealthy};
 use principium_api::pod::PodSettings;
 use principium_api::status::Assignment;
 use principium_api::{DataFactory, OllamaPool, Reranker};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The longest name of a resource, so that the names of its pods and Services are valid labels of DNS.
@@ -79,9 +80,9 @@ impl Desired<'_> {
 /// What every resource wants, in the order in which they are served.
 pub fn all(observed: &Observed) -> Vec<Desired<'_>> {
     let mut found: Vec<Desired<'_>> = Vec::new();
-    found.extend(observed.data_factories.iter().map(|resource| data_factory::desire(observed, resource)));
-    found.extend(observed.rerankers.iter().map(|resource| reranker::desire(observed, resource)));
-    found.extend(observed.ollama_pools.iter().map(|resource| ollama_pool::desire(observed, resource)));
+    found.par_extend(observed.data_factories.par_iter().map(|it| data_factory::desire(observed, it)));
+    found.par_extend(observed.rerankers.par_iter().map(|it| reranker::desire(observed, it)));
+    found.par_extend(observed.ollama_pools.par_iter().map(|it| ollama_pool::desire(observed, it)));
     for desired in &mut found {
         if desired.problem.is_none() {
             desired.problem = invalid_name(&desired.id.key.name);

@@ -12,13 +12,20 @@ use kube::api::PostParams;
 use kube::core::ObjectMeta;
 use kube::{Api, Client};
 use principium_api::names::{GROUP, MANAGED_BY};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long the same Event of the same resource is not repeated.
 const QUIET: SignedDuration = SignedDuration::from_mins(10);
 /// Events under way at once.
 const AT_ONCE: usize = 8;
-/// The longest note that the API takes, in characters; it allows 1024 bytes.
-const LONGEST_NOTE: usize = 480;
+/// How long one Event may take, and all of a pass together: the next pass waits for them, and may not wait long.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(15);
+/// The longest note that the API takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+/// The longest part of an Event's name that names its object, in bytes; a name may have 253.
+const LONGEST_NAME: usize = 200;
 
 /// Writes Events. kube's own recorder counts Events of one reason as one and keeps the first text; here the text says
 /// which GPU and which holder, so each text is an Event.
@@ -42,16 +49,21 @@ impl Recorder {
         });
         let new: Vec<Note> = new.collect();
         let (client, instance) = (&self.client, &self.instance);
+        let until = Instant::now() + PATIENCE_IN_ALL;
         let failed: Vec<Note> = futures::stream::iter(new)
             .map(|note| async move {
                 tracing::info!(resource = %note.key, reason = note.reason, "{}", note.text);
                 let event = build_event(&note, instance, now);
                 let api: Api<Event> = Api::namespaced(client.clone(), &note.key.namespace);
-                let written = api.create(&PostParams::default(), &event).await;
-                written.err().map(|error| {
-                    tracing::warn!(resource = %note.key, %error, "could not write an Event");
-                    note
-                })
+                let params = PostParams::default();
+                let end = (Instant::now() + PATIENCE).min(until);
+                let error = match timeout_at(end, api.create(&params, &event)).await {
+                    Ok(Ok(_)) => return None,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the API server did not answer in time".to_owned(),
+                };
+                tracing::warn!(resource = %note.key, %error, "could not write an Event");
+                Some(note)
             })
             .buffer_unordered(AT_ONCE)
             .filter_map(std::future::ready)
@@ -65,9 +77,11 @@ impl Recorder {
 
 fn build_event(note: &Note, instance: &str, now: Timestamp) -> Event {
     let key = &note.key;
+    // What stands before a point ends with a letter or a digit.
+    let name = key.name[..key.name.floor_char_boundary(LONGEST_NAME)].trim_end_matches(['-', '.']);
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{:x}", key.name, now.as_nanosecond().wrapping_add(number(note)))),
+            name: Some(format!("{name}.{:x}", now.as_nanosecond().wrapping_add(number(note)))),
             namespace: Some(key.namespace.clone()),
             ..ObjectMeta::default()
         },
@@ -82,7 +96,7 @@ fn build_event(note: &Note, instance: &str, now: Timestamp) -> Event {
         ),
         reason: Some(note.reason.to_owned()),
         action: Some(note.reason.to_owned()),
-        note: Some(note.text.chars().take(LONGEST_NOTE).collect()),
+        note: Some(note.text[..note.text.floor_char_boundary(LONGEST_NOTE)].to_owned()),
         reporting_controller: Some(format!("{GROUP}/{MANAGED_BY}")),
         reporting_instance: Some(instance.to_owned()),
         ..Event::default()
@@ -105,5 +119,55 @@ fn reference(kind: Kind, namespace: &str, name: &str, uid: &str) -> ObjectRefere
         name: Some(name.to_owned()),
         uid: Some(uid.to_owned()),
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::ResourceKey;
+    use kube::Config;
+
+    fn note(name: String, text: String) -> Note {
+        Note {
+            key: ResourceKey { kind: Kind::Ingestion, namespace: "demo".to_owned(), name },
+            uid: "uid-1".to_owned(),
+            severity: Severity::Normal,
+            reason: "Completed",
+            text,
+            made: None,
+        }
+    }
+
+    #[test]
+    fn an_event_is_as_long_as_the_api_takes_it() {
+        let name = |parts: &[(&str, usize)]| -> String {
+            parts.iter().map(|(letter, times)| letter.repeat(*times)).collect()
+        };
+        for (object, text, said) in [
+            ("short".to_owned(), "a".repeat(1024), 1024),
+            (name(&[("a", 253)]), "a".repeat(1025), 1024),
+            (name(&[("a", 198), ("-", 2), ("b", 50)]), format!("a{}", "é".repeat(600)), 1023),
+        ] {
+            let event = build_event(&note(object, text), "operator-1", Timestamp::now());
+            assert_eq!(event.note.unwrap().len(), said);
+            let name = event.metadata.name.unwrap();
+            let (object, number) = name.split_once('.').unwrap();
+            assert!(name.len() <= 253 && !number.is_empty() && !object.ends_with('-'), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn events_that_nobody_answers_hold_no_pass_up() -> Result<(), Box<dyn std::error::Error>> {
+        // Connections are made, and nobody ever answers.
+        let frozen = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let server = format!("http://{}", frozen.local_addr()?);
+        let client = Client::try_from(Config::new(server.parse()?))?;
+        let mut recorder = Recorder::new(client, "operator-1".to_owned());
+        let notes = (0..AT_ONCE).map(|at| note("x".to_owned(), format!("done {at}"))).collect();
+        let recording = recorder.record(notes, Timestamp::now());
+        tokio::time::timeout(PATIENCE + Duration::from_secs(3), recording).await?;
+        assert!(recorder.written.is_empty(), "they may be told again");
+        Ok(())
     }
 }

@@ -78,16 +78,24 @@ pub fn owner(id: &Identity) -> OwnerReference {
 
 /// Requires a node by its name, and leaves the binding to the scheduler.
 pub fn only_on(node: &str) -> Affinity {
-    let by_name = NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
+    only_on_one_of([node])
+}
+
+/// Requires one of several nodes by their names; the scheduler chooses.
+pub fn only_on_one_of<'n>(nodes: impl IntoIterator<Item = &'n str>) -> Affinity {
+    // A term takes the name of one node; of terms one has to hold.
+    let term = |node: &str| {
+        let by_name = NodeSelectorRequirement {
+            key: "metadata.name".to_owned(),
+            operator: "In".to_owned(),
+            values: Some(vec![node.to_owned()]),
+        };
+        NodeSelectorTerm { match_fields: Some(vec![by_name]), ..NodeSelectorTerm::default() }
     };
-    let term = NodeSelectorTerm { match_fields: Some(vec![by_name]), ..NodeSelectorTerm::default() };
     Affinity {
         node_affinity: Some(NodeAffinity {
             required_during_scheduling_ignored_during_execution: Some(NodeSelector {
-                node_selector_terms: vec![term],
+                node_selector_terms: nodes.into_iter().map(term).collect(),
             }),
             ..NodeAffinity::default()
         }),
@@ -214,6 +222,20 @@ mod tests {
         let owner = &pod["metadata"]["ownerReferences"][0];
         assert_eq!((&owner["kind"], &owner["controller"]), (&json!("DataFactory"), &json!(true)));
         assert_eq!(owner["blockOwnerDeletion"], json!(false));
+    }
+
+    #[test]
+    fn of_several_nodes_each_has_a_term_of_its_own() {
+        let affinity = serde_json::to_value(only_on_one_of(["b", "a"])).unwrap();
+        let term = |node: &str| {
+            let field = json!({"key": "metadata.name", "operator": "In", "values": [node]});
+            json!({"matchFields": [field]})
+        };
+        assert_eq!(
+            affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"],
+            json!({"nodeSelectorTerms": [term("b"), term("a")]}),
+            "the API takes one name in each"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Taint, Toleration};
 use principium_api::gpu::MIB_PER_UNIT;
 use principium_api::gpu_node::{GPUNode, Gpu, GpuNodeStatus, GpuView, Health, Injection, WithheldReason};
 use principium_api::pod::PodSettings;
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -262,8 +263,8 @@ pub fn read(observed: &Observed, now: Timestamp) -> Inventory<'_> {
     let counted = |pod: &&Arc<PodView>| !pod.ended() || now.duration_since(pod.ended) > ENDED;
     let pods = observed.pods.iter().filter(counted);
     let known: HashSet<(&str, &str)> = pods.map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
-    let nodes = observed.gpu_nodes.iter().map(|gpu_node| read_node(observed, gpu_node, &known, now));
-    let mut inventory = Inventory { nodes: nodes.collect() };
+    let nodes = observed.gpu_nodes.par_iter().map(|gpu_node| read_node(observed, gpu_node, &known, now));
+    let mut inventory = Inventory { nodes: nodes.collect::<Vec<_>>().into_iter().collect() };
     for pod in observed.pods.iter().filter(|pod| !pod.ended() && !pod.units.is_empty()) {
         let Some(node) = pod.node.as_ref().and_then(|name| inventory.nodes.get_mut(name)) else { continue };
         for (index, units) in &pod.units {
@@ -291,22 +292,22 @@ fn read_node<'o>(
     now: Timestamp,
 ) -> NodeGpus<'o> {
     let name = gpu_node.metadata.name.as_deref().unwrap_or_default();
-    let node = observed.nodes.get(name);
+    let node = observed.nodes.get(name).map(AsRef::as_ref);
     let status = gpu_node.status.as_ref();
-    let (lost, closed) = standing(observed, name, status, now);
-    let mut gpus: Vec<GpuState<'_>> = status
-        .iter()
-        .flat_map(|status| &status.gpus)
-        .map(|gpu| {
+    let (lost, closed) = standing(observed, name, node, status, now);
+    let mut listed: Vec<&Gpu> = status.iter().flat_map(|status| &status.gpus).collect();
+    listed.sort_by_key(|gpu| gpu.index);
+    let mut gpus: Vec<GpuState<'_>> = Vec::with_capacity(listed.len());
+    for gpu in listed {
+        // One that were there twice would be granted twice: under one index, or under two where it changed its slot.
+        let is_it = |other: &GpuState<'_>| {
+            other.index == gpu.index || (other.uuid == gpu.uuid && !gpu.uuid.is_empty())
+        };
+        if !gpus.iter().any(is_it) {
             let offered = node.and_then(|node| node.allocatable.get(&gpu.index)).copied().unwrap_or_default();
-            read_gpu(gpu, offered, known, observed.settings.watch_namespace.as_deref())
-        })
-        .collect();
-    gpus.sort_by_key(|gpu| gpu.index);
-    // A GPU that were there twice would be granted twice: under one index, or under two where it changed its slot.
-    gpus.dedup_by_key(|gpu| gpu.index);
-    let mut seen: HashSet<Cow<'_, str>> = HashSet::new();
-    gpus.retain(|gpu| gpu.uuid.is_empty() || seen.insert(gpu.uuid.clone()));
+            gpus.push(read_gpu(gpu, offered, known, observed.settings.watch_namespace.as_deref()));
+        }
+    }
     NodeGpus {
         labels: node.map(|node| Cow::Borrowed(&node.labels)).unwrap_or_default(),
         taints: node.map(|node| Cow::Borrowed(node.taints.as_slice())).unwrap_or_default(),
@@ -323,10 +324,11 @@ fn read_node<'o>(
 fn standing(
     observed: &Observed,
     name: &str,
+    node: Option<&NodeView>,
     status: Option<&GpuNodeStatus>,
     now: Timestamp,
 ) -> (bool, Option<String>) {
-    let Some(node) = observed.nodes.get(name) else { return (true, Some("is gone".to_owned())) };
+    let Some(node) = node else { return (true, Some("is gone".to_owned())) };
     if node.leaving {
         return (false, Some("is being deleted".to_owned()));
     }

@@ -22,6 +22,8 @@ const LASTS: Duration = Duration::from_secs(15);
 const MARGIN: Duration = Duration::from_secs(5);
 /// How often the holder renews it and others look at it.
 const PERIOD: Duration = Duration::from_secs(2);
+/// How long one renewal may take, so that after one that hangs there is time for another.
+const TRY: Duration = Duration::from_secs(3);
 
 /// Until when this operator may write. Read before every write.
 #[derive(Clone, Debug)]
@@ -61,6 +63,17 @@ pub struct Candidate {
     seen: Option<(Option<MicroTime>, Instant)>,
 }
 
+/// What came of a look at the Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// It was taken or renewed, and holds until then.
+    Until(Instant),
+    ByAnother,
+    /// It was changed between the look and the write: by another, or by an own write whose answer was not waited for. The
+    /// next look tells.
+    Changed,
+}
+
 /// What a candidate does about the Lease that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -79,9 +92,10 @@ impl Candidate {
         let mut told = false;
         loop {
             match self.hold().await {
-                Ok(Some(end)) => return Term::until(end),
-                Ok(None) if told => {}
-                Ok(None) => {
+                Ok(Held::Until(end)) => return Term::until(end),
+                Ok(Held::Changed) => {}
+                Ok(Held::ByAnother) if told => {}
+                Ok(Held::ByAnother) => {
                     tracing::info!("another operator leads; waiting");
                     told = true;
                 }
@@ -98,14 +112,20 @@ impl Candidate {
         while term.holds() {
             sleep(PERIOD).await;
             // An answer that comes after the end of the term is none.
-            match timeout(term.left(), self.hold()).await {
-                Ok(Ok(Some(end))) => term.extend(end),
-                Ok(Ok(None)) => return,
+            match timeout(term.left().min(TRY), self.hold()).await {
+                Ok(Ok(Held::Until(end))) => term.extend(end),
+                Ok(Ok(Held::ByAnother)) => return,
+                Ok(Ok(Held::Changed)) => {
+                    tracing::debug!(lease = NAME, "the Lease was changed meanwhile; looking again");
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, lease = NAME, "could not renew the Lease; trying again");
                 }
                 Err(_) => {
-                    tracing::warn!(lease = NAME, "the API server did not answer before the Lease ended");
+                    tracing::warn!(
+                        lease = NAME,
+                        "the API server did not answer a renewal of the Lease in time"
+                    );
                 }
             }
         }
@@ -125,10 +145,13 @@ impl Candidate {
     }
 
     /// Takes or renews the Lease if that is allowed, and says until when it is held.
-    async fn hold(&mut self) -> Result<Option<Instant>, kube::Error> {
-        // Counted from before the request: the Lease may last longer than is believed here, never shorter.
+    async fn hold(&mut self) -> Result<Held, kube::Error> {
+        // An own term counts from before the request: the Lease may last longer than is believed here, never shorter.
         let asked = Instant::now();
-        let Some(mut lease) = self.api.get_opt(NAME).await? else {
+        let found = self.api.get_opt(NAME).await?;
+        // What is seen of another counts from after it: the holder may have written while the answer was on its way.
+        let read = Instant::now();
+        let Some(mut lease) = found else {
             let new = Lease {
                 metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
                 spec: Some(self.renewed(&LeaseSpec::default(), Timestamp::now())),
@@ -137,11 +160,12 @@ impl Candidate {
         };
         let spec = lease.spec.clone().unwrap_or_default();
         if self.seen.as_ref().is_none_or(|(renewed, _)| *renewed != spec.renew_time) {
-            self.seen = Some((spec.renew_time.clone(), asked));
+            self.seen = Some((spec.renew_time.clone(), read));
         }
-        let unchanged = self.seen.as_ref().map(|(_, since)| asked.duration_since(*since)).unwrap_or_default();
+        let since = self.seen.as_ref().map_or(read, |(_, since)| *since);
+        let unchanged = asked.saturating_duration_since(since);
         if step(&self.identity, &spec, unchanged) == Step::Wait {
-            return Ok(None);
+            return Ok(Held::ByAnother);
         }
         lease.spec = Some(self.renewed(&spec, Timestamp::now()));
         // Carries the version that was read: a Lease that changed since is not overwritten.
@@ -161,11 +185,10 @@ impl Candidate {
     }
 }
 
-fn taken(result: Result<Lease, kube::Error>, asked: Instant) -> Result<Option<Instant>, kube::Error> {
+fn taken(result: Result<Lease, kube::Error>, asked: Instant) -> Result<Held, kube::Error> {
     match result {
-        Ok(_) => Ok(Some(asked + LASTS - MARGIN)),
-        // Another was faster.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Ok(_) => Ok(Held::Until(asked + LASTS - MARGIN)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Held::Changed),
         Err(error) => Err(error),
     }
 }
@@ -186,10 +209,51 @@ fn step(identity: &str, spec: &LeaseSpec, unchanged: Duration) -> Step {
 
 // Two renewals may fail before the Lease is lost.
 const _: () = assert!(PERIOD.as_secs() * 3 < LASTS.as_secs() && MARGIN.as_secs() < LASTS.as_secs());
+// One of two tries may hang.
+const _: () = assert!((PERIOD.as_secs() + TRY.as_secs()) * 2 <= LASTS.as_secs() - MARGIN.as_secs());
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use serde_json::{Value, json};
+    use std::collections::VecDeque;
+
+    /// A candidate before an API server with this Lease. The first reads of it take so long, and the first writes meet those
+    /// of others.
+    async fn candidate(holder: &str, reads: &[Duration], conflicts: usize) -> Candidate {
+        let spec = json!({"holderIdentity": holder, "leaseDurationSeconds": 1,
+            "renewTime": "2026-01-01T00:00:00.000000Z"});
+        let meta = json!({"name": NAME, "namespace": "test", "resourceVersion": "1"});
+        let lease =
+            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec});
+        let reads = Arc::new(Mutex::new(reads.iter().copied().collect::<VecDeque<_>>()));
+        let read = move || async move {
+            let wait = reads.lock().unwrap().pop_front().unwrap_or_default();
+            sleep(wait).await;
+            Json(lease)
+        };
+        let conflicts = Arc::new(Mutex::new(conflicts));
+        let write = move |Json(lease): Json<Value>| async move {
+            let mut left = conflicts.lock().unwrap();
+            if *left == 0 {
+                return (StatusCode::OK, Json(lease));
+            }
+            *left -= 1;
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "it has been modified", "reason": "Conflict", "code": 409});
+            (StatusCode::CONFLICT, Json(status))
+        };
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/test/leases/{NAME}");
+        let router = Router::new().route(&path, get(read).put(write));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::try_from(kube::Config::new(address.parse().unwrap())).unwrap();
+        Candidate::new(client, "test", "me".to_owned())
+    }
 
     fn held_by(holder: Option<&str>) -> LeaseSpec {
         LeaseSpec {
@@ -221,6 +285,30 @@ mod tests {
         term.extend(Instant::now() + Duration::from_secs(60));
         assert!(term.holds());
         assert!(Term::unlimited().holds());
+    }
+
+    #[tokio::test]
+    async fn a_slow_answer_does_not_make_a_lease_look_older_than_it_is() {
+        let slow = Duration::from_millis(1500);
+        let mut candidate = candidate("other", &[slow], 0).await;
+        for look in ["slow", "fast"] {
+            assert_eq!(candidate.hold().await.unwrap(), Held::ByAnother, "{look}");
+        }
+        sleep(slow).await;
+        let held = candidate.hold().await.unwrap();
+        assert!(matches!(held, Held::Until(_)), "nobody has renewed it for its whole duration: {held:?}");
+    }
+
+    #[tokio::test]
+    async fn one_renewal_that_hangs_or_meets_a_write_costs_no_leadership() {
+        let keeps = async |mut candidate: Candidate| {
+            let term = Term::until(Instant::now() + LASTS - MARGIN);
+            let kept = timeout(PERIOD * 2 + TRY + Duration::from_secs(2), candidate.keep(&term)).await;
+            kept.is_err() && term.left() > MARGIN
+        };
+        let hangs = candidate("me", &[Duration::from_secs(60)], 0).await;
+        let conflicts = candidate("me", &[], 1).await;
+        assert_eq!(tokio::join!(keeps(hangs), keeps(conflicts)), (true, true));
     }
 
     #[tokio::test]

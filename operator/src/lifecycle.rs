@@ -9,6 +9,7 @@ mod write;
 
 use crate::desired::{Desired, Slot};
 use crate::inventory::{Admission, Cause, Inventory, NodeGpus};
+use crate::observed::Observed;
 use crate::placement::{Need, Placement, Request, Round, SlotId, accepts};
 use crate::pods::PodView;
 use crate::resource::Role;
@@ -40,8 +41,8 @@ const PATIENCE: SignedDuration = SignedDuration::from_mins(2);
 pub enum Found<'a> {
     /// Nothing there.
     Missing,
-    /// Only pods that are ending.
-    Leaving(&'a PodView),
+    /// Only pods that are ending, the newest first.
+    Leaving(Vec<&'a PodView>),
     /// A pod as it is wanted, and the others, which it replaces.
     Current { pod: &'a PodView, others: Vec<&'a PodView>, off: Option<MoveOff>, failed: Option<&'a PodView> },
     /// Pods made from an older spec, the newest first.
@@ -121,6 +122,7 @@ pub enum State {
 
 /// Looks at a slot.
 pub fn look<'a>(
+    observed: &Observed,
     desired: &Desired<'_>,
     slot: &Slot,
     family: &Family<'a>,
@@ -128,38 +130,36 @@ pub fn look<'a>(
     now: Timestamp,
 ) -> Found<'a> {
     let pods = family.of(slot);
-    let alive: Vec<&PodView> = pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended()).collect();
-    if alive.is_empty() {
-        return match pods.iter().find(|pod| pod.leaving && !pod.ended()) {
+    let alive = || pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended());
+    if alive().next().is_none() {
+        let leaving: Vec<&PodView> = pods.iter().copied().filter(|pod| pod.leaving && !pod.ended()).collect();
+        return match leaving.first().copied() {
             // That it has ended may never be heard. Its successor takes nothing that it has.
             Some(pod) if slot.surge && is_lost(pod, inventory) => Found::Missing,
-            Some(pod) => Found::Leaving(pod),
+            Some(_) => Found::Leaving(leaving),
             None => match pods.iter().find(|pod| !pod.leaving) {
                 Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
                 None => Found::Missing,
             },
         };
     }
-    let differences = |pod: &PodView| {
-        let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
-        differences(desired, slot, pod, node, inventory)
-    };
+    let differences = |pod: &PodView| differences(observed, desired, slot, pod, inventory);
     // One of an older spec says nothing about what is tried next.
     let newest = pods.iter().copied().find(|pod| !pod.leaving);
     let failed = newest.filter(|pod| pod.ended() && differences(pod).is_empty());
     let mut why = Vec::new();
-    for pod in &alive {
+    for pod in alive() {
         let differs = differences(pod);
         if differs.is_empty() {
             // Not always the newest: a spec that is taken back is that of the pod before.
-            let others = alive.iter().copied().filter(|other| other.uid != pod.uid).collect();
+            let others = alive().filter(|other| other.uid != pod.uid).collect();
             return Found::Current { pod, others, off: move_off(desired, slot, pod, inventory, now), failed };
         }
         if why.is_empty() {
             why = differs;
         }
     }
-    Found::Outdated { pods: alive, why, failed }
+    Found::Outdated { pods: alive().collect(), why, failed }
 }
 
 /// Whether the node of a pod is gone or doesn't answer.
@@ -182,19 +182,21 @@ pub fn failures_in_a_row(pod: &PodView) -> u32 {
 
 /// What differs between a pod and what is wanted, in words.
 fn differences(
+    observed: &Observed,
     desired: &Desired<'_>,
     slot: &Slot,
     pod: &PodView,
-    node: Option<&NodeGpus<'_>>,
     inventory: &Inventory<'_>,
 ) -> Vec<String> {
     let mut found = slot.template.differences(pod.template.as_deref());
     // A new selector that this node matches too moves nothing.
-    let selected = |node: &NodeGpus<'_>| {
+    let selected = || {
+        let node = pod.node.as_ref().and_then(|node| observed.nodes.get(node));
         let mut selector = desired.settings.node_selector.iter().flatten();
-        selector.all(|(key, value)| node.labels.get(key) == Some(value))
+        node.is_some_and(|node| selector.all(|(key, value)| node.labels.get(key) == Some(value)))
     };
-    found.retain(|difference| !(difference.starts_with("nodeSelector") && node.is_some_and(selected)));
+    found.retain(|difference| !(difference.starts_with("nodeSelector") && selected()));
+    let node = pod.node.as_ref().and_then(|node| inventory.nodes.get(node));
     if pod.node.is_some() && !accepts(node, &slot.wish.need, &held(pod, inventory)) {
         found.push(format!("spec.gpu asks for other GPUs than {}", in_words(&held(pod, inventory))));
     }
@@ -371,13 +373,14 @@ pub fn request(
         }
         Found::Current { off: Some(_), .. } if may_change => (Round::Beside, None),
         // What was chosen for its successor is kept for it.
-        Found::Leaving(pod) => {
-            (Round::Return, Some(remembered(desired, slot).filter(|_| has_successor(desired, slot, pod))?))
+        Found::Leaving(pods) => {
+            let chosen = pods.first().is_some_and(|pod| has_successor(desired, slot, pod));
+            (Round::Return, Some(remembered(desired, slot).filter(|_| chosen)?))
         }
         Found::Outdated { .. } | Found::Current { .. } => return None,
     };
     let stops = match (found, &previous) {
-        (Found::Outdated { pods, .. }, Some(previous)) => {
+        (Found::Outdated { pods, .. } | Found::Leaving(pods), Some(previous)) => {
             let there = pods.iter().filter(|pod| pod.node.as_ref() == Some(&previous.node));
             there.flat_map(|pod| held(pod, inventory).into_owned()).collect()
         }

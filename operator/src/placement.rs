@@ -14,6 +14,7 @@
 mod beside;
 mod count;
 mod exact;
+mod exchange;
 mod survey;
 mod words;
 
@@ -21,7 +22,7 @@ use crate::inventory::{
     Closed, GpuState, Holder, HolderState, Inventory, MEMORY_TOLERANCE_MIB, NodeGpus, Who,
 };
 use crate::resource::{Order, ResourceKey};
-use beside::Turns;
+use beside::{Turns, stays, without};
 use k8s_openapi::api::core::v1::Toleration;
 use principium_api::gpu::{GpuDevice, GpuMemory, GpuRequest, MIB_PER_UNIT, Strategy};
 use principium_api::pod::PodSettings;
@@ -30,8 +31,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use words::{explain, starting};
-
-pub use beside::fits_when_gone;
 
 /// What a pod wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +143,7 @@ pub struct Request {
     pub wish: Arc<Wish>,
     /// The GPUs that its former pod had, or one that still works has.
     pub previous: Option<Placement>,
-    /// Of these, what is free once the pods that it replaces are stopped.
+    /// Of these, what is free once the pods are gone that it replaces, or comes after.
     pub stops: Vec<AssignedGpu>,
     /// Whether its pod may run beside the one that it replaces.
     pub surge: bool,
@@ -167,11 +166,8 @@ pub enum Outcome {
     Soon {
         message: String,
     },
-    /// It can start once the pod that it replaces is stopped; the devices that are named for it, and what is waited for elsewhere.
-    InPlace {
-        message: String,
-        kept: Option<Placement>,
-    },
+    /// It can start on these once the pod that it replaces is stopped.
+    InPlace(Placement),
     /// It can come by itself: a sentence that says what is waited for, and the devices that are kept for it.
     Waiting {
         message: String,
@@ -197,7 +193,7 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
                 Outcome::Granted(placement) => enter(inventory, &request, placement),
                 Outcome::Returning { placement, .. } => keep(inventory, &request, placement),
                 Outcome::Soon { .. }
-                | Outcome::InPlace { .. }
+                | Outcome::InPlace(_)
                 | Outcome::Waiting { .. }
                 | Outcome::Impossible { .. } => {}
             }
@@ -216,10 +212,13 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
         if !turns.is_on(&request) {
             continue;
         }
-        let outcome = match &request.wish.need {
-            Need::Nothing => continue,
-            Need::Exact(devices) => classes.of(&request.wish).exact.choose(inventory, &request, devices),
-            Need::Count(need) => {
+        let outcome = match (stays(inventory, &request), &request.wish.need) {
+            (_, Need::Nothing) => continue,
+            (Some(placement), _) => Outcome::InPlace(placement),
+            (None, Need::Exact(devices)) => {
+                classes.of(&request.wish).exact.choose(inventory, &request, devices)
+            }
+            (None, Need::Count(need)) => {
                 let (class, changed) = classes.with_changes(&request.wish);
                 class.count.choose(inventory, &request, need, changed)
             }
@@ -236,7 +235,7 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
             }
             Outcome::Returning { .. }
             | Outcome::Soon { .. }
-            | Outcome::InPlace { .. }
+            | Outcome::InPlace(_)
             | Outcome::Waiting { .. }
             | Outcome::Impossible { .. } => {}
         }
@@ -337,50 +336,58 @@ impl CountNeed {
 fn comes_back(inventory: &Inventory<'_>, request: &Request) -> Option<Outcome> {
     let previous = request.previous.as_ref()?;
     let node = inventory.nodes.get(&previous.node)?;
-    if !accepts(Some(node), &request.wish.need, &previous.gpus) {
-        return None;
-    }
     if request.patient
+        && accepts(Some(node), &request.wish.need, &previous.gpus)
         && let Some(message) = starting(node, previous)
     {
         return Some(Outcome::Waiting { message, kept: Some(previous.clone()) });
     }
-    node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
-    let (mut gpus, mut counted) = (Vec::new(), None);
-    for former in &previous.gpus {
-        let gpu = node.gpu(former.index)?;
-        if matches!(&request.wish.need, Need::Count(need) if !need.is_cool(gpu)) {
-            return None;
-        }
-        if let Some(why) = blocked(gpu, former.units) {
-            if blocked(&without_former(gpu, &request.slot)?, former.units).is_some() {
-                return None;
-            }
-            counted.get_or_insert_with(|| explain(node, gpu, former.units, why));
-        }
-        gpus.push(assigned(gpu, former.units));
+    if let Some(placement) = again(node, request) {
+        return Some(Outcome::Granted(placement));
     }
-    let exact = matches!(request.wish.need, Need::Exact(_));
-    let reason = if exact { exact::REASON } else { "the GPUs that its former pod had" };
-    let placement = Placement { node: node.name.to_string(), gpus, reason: reason.to_owned() };
-    Some(match counted {
-        Some(message) => Outcome::Returning { message, placement },
-        None => Outcome::Granted(placement),
-    })
+    let placement = again(&without_former(node, request), request)?;
+    let counted = |former: &AssignedGpu| {
+        let gpu = node.gpu(former.index)?;
+        Some(explain(node, gpu, former.units, blocked(gpu, former.units)?))
+    };
+    let message = previous.gpus.iter().find_map(counted).unwrap_or_default();
+    Some(Outcome::Returning { message, placement })
 }
 
-/// The GPU as it is once the kubelet no longer counts the former pods of a slot, which have ended; `None` where it counts none.
-fn without_former<'o>(gpu: &GpuState<'o>, slot: &SlotId) -> Option<GpuState<'o>> {
+/// The GPUs that a pod had, if it can have them again on this node.
+fn again(node: &NodeGpus<'_>, request: &Request) -> Option<Placement> {
+    let previous = request.previous.as_ref()?;
+    let need = &request.wish.need;
+    if !accepts(Some(node), need, &previous.gpus) {
+        return None;
+    }
+    node.admits(&request.wish.node_selector, &request.wish.tolerations).ok()?;
+    let free = |former: &AssignedGpu| {
+        let gpu = node.gpu(former.index)?;
+        let hot = matches!(need, Need::Count(need) if !need.is_cool(gpu));
+        (!hot && blocked(gpu, former.units).is_none()).then(|| assigned(gpu, former.units))
+    };
+    let gpus = previous.gpus.iter().map(free).collect::<Option<Vec<_>>>()?;
+    let exact = matches!(need, Need::Exact(_));
+    let reason = if exact { exact::REASON } else { "the GPUs that its former pod had" };
+    Some(Placement { node: node.name.to_string(), gpus, reason: reason.to_owned() })
+}
+
+/// The node as it is once the former pods of a slot have ended, and the kubelet no longer counts them.
+fn without_former<'o>(node: &NodeGpus<'o>, request: &Request) -> NodeGpus<'o> {
     let former = |holder: &Holder<'_>| match &holder.who {
         Who::Pod(namespace, name) => {
             holder.state == HolderState::Leaving
-                && *namespace == slot.resource.namespace
-                && slot.revision(name).is_some()
+                && *namespace == request.slot.resource.namespace
+                && request.slot.revision(name).is_some()
         }
         Who::Resource(_) => false,
     };
-    let mut gpu = gpu.clone();
-    gpu.let_go(former).then_some(gpu)
+    let mut node = without(node, request);
+    for gpu in &mut node.gpus {
+        gpu.let_go(former);
+    }
+    node
 }
 
 /// What keeps these units of this GPU from being granted now.

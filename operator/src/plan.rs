@@ -14,6 +14,7 @@ use crate::summary::Reporting;
 use crate::{data_factory, ingestion, reranker};
 use hashbrown::{HashMap, HashSet};
 use jiff::{SignedDuration, Timestamp};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,29 +23,33 @@ const AFTER_EXPIRY: SignedDuration = SignedDuration::from_secs(1);
 /// How often to look again while a node's plugin is silent: its return changes nothing that is watched for.
 const SILENT_PLUGIN: SignedDuration = SignedDuration::from_secs(5);
 
-/// Plans everything.
+/// Plans everything. What each resource needs by itself is worked out on all cores; what they compete for, one after another.
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut inventory = inventory::read(observed, now);
-    let mut pods = by_resource(&observed.pods);
+    let mut pods = Pods::read(&observed.pods);
     let children = Children::read(observed);
-    let desired = desired::all(observed);
-    let looked: Vec<Looked<'_, '_>> = desired
-        .iter()
+    let desired: Vec<(Desired<'_>, Vec<&PodView>)> = desired::all(observed)
+        .into_iter()
         .map(|desired| {
-            let pods = pods.remove(&desired.id.key).unwrap_or_default();
-            look(observed, &inventory, desired, Family::new(pods, &desired.id.uid), now)
+            let pods = pods.take(&desired.id.key);
+            (desired, pods)
         })
+        .collect();
+    let looked: Vec<Looked<'_, '_>> = desired
+        .par_iter()
+        .map(|(desired, pods)| look(observed, &inventory, &children, desired, pods, now))
         .collect();
     let requests = looked.iter().flat_map(|looked| looked.requests(&inventory, now)).collect();
     let outcomes = placement::allocate(&mut inventory, requests);
     let mut writers = ollama_pool::writers(&observed.pods);
-    for looked in &looked {
-        if looked.desired.problem.is_none() {
-            children.settle(looked.desired, &mut plan);
-        }
-        settle(observed, &inventory, looked, &outcomes, &mut writers, now, &mut plan);
-    }
+    let settled: Vec<Settled<'_, '_, '_>> = looked
+        .iter()
+        .map(|looked| settle(observed, &inventory, looked, &outcomes, &mut writers, now, &mut plan))
+        .collect();
+    let reported: Vec<Plan> =
+        settled.par_iter().map(|settled| report(observed, &inventory, settled, now)).collect();
+    reported.into_iter().for_each(|reported| plan.append(reported));
     ingestion::plan(observed, now, &mut plan);
     wake(observed, now, &mut plan);
     plan
@@ -56,6 +61,16 @@ struct Looked<'a, 'd> {
     family: Family<'a>,
     slots: Vec<(&'d Slot, Found<'a>)>,
     may_change: Vec<May>,
+    /// What is to be done about its Services and its budget.
+    children: Plan,
+}
+
+/// A resource, and what was decided about its slots.
+struct Settled<'l, 'a, 'd> {
+    looked: &'l Looked<'a, 'd>,
+    reports: Vec<Report<'a>>,
+    /// How far the shared stores of a pool are, by node.
+    pulled: BTreeMap<String, Pulled<'a>>,
 }
 
 impl Looked<'_, '_> {
@@ -83,31 +98,58 @@ impl Looked<'_, '_> {
 }
 
 /// The pods of each resource by their labels. Whose they are is told by their owner, later.
-fn by_resource(pods: &[Arc<PodView>]) -> HashMap<&ResourceKey, Vec<&PodView>> {
-    let mut found: HashMap<&ResourceKey, Vec<&PodView>> = HashMap::new();
-    for pod in pods {
-        if let Some(key) = &pod.resource {
-            found.entry(key).or_default().push(pod);
+#[derive(Default)]
+struct Pods<'a> {
+    numbers: HashMap<&'a ResourceKey, usize>,
+    by_number: Vec<Vec<&'a PodView>>,
+}
+
+impl<'a> Pods<'a> {
+    fn read(pods: &'a [Arc<PodView>]) -> Self {
+        let mut found = Self::default();
+        // In the order of their names those of a resource come one after another: most are not looked up.
+        let mut last: Option<(&ResourceKey, usize)> = None;
+        for pod in pods {
+            let Some(key) = &pod.resource else { continue };
+            let number = match last {
+                Some((of, number)) if of == key => number,
+                _ => *found.numbers.entry(key).or_insert_with(|| {
+                    found.by_number.push(Vec::new());
+                    found.by_number.len() - 1
+                }),
+            };
+            found.by_number[number].push(pod);
+            last = Some((key, number));
         }
+        found
     }
-    found
+
+    fn take(&mut self, key: &ResourceKey) -> Vec<&'a PodView> {
+        self.numbers.get(key).map(|number| std::mem::take(&mut self.by_number[*number])).unwrap_or_default()
+    }
 }
 
 fn look<'a, 'd>(
     observed: &Observed,
     inventory: &Inventory<'_>,
+    children: &Children<'_>,
     desired: &'d Desired<'a>,
-    family: Family<'a>,
+    pods: &[&'a PodView],
     now: Timestamp,
 ) -> Looked<'a, 'd> {
+    let family = Family::new(pods.to_vec(), &desired.id.uid);
     let slots: Vec<(&Slot, Found<'_>)> = desired
         .slots
         .iter()
-        .map(|slot| (slot, lifecycle::look(desired, slot, &family, inventory, now)))
+        .map(|slot| (slot, lifecycle::look(observed, desired, slot, &family, inventory, now)))
         .collect();
     let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
     let may_change = may_change(desired, &slots, ready);
-    Looked { desired, family, slots, may_change }
+    let mut plan = Plan::default();
+    if desired.problem.is_none() {
+        children.settle(desired, &mut plan);
+    }
+    Looked { desired, family, slots, may_change, children: plan }
 }
 
 fn serves(observed: &Observed, inventory: &Inventory<'_>, desired: &Desired<'_>, pod: &PodView) -> bool {
@@ -119,20 +161,21 @@ fn serves(observed: &Observed, inventory: &Inventory<'_>, desired: &Desired<'_>,
     }
 }
 
-fn settle(
+fn settle<'l, 'a, 'd>(
     observed: &Observed,
     inventory: &Inventory<'_>,
-    looked: &Looked<'_, '_>,
+    looked: &'l Looked<'a, 'd>,
     outcomes: &BTreeMap<SlotId, Outcome>,
     writers: &mut ollama_pool::Writers,
     now: Timestamp,
     plan: &mut Plan,
-) {
-    let Looked { desired, family, slots, may_change } = looked;
+) -> Settled<'l, 'a, 'd> {
+    let Looked { desired, family, slots, may_change, children } = looked;
     let pods = family.all.as_slice();
+    plan.actions.extend_from_slice(&children.actions);
     remove_surplus(desired, pods, plan);
     let outcomes = looked.outcomes(outcomes);
-    let mut pulled: BTreeMap<String, Pulled<'_>> = BTreeMap::new();
+    let mut pulled: BTreeMap<String, Pulled<'a>> = BTreeMap::new();
     if let (AnyResource::OllamaPool(resource), None) = (desired.resource, &desired.problem) {
         let nodes = || nodes(desired, pods, &outcomes);
         let with = Pull { observed, desired, resource, pods, nodes: &nodes, now };
@@ -144,7 +187,7 @@ fn settle(
     };
     let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
     let with = Settling { observed, inventory, desired, family, now, ready: &ready, gate: &gate };
-    let reports: Vec<Report<'_>> = if desired.problem.is_some() {
+    let reports: Vec<Report<'a>> = if desired.problem.is_some() {
         Vec::new()
     } else {
         let slots = slots.iter().zip(may_change).zip(&outcomes);
@@ -154,12 +197,26 @@ fn settle(
             })
             .collect()
     };
-    let with = Reporting { observed, inventory, desired, pods, reports: &reports, now };
+    Settled { looked, reports, pulled }
+}
+
+/// The status of a resource, and the pods to ask.
+fn report(
+    observed: &Observed,
+    inventory: &Inventory<'_>,
+    settled: &Settled<'_, '_, '_>,
+    now: Timestamp,
+) -> Plan {
+    let Settled { looked, reports, pulled } = settled;
+    let (desired, pods) = (looked.desired, looked.family.all.as_slice());
+    let mut plan = Plan::default();
+    let with = Reporting { observed, inventory, desired, pods, reports, now };
     match desired.resource {
-        AnyResource::DataFactory(resource) => data_factory::report(&with, resource, plan),
-        AnyResource::Reranker(resource) => reranker::report(&with, resource, plan),
-        AnyResource::OllamaPool(resource) => ollama_pool::report(&with, resource, &pulled, plan),
+        AnyResource::DataFactory(resource) => data_factory::report(&with, resource, &mut plan),
+        AnyResource::Reranker(resource) => reranker::report(&with, resource, &mut plan),
+        AnyResource::OllamaPool(resource) => ollama_pool::report(&with, resource, pulled, &mut plan),
     }
+    plan
 }
 
 /// The nodes that have instances of a pool, or get one, or get one back.

@@ -6,7 +6,7 @@ use crate::resource::{Kind, ResourceKey, Role};
 use asked::requested;
 pub use asked::units;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, NodeSelectorTerm, Pod};
 use principium_api::names::{
     GENERIC_GPU_RESOURCE, LABEL_KIND, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ORDINAL, LABEL_ROLE, MANAGED_BY,
     gpu_index,
@@ -70,8 +70,10 @@ pub struct PodView {
     pub role: Role,
     pub ordinal: u32,
     pub revision: u32,
-    /// The node that it runs on, or is meant for.
+    /// The node that it runs on, or is meant for: of several the first.
     pub node: Option<String>,
+    /// The nodes of which the scheduler may choose one; none once it has bound it.
+    pub meant_for: Vec<String>,
     /// Whether the scheduler has bound it.
     pub scheduled: bool,
     /// Units that it asks for, by index of the GPU.
@@ -156,6 +158,8 @@ impl PodView {
             _ => Phase::Pending,
         };
         let containers = containers(pod);
+        let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let meant_for = if bound.is_some() { Vec::new() } else { meant_for(pod) };
         let gate_since_start = |status: &str, reason: Option<&str>| {
             condition(MODELS_READY_GATE)
                 .filter(|gate| {
@@ -175,8 +179,9 @@ impl PodView {
             role: label(LABEL_ROLE).and_then(Role::from_label).unwrap_or(Role::Worker),
             ordinal: label(LABEL_ORDINAL).and_then(|ordinal| ordinal.parse().ok()).unwrap_or_default(),
             revision: revision(&name),
-            node: node(pod),
-            scheduled: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
+            scheduled: bound.is_some(),
+            node: bound.or_else(|| meant_for.first().cloned()),
+            meant_for,
             units: requested(pod, gpu_index),
             generic: requested(pod, |name| (name == GENERIC_GPU_RESOURCE).then_some(()))
                 .get(&())
@@ -225,19 +230,16 @@ fn revision(name: &str) -> u32 {
     name.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or_default()
 }
 
-fn node(pod: &Pod) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    spec.node_name.clone().or_else(|| {
-        let required = spec
-            .affinity
-            .as_ref()?
-            .node_affinity
-            .as_ref()?
-            .required_during_scheduling_ignored_during_execution
-            .as_ref()?;
-        let fields = required.node_selector_terms.first()?.match_fields.as_ref()?;
-        fields.iter().find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
-    })
+/// The nodes that its affinity names, up to the first term that names none.
+fn meant_for(pod: &Pod) -> Vec<String> {
+    let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    let named = |term: &NodeSelectorTerm| {
+        let mut fields = term.match_fields.iter().flatten();
+        fields.find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
+    };
+    required.into_iter().flat_map(|required| &required.node_selector_terms).map_while(named).collect()
 }
 
 fn host_port(pod: &Pod) -> Option<u32> {
@@ -442,6 +444,17 @@ mod tests {
         let view = PodView::read(&pod);
         assert_eq!((view.node.as_deref(), view.scheduled, view.revision), (Some("b"), false, 3));
         assert_eq!(view.resource.unwrap().to_string(), "Reranker demo/rr");
+    }
+
+    #[test]
+    fn of_several_nodes_the_one_counts_to_which_the_scheduler_has_bound_the_pod() {
+        let affinity = json!(crate::finish::only_on_one_of(["b", "a"]));
+        for (node, bound, meant_for) in [("b", None, vec!["b", "a"]), ("a", Some("a"), vec![])] {
+            let spec = json!({"containers": [], "nodeName": bound, "affinity": affinity});
+            let view = PodView::read(&pod(json!({"metadata": {"name": "x"}, "spec": spec})));
+            assert_eq!((view.node.as_deref(), view.scheduled), (Some(node), bound.is_some()));
+            assert_eq!(view.meant_for, meant_for);
+        }
     }
 
     #[test]

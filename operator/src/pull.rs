@@ -101,6 +101,10 @@ pub async fn pull(args: PullArgs) -> anyhow::Result<()> {
         }
         anyhow::ensure!(rest.len() <= LONGEST_LINE, "the server's line has no end");
     }
+    // A name that is none is answered without the end of a line.
+    if let Ok(Line { error: Some(error), .. }) = serde_json::from_slice(&rest) {
+        bail!("pulling {model}: {error}");
+    }
     bail!("pulling {model}: the server ended before it was done")
 }
 
@@ -178,6 +182,7 @@ mod tests {
         let listen: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
         for (said, expected) in [
             ("{\"error\":\"model not found\"}\n", "model not found"),
+            ("{\"error\":\"invalid model name\"}", "invalid model name"),
             ("{\"status\":\"pulling manifest\"}\n", "ended before"),
         ] {
             let (say, server) = server().await;

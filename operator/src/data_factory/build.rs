@@ -15,6 +15,10 @@ use principium_api::{DataFactory, OllamaPool};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// Who asks a pool, and the field of its template that says what.
+const ENRICHMENT: (Role, &str) = (Role::Worker, "enrichment");
+const ANALYSIS: (Role, &str) = (Role::Analyzer, "analysis");
+
 /// Builds the pod of a role, without its name and GPUs.
 pub fn build_pod(observed: &Observed, resource: &DataFactory, role: Role) -> Pod {
     match role {
@@ -34,9 +38,8 @@ fn build_worker_pod(observed: &Observed, resource: &DataFactory) -> Pod {
             variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
         }
         variables.extend(number("PRINCIPIUM_CONTEXT_MAX_TOKENS", enrichment.max_tokens));
-        // The least that the worker can do with.
-        let window = context_window(observed, resource).map(|window| window.max(1024));
-        variables.extend(number("PRINCIPIUM_CONTEXT_WINDOW", window));
+        let window = context_window(observed, resource, &enrichment.ollama_pool_ref, ENRICHMENT);
+        variables.extend(number("PRINCIPIUM_CONTEXT_WINDOW", window.map(at_least)));
         let prompt = enrichment.prompt.clone();
         variables.extend(prompt.into_iter().flat_map(|prompt| env([("PRINCIPIUM_CONTEXT_PROMPT", prompt)])));
     }
@@ -79,9 +82,12 @@ fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
     let mut variables = Vec::new();
     if let Some(reference) = analyzer_pool(resource) {
         variables.extend(env([("PRINCIPIUM_OLLAMA_URL", pool_url(namespace, reference))]));
-        if let Some(model) = first_model(observed, resource, reference, Role::Analyzer, "analysis") {
+        if let Some(model) = first_model(observed, resource, reference, ANALYSIS) {
             variables.extend(env([("PRINCIPIUM_OLLAMA_MODEL", model)]));
         }
+        // That of the worker, if they ask the same pool: Ollama loads a model anew for another window.
+        let window = context_window(observed, resource, reference, ANALYSIS);
+        variables.extend(number("PRINCIPIUM_CONTEXT_WINDOW", window.map(at_least)));
     }
     build_embedder_pod(EmbedderPod {
         settings: &observed.settings,
@@ -93,9 +99,15 @@ fn build_analyzer_pod(observed: &Observed, resource: &DataFactory) -> Pod {
         env: variables,
         // It has no GPU to compute on.
         require_acceleration: false,
-        api_key: None,
+        // Who may not ask the worker may not have the analyzer ask a language model, which may cost money.
+        api_key: resource.spec.api_key_secret_ref.as_ref(),
         reranker_key: None,
     })
+}
+
+/// The least window that an embedder can do with.
+fn at_least(window: u32) -> u32 {
+    window.max(1024)
 }
 
 fn number(name: &str, value: Option<u32>) -> Vec<EnvVar> {
@@ -110,7 +122,7 @@ fn analyzer_pool(resource: &DataFactory) -> Option<&OllamaPoolRef> {
 fn enrichment_model(observed: &Observed, resource: &DataFactory) -> Option<String> {
     let enrichment = resource.spec.enrichment.as_ref()?;
     let named = enrichment.model.clone();
-    named.or_else(|| first_model(observed, resource, &enrichment.ollama_pool_ref, Role::Worker, "enrichment"))
+    named.or_else(|| first_model(observed, resource, &enrichment.ollama_pool_ref, ENRICHMENT))
 }
 
 /// A reference to a pool of which no model is known: the field, what would be right, and the reference.
@@ -126,9 +138,7 @@ pub fn unnamed_model<'a>(
             reference,
         ));
     }
-    let unknown = |reference: &&OllamaPoolRef| {
-        first_model(observed, resource, reference, Role::Analyzer, "analysis").is_none()
-    };
+    let unknown = |reference: &&OllamaPoolRef| first_model(observed, resource, reference, ANALYSIS).is_none();
     let reference = analyzer_pool(resource).filter(unknown)?;
     Some(("spec.docAnalyzer", "name it in the pool's spec.models", reference))
 }
@@ -138,20 +148,23 @@ fn first_model(
     observed: &Observed,
     resource: &DataFactory,
     reference: &OllamaPoolRef,
-    role: Role,
-    field: &str,
+    asks: (Role, &str),
 ) -> Option<String> {
     let first = |pool: &OllamaPool| pool.spec.models.first().map(|model| model.name.clone());
     let running = |values: &Value| values["model"].as_str().map(ToOwned::to_owned);
-    of_pool(observed, resource, reference, (role, field), first, running)
+    of_pool(observed, resource, reference, asks, first, running)
 }
 
 /// The context window that a pool's instances have, where its spec says so.
-fn context_window(observed: &Observed, resource: &DataFactory) -> Option<u32> {
-    let reference = &resource.spec.enrichment.as_ref()?.ollama_pool_ref;
+fn context_window(
+    observed: &Observed,
+    resource: &DataFactory,
+    reference: &OllamaPoolRef,
+    asks: (Role, &str),
+) -> Option<u32> {
     let length = |pool: &OllamaPool| pool.spec.settings.as_ref()?.context_length;
     let running = |values: &Value| values["contextWindow"].as_u64()?.try_into().ok();
-    of_pool(observed, resource, reference, (Role::Worker, "enrichment"), length, running)
+    of_pool(observed, resource, reference, asks, length, running)
 }
 
 /// What a pool says. While there is no such pool, what the running pod was made with, by the field of its template: a pool
@@ -198,7 +211,7 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
         if let Some(prompt) = &enrichment.prompt {
             values["prompt"] = json!(prompt);
         }
-        if let Some(window) = context_window(observed, resource) {
+        if let Some(window) = context_window(observed, resource, &enrichment.ollama_pool_ref, ENRICHMENT) {
             values["contextWindow"] = json!(window);
         }
         values
@@ -217,9 +230,14 @@ pub fn worker_template(observed: &Observed, resource: &DataFactory) -> Template 
 
 pub fn analyzer_template(observed: &Observed, resource: &DataFactory) -> Template {
     let analysis = analyzer_pool(resource).map(|reference| {
-        let model = first_model(observed, resource, reference, Role::Analyzer, "analysis");
-        json!({"pool": reference.name, "model": model})
+        let model = first_model(observed, resource, reference, ANALYSIS);
+        let mut values = json!({"pool": reference.name, "model": model});
+        if let Some(window) = context_window(observed, resource, reference, ANALYSIS) {
+            values["contextWindow"] = json!(window);
+        }
+        values
     });
     embedder_template(&observed.settings, &analyzer_settings(resource), None, None)
         .with("analysis", &analysis)
+        .with("apiKeySecretRef", &resource.spec.api_key_secret_ref)
 }

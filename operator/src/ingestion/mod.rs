@@ -62,10 +62,17 @@ fn settle(
         let answer = observed.answers.jobs.get(&id.uid).filter(|answer| answer.job == run.id);
         silent = answer.and_then(|answer| take(run, answer, now));
         corpus = answer.and_then(JobAnswer::corpus).or(corpus);
+        if !run.state.ended() && run.spec_hash != hash {
+            // It is being ended, also where the former spec comes back meanwhile: that is another run then.
+            run.spec_hash.clear();
+        }
+        let orphaned = run.data_factory != spec.data_factory_ref.name || matches!(factory, Factory::Missing);
         match factories.worker(&id.key.namespace, &run.data_factory) {
             Some(worker) if worker.pod.uid == run.pod_uid => run.store = worker.store(),
-            // Nobody is there to end it.
-            None if run.spec_hash != hash => runs::end(run, RunState::Cancelled, "", now),
+            // Nobody will be there to end it. One that is only not ready yet would go on with its job.
+            None if !run.state.ended() && run.spec_hash.is_empty() && orphaned => {
+                runs::end(run, RunState::Cancelled, "", now);
+            }
             _ => {}
         }
     }
@@ -90,8 +97,9 @@ fn settle(
         runs.insert(0, begun);
     }
     runs::forget(&mut runs, spec.history_limit.unwrap_or(HISTORY));
-    // Asked for once it is written down, and until it has ended.
-    let written = |run: &&IngestionRun| before.runs.first().is_some_and(|before| before.id == run.id);
+    // Asked for once it is written down, and until it has ended; that it is to be ended is written down first, too.
+    let is = |a: &IngestionRun, b: &IngestionRun| (&a.id, &a.spec_hash) == (&b.id, &b.spec_hash);
+    let written = |run: &&IngestionRun| before.runs.first().is_some_and(|before| is(before, run));
     if let Some(run) = runs.first().filter(written).filter(|run| !run.state.ended() && !id.leaving) {
         let worker = factories.worker(&id.key.namespace, &run.data_factory);
         let wish = if run.spec_hash == hash {

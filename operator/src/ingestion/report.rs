@@ -74,7 +74,11 @@ fn under_way(told: &Telling<'_>, run: &IngestionRun) -> Progress {
     let reconciling = |reason, message| Progress::Reconciling { reason, message };
     if run.spec_hash != told.hash {
         let message = "the spec has changed: the run that was made from the former one is being ended";
-        let why = told.silent.map(|why| format!("; it is asked again: {why}")).unwrap_or_default();
+        let silent = told.silent.map(|why| format!("; it is asked again: {why}"));
+        let same = run.data_factory == told.spec.data_factory_ref.name;
+        let waits =
+            || waiting(told, &run.data_factory).filter(|_| same).map(|it| format!("; {}", it.why().1));
+        let why = silent.or_else(waits).unwrap_or_default();
         return reconciling(reason::UPDATING, format!("{message}{why}"));
     }
     if let Some(waiting) = waiting(told, &run.data_factory) {

@@ -51,17 +51,23 @@ impl Schedule {
         Ok(Some(schedule))
     }
 
-    /// Whether any day fits. Looking for the next time that never comes would take a thousand times as long, in every pass.
+    /// Whether any time of any day fits. Looking for the next time that never comes would take seconds, in every pass.
     fn comes(&self) -> bool {
-        /// One with a 29th of February.
-        const LEAP_YEAR: i32 = 2024;
+        /// One without and one with a 29th of February: what the last days of a month are depends on it.
+        const YEARS: [i32; 2] = [2023, 2024];
         let pattern = &self.0.pattern;
+        // A list without entries is none.
+        if pattern.minutes.values().is_empty() || pattern.hours.values().is_empty() {
+            return false;
+        }
         let months = (1..=12).filter(|month| pattern.month_match(*month).unwrap_or_default());
-        // Every day of a year falls on every day of the week, sooner or later.
+        // Every day of either falls on every day of the week, within forty years.
         let mut days = months.flat_map(|month| (1..=31).map(move |day| (month, day)));
         days.any(|(month, day)| {
-            let on = |weekday| pattern.day_match(LEAP_YEAR, month, day, weekday).unwrap_or_default();
-            WEEK.into_iter().any(on)
+            YEARS.into_iter().any(|year| {
+                let on = |weekday| pattern.day_match(year, month, day, weekday).unwrap_or_default();
+                WEEK.into_iter().any(on)
+            })
         })
     }
 
@@ -211,11 +217,15 @@ mod tests {
     #[test]
     fn a_time_that_never_comes_is_no_schedule_and_every_other_one_comes() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        for text in ["0 0 30 2 *", "0 0 31 4,6,9,11 *"] {
+        let never =
+            ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "0 0 1 * +1#2", "0 0 , * *", "0 0 * , *", "0 0 * * ,"];
+        let without_entries = [", * * * *", "0 , * * *", ", 3 * * *", ",, , , , ,"];
+        for text in never.into_iter().chain(without_entries) {
             let error = Schedule::read(Some(text)).err().unwrap();
             assert!(error.contains("never comes"), "{error}");
         }
-        for text in ["0 0 29 2 *", "* * * * *", "0 3 * * 1-5", "0 0 30 2 1", "0 0 L * *", "0 0 * 2 1#5"] {
+        let rare = ["0 0 29 2 *", "0 0 30 2 1", "0 0 L * *", "0 0 * 2 1#5", "0 0 29 2 +1", "0 0 L 2 +1#4"];
+        for text in rare.into_iter().chain(["* * * * *", "0 3 * * 1-5", ",5 3,, * * *"]) {
             let schedule = Schedule::read(Some(text)).unwrap().unwrap();
             assert!(schedule.after(now).unwrap() > now && schedule.last(now).unwrap() <= now, "{text}");
         }

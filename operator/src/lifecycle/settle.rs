@@ -5,10 +5,10 @@ use super::{
     Family, Found, May, Report, State, failures_in_a_row, held, patient_until, remembered, retry_at,
 };
 use crate::actions::{Plan, Severity};
-use crate::desired::{Desired, Slot};
+use crate::desired::{AnyResource, Desired, Slot};
 use crate::inventory::Inventory;
 use crate::observed::Observed;
-use crate::placement::{Need, Outcome, Placement, accepts, fits_when_gone};
+use crate::placement::{Need, Outcome, Placement};
 use crate::pods::{Phase, PodView};
 use jiff::Timestamp;
 
@@ -27,7 +27,7 @@ pub struct Settling<'a, 'd> {
 
 /// Decides what is done about a slot.
 pub fn settle<'a>(
-    with: &Settling<'a, '_>,
+    with: &Settling<'_, '_>,
     slot: &Slot,
     found: &Found<'a>,
     may: May,
@@ -55,9 +55,10 @@ pub fn settle<'a>(
         Found::Failed { pod, retry_at } => {
             enter(with, slot, Some((pod, *retry_at)), outcome, &mut report, plan);
         }
-        Found::Leaving(pod) => {
-            report.pod = Some(pod);
-            report.state = State::Starting(format!("Pod {} is ending; its successor starts then", pod.name));
+        Found::Leaving(pods) => {
+            report.pod = pods.first().copied();
+            let text = format!("Pod {} is ending; its successor starts then", names(pods));
+            report.state = State::Starting(text);
             if let Some(
                 Outcome::Granted(placement)
                 | Outcome::Returning { placement, .. }
@@ -75,10 +76,9 @@ pub fn settle<'a>(
                 Some(why) => State::WaitingForGpu(why),
                 None => State::Starting(unready(pod)),
             };
-            if ready || !others.iter().any(|pod| (with.ready)(pod)) {
-                for other in others {
-                    delete(with, other, plan);
-                }
+            // One that works goes on until its successor does.
+            for other in others.iter().filter(|other| ready || !goes_on(with, other)) {
+                delete(with, other, plan);
             }
             if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome)
                 && (with.gate)(&placement.node).is_none()
@@ -99,12 +99,24 @@ pub fn settle<'a>(
             report.pod = pods.first().copied();
             let why = why.join("; ");
             report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
+            let (works, idle): (Vec<&PodView>, Vec<&PodView>) =
+                pods.iter().copied().partition(|pod| goes_on(with, pod));
+            // Those that came to nothing make room for the next one.
+            let makes_room = !works.is_empty() && !idle.is_empty();
+            if makes_room {
+                stop(with, &idle, &why, plan);
+            }
+            let chosen = match outcome {
+                Some(Outcome::Granted(placement)) => Some(placement),
+                _ => None,
+            };
             if let Some(why) = wait_for_failed(with, found, plan) {
                 report.state = State::Updating(format!("ordinal {}: {why}", slot.ordinal));
             } else if may_change && !plan.is_full() {
-                match in_vain(with, pods, outcome) {
-                    Some(state) => report.state = state,
-                    None => replace(with, slot, (pods, *failed), &why, outcome, &mut report, plan),
+                if slot.surge && (slot.wish.need == Need::Nothing || chosen.is_some()) {
+                    start_beside(with, slot, (pods, *failed), &why, chosen, &mut report, plan);
+                } else if !makes_room {
+                    restart(with, slot, pods, &why, outcome, &mut report, plan);
                 }
             }
         }
@@ -161,78 +173,98 @@ fn replace_failed(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {
     delete(with, pod, plan);
 }
 
-/// Why pods that work should not be stopped though the spec has changed: their successor would have no GPU.
-fn in_vain(with: &Settling<'_, '_>, pods: &[&PodView], outcome: Option<&Outcome>) -> Option<State> {
-    if !pods.iter().any(|pod| (with.ready)(pod)) {
-        return None;
+/// Whether a pod works. One whose node doesn't answer may go on there: Kubernetes says then that it is not ready, but not so of its
+/// containers.
+fn goes_on(with: &Settling<'_, '_>, pod: &PodView) -> bool {
+    let gated = matches!(with.desired.resource, AnyResource::OllamaPool(_));
+    (with.ready)(pod) || pod.containers_ready && (!gated || pod.gate == Some(true))
+}
+
+/// Makes a successor beside a pod that is outdated.
+fn start_beside(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    (pods, failed): (&[&PodView], Option<&PodView>),
+    why: &str,
+    placement: Option<&Placement>,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
+        report.state = State::WaitingForStore(why);
+        return;
     }
-    match outcome? {
-        Outcome::Granted(_) | Outcome::Returning { .. } | Outcome::InPlace { .. } => None,
+    let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
+    let text = format!("Pod {name} gets a successor beside it: {why}");
+    plan.note(&with.desired.id, Severity::Normal, "Replacing", text);
+    succeed(with, slot, failed, placement, report, plan);
+}
+
+/// Stops outdated pods for a successor that comes after them. One that serves is not stopped where that could not start.
+fn restart(
+    with: &Settling<'_, '_>,
+    slot: &Slot,
+    pods: &[&PodView],
+    why: &str,
+    outcome: Option<&Outcome>,
+    report: &mut Report<'_>,
+    plan: &mut Plan,
+) {
+    let serves = pods.iter().any(|pod| (with.ready)(pod));
+    if !serves && pods.iter().any(|pod| goes_on(with, pod)) {
+        let text = format!("Pod {} may go on; it is replaced when its node answers", names(pods));
+        report.state = State::Updating(format!("ordinal {}: {text}", slot.ordinal));
+        return;
+    }
+    let chosen = match outcome {
+        Some(Outcome::Granted(placement) | Outcome::InPlace(placement)) => Some(placement),
+        _ => None,
+    };
+    if serves {
+        let store = || chosen.and_then(|chosen| (with.gate)(&chosen.node)).map(State::WaitingForStore);
+        if let Some(state) = outcome.and_then(in_vain).or_else(store) {
+            report.state = state;
+            return;
+        }
+    }
+    stop(with, pods, why, plan);
+    // What a pod has is kept for its slot anyway.
+    let has = |chosen: &Placement| {
+        let same = |pod: &&PodView| {
+            pod.node.as_ref() == Some(&chosen.node) && *held(pod, with.inventory) == *chosen.gpus
+        };
+        pods.first().is_some_and(same)
+    };
+    let other = chosen.filter(|chosen| !has(chosen));
+    report.ahead = other.map(|chosen| ahead(with, slot, report.revision, chosen));
+}
+
+/// Why a pod that serves is not stopped though the spec has changed: its successor would have no GPU.
+fn in_vain(outcome: &Outcome) -> Option<State> {
+    match outcome {
+        Outcome::Granted(_) | Outcome::Returning { .. } | Outcome::InPlace(_) => None,
         Outcome::Soon { message } => Some(State::Updating(message.clone())),
         Outcome::Impossible { reason, message } => Some(State::Impossible(reason, message.clone())),
         Outcome::Waiting { message, .. } => Some(State::WaitingForGpu(message.clone())),
     }
 }
 
-fn replace(
-    with: &Settling<'_, '_>,
-    slot: &Slot,
-    (pods, failed): (&[&PodView], Option<&PodView>),
-    why: &str,
-    outcome: Option<&Outcome>,
-    report: &mut Report<'_>,
-    plan: &mut Plan,
-) {
-    let placement = match outcome {
-        Some(Outcome::Granted(placement)) => Some(placement),
-        _ => None,
-    };
-    let names = |pods: &[&PodView]| pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>().join(", ");
-    let id = &with.desired.id;
-    let beside = slot.surge && (slot.wish.need == Need::Nothing || placement.is_some());
-    if beside && placement.is_none_or(|placement| (with.gate)(&placement.node).is_none()) {
-        let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
-        plan.note(id, Severity::Normal, "Replacing", format!("Pod {name} gets a successor beside it: {why}"));
-        succeed(with, slot, failed, placement, report, plan);
-    } else if !beside {
-        // One that works goes on until its successor does: what another successor has that came to nothing is enough for the next.
-        let (ready, idle): (Vec<&PodView>, Vec<&PodView>) =
-            pods.iter().copied().partition(|pod| (with.ready)(pod));
-        let stopped = if slot.surge && !ready.is_empty() && !idle.is_empty() { &idle } else { pods };
-        plan.note(
-            id,
-            Severity::Normal,
-            "Restarting",
-            format!("Pod {} is stopped for its successor: {why}", names(stopped)),
-        );
-        for pod in stopped {
-            delete(with, pod, plan);
-        }
-        if !returns(with, slot, pods) {
-            let kept = match outcome {
-                Some(Outcome::Granted(placement)) => Some(placement),
-                Some(Outcome::InPlace { kept, .. }) => kept.as_ref(),
-                _ => None,
-            };
-            report.ahead = kept.map(|kept| ahead(with, slot, report.revision, kept));
-        }
+/// Stops pods for the one that comes after them.
+fn stop(with: &Settling<'_, '_>, pods: &[&PodView], why: &str, plan: &mut Plan) {
+    let text = format!("Pod {} is stopped for its successor: {why}", names(pods));
+    plan.note(&with.desired.id, Severity::Normal, "Restarting", text);
+    for pod in pods {
+        delete(with, pod, plan);
     }
 }
 
-/// Whether a slot comes back to the GPUs that its pod has once that is stopped: then they are kept for it anyway.
-fn returns(with: &Settling<'_, '_>, slot: &Slot, pods: &[&PodView]) -> bool {
-    let Some((pod, name)) = pods.first().and_then(|pod| Some((pod, pod.node.as_deref()?))) else {
-        return false;
-    };
-    let gpus = held(pod, with.inventory);
-    let key = &with.desired.id.key;
-    accepts(with.inventory.nodes.get(name), &slot.wish.need, &gpus)
-        && fits_when_gone(with.inventory, &slot.wish, key, name, &gpus)
+fn names(pods: &[&PodView]) -> String {
+    pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// A slot without a living pod.
 fn enter<'a>(
-    with: &Settling<'a, '_>,
+    with: &Settling<'_, '_>,
     slot: &Slot,
     failed: Option<(&'a PodView, Timestamp)>,
     outcome: Option<&Outcome>,
@@ -247,7 +279,7 @@ fn enter<'a>(
             report.state = State::Starting(message.clone());
             Some(placement)
         }
-        Some(Outcome::Soon { .. } | Outcome::InPlace { .. }) => return,
+        Some(Outcome::Soon { .. } | Outcome::InPlace(_)) => return,
         Some(Outcome::Waiting { message, kept }) => {
             report.state = State::WaitingForGpu(message.clone());
             if let Some((pod, _)) = failed

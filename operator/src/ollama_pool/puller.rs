@@ -4,7 +4,7 @@ use super::build::{build_puller, puller_template};
 use super::store::Store;
 use crate::actions::{Plan, Severity};
 use crate::desired::Desired;
-use crate::finish::{Finish, finish, only_on};
+use crate::finish::{Finish, finish, only_on_one_of};
 use crate::inventory::takes;
 use crate::lifecycle::{delete_action, failures_in_a_row, retry_at};
 use crate::observed::{ModelStep, Observed};
@@ -64,20 +64,42 @@ pub struct Pull<'a, 's> {
     pub now: Timestamp,
 }
 
+/// A place that is to be filled.
+struct Place<'n> {
+    name: &'n str,
+    /// The nodes that share it; the first is one on which a puller can start, where there is one.
+    nodes: &'n [&'n str],
+}
+
+impl<'n> Place<'n> {
+    fn node(&self) -> &'n str {
+        self.nodes.first().copied().unwrap_or_default()
+    }
+
+    /// Where it is, in words.
+    fn on(&self) -> String {
+        match self.nodes {
+            [node] => format!("on node {node}"),
+            nodes => format!("on one of {} nodes", nodes.len()),
+        }
+    }
+}
+
 /// Makes the pullers that are missing, removes those that are not needed, and says how far each node's store is. Empty
 /// for pools whose instances bring their own models.
 pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> BTreeMap<String, Pulled<'a>> {
     let store = Store::of(with.resource);
     let namespace = &with.desired.id.key.namespace;
     let nodes = if store == Store::Ephemeral { BTreeSet::new() } else { (with.nodes)() };
-    let mut places: BTreeMap<String, &String> = BTreeMap::new();
+    let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for node in &nodes {
         if let Some(place) = store.place(namespace, node) {
-            let chosen = places.entry(place).or_insert(node);
-            // Of the nodes that share a place, the first on which a puller can start.
-            if !can_start(with, chosen) && can_start(with, node) {
-                *chosen = node;
-            }
+            places.entry(place).or_default().push(node);
+        }
+    }
+    for nodes in places.values_mut() {
+        if let Some(at) = nodes.iter().position(|node| can_start(with, node)) {
+            nodes.swap(0, at);
         }
     }
     let template = OnceCell::new();
@@ -85,7 +107,7 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
     let mine =
         |pod: &&PodView| pod.role == Role::Puller && pod.owner.as_deref() == Some(&with.desired.id.uid);
     let mut states: BTreeMap<&str, Pulled<'a>> = BTreeMap::new();
-    for (place, node) in &places {
+    for (place, nodes) in &places {
         let mut pods: Vec<&PodView> = with
             .pods
             .iter()
@@ -94,7 +116,8 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
             .filter(|pod| pod.store.as_deref() == Some(place))
             .collect();
         pods.sort_by_key(|pod| std::cmp::Reverse(pod.revision));
-        states.insert(place, at_place(with, place, node, &pods, template(), writers, plan));
+        let at = Place { name: place, nodes };
+        states.insert(place, at_place(with, &at, &pods, template(), writers, plan));
     }
     for pod in with.pods.iter().copied().filter(mine) {
         if !pod.leaving && !pod.store.as_ref().is_some_and(|place| places.contains_key(place)) {
@@ -112,8 +135,7 @@ pub fn pull<'a>(with: &Pull<'a, '_>, writers: &mut Writers, plan: &mut Plan) -> 
 
 fn at_place<'a>(
     with: &Pull<'a, '_>,
-    place: &str,
-    node: &str,
+    place: &Place<'_>,
     pods: &[&'a PodView],
     template: &Template,
     writers: &mut Writers,
@@ -121,7 +143,7 @@ fn at_place<'a>(
 ) -> Pulled<'a> {
     let waiting = |message: String, pod| Pulled::Waiting(message, pod);
     let Some((newest, older)) = pods.split_first() else {
-        return start(with, place, node, 0, template, writers, plan);
+        return start(with, place, 0, template, writers, plan);
     };
     for pod in older.iter().filter(|pod| !pod.leaving) {
         plan.actions.push(delete_action(with.desired, pod));
@@ -136,22 +158,22 @@ fn at_place<'a>(
     }
     if !differences.is_empty() {
         replace(with, newest, &differences.join("; "), plan);
-        return waiting(format!("models are pulled anew on node {node}"), None);
+        return waiting(format!("models are pulled anew {}", place.on()), None);
+    }
+    if let Some(node) = left_out(with, newest, place) {
+        replace(with, newest, &format!("no node has taken it, and node {node} can"), plan);
+        return waiting(format!("models are pulled {} instead", place.on()), None);
     }
     match newest.phase {
         Phase::Succeeded => {
-            let Some(model) = lost(with, place, newest) else { return Pulled::Done };
+            let Some(model) = lost(with, place.name, newest) else { return Pulled::Done };
             let age = with.now.duration_since(newest.ended);
             if age < SETTLED {
                 plan.requeue(SETTLED - age);
                 return Pulled::Done;
             }
             replace(with, newest, &format!("model {model} is no longer in the store"), plan);
-            waiting(format!("models are pulled anew on node {node}"), None)
-        }
-        Phase::Pending if !newest.scheduled && is_stuck(with, newest, node) => {
-            replace(with, newest, &format!("it can't start on its node, and can on node {node}"), plan);
-            waiting(format!("models are pulled on node {node} instead"), None)
+            waiting(format!("models are pulled anew {}", place.on()), None)
         }
         Phase::Failed => {
             let trouble = newest.trouble.clone().unwrap_or_default();
@@ -164,12 +186,14 @@ fn at_place<'a>(
                 );
             }
             plan.actions.push(delete_action(with.desired, newest));
-            start(with, place, node, failures_in_a_row(newest), template, writers, plan)
+            start(with, place, failures_in_a_row(newest), template, writers, plan)
         }
         Phase::Pending | Phase::Running => {
+            let bound = newest.node.as_ref().filter(|_| newest.scheduled);
+            let on = bound.map_or_else(|| place.on(), |node| format!("on node {node}"));
             let message = match &newest.trouble {
                 Some(trouble) => format!("Pod {} can't pull the models: {trouble}", newest.name),
-                None => format!("Pod {} pulls the models on node {node}", newest.name),
+                None => format!("Pod {} pulls the models {on}", newest.name),
             };
             waiting(message, Some(newest))
         }
@@ -188,10 +212,15 @@ fn can_start(with: &Pull<'_, '_>, node: &str) -> bool {
     with.observed.nodes.get(node).is_some_and(|node| takes(node, &with.resource.spec.pod))
 }
 
-/// Whether a puller that was never bound waits for a node that has no instances any more or can't take it, while `better` can.
-fn is_stuck(with: &Pull<'_, '_>, pod: &PodView, better: &str) -> bool {
-    let Some(node) = pod.node.as_deref().filter(|node| *node != better) else { return false };
-    can_start(with, better) && (!can_start(with, node) || !(with.nodes)().contains(node))
+/// A node that can take a puller which the scheduler has not bound, and that it isn't meant for: it came to share the place
+/// later. Those that it is meant for may all be gone, closed, or out of reach of its volume.
+fn left_out<'n>(with: &Pull<'_, '_>, pod: &PodView, place: &Place<'n>) -> Option<&'n str> {
+    // One that names no node may start on any.
+    if pod.phase != Phase::Pending || pod.meant_for.is_empty() {
+        return None;
+    }
+    let may = |node: &str| pod.meant_for.iter().any(|meant| meant == node);
+    place.nodes.iter().copied().find(|node| !may(node) && can_start(with, node))
 }
 
 /// A model that is missing although its puller is done: its node, or the claim, was made anew. It counts what an instance says
@@ -223,28 +252,29 @@ fn how(difference: &str) -> bool {
 /// Makes a puller, unless another pool's writes there. `failures`: pullers before it that failed one after another.
 fn start<'a>(
     with: &Pull<'_, '_>,
-    place: &str,
-    node: &str,
+    place: &Place<'_>,
     failures: u32,
     template: &Template,
     writers: &mut Writers,
     plan: &mut Plan,
 ) -> Pulled<'a> {
     let id = &with.desired.id;
-    match writers.get(place) {
+    match writers.get(place.name) {
         Some(other) if *other != id.uid => {
+            let node = place.node();
             let message =
                 format!("another pool fills the model store on node {node}; it is this one's turn then");
             return Pulled::Waiting(message, None);
         }
         _ => {}
     }
-    writers.insert(place.to_owned(), id.uid.clone());
+    writers.insert(place.name.to_owned(), id.uid.clone());
     // Also those of a former pool of this name count, whose pods are still ending.
-    let former = with.pods.iter().filter(|pod| pod.store.as_deref() == Some(place)).map(|pod| pod.revision);
+    let former = with.pods.iter().filter(|pod| pod.store.as_deref() == Some(place.name));
+    let former = former.map(|pod| pod.revision);
     let revision = former.max().unwrap_or_default().saturating_add(1);
-    let name = format!("{}-puller-{:08x}-{}", id.key.name, fnv1a(place), revision);
-    let mut pod = build_puller(with.observed, with.resource, place);
+    let name = format!("{}-puller-{:08x}-{}", id.key.name, fnv1a(place.name), revision);
+    let mut pod = build_puller(with.observed, with.resource, place.name);
     finish(
         &mut pod,
         &Finish {
@@ -259,9 +289,10 @@ fn start<'a>(
         },
     );
     if let Some(spec) = &mut pod.spec {
-        spec.affinity = Some(only_on(node));
+        // The scheduler knows which of them its volume can be reached from.
+        spec.affinity = Some(only_on_one_of(place.nodes.iter().copied()));
     }
-    let text = format!("Pod {name} pulls the models on node {node}");
+    let text = format!("Pod {name} pulls the models {}", place.on());
     plan.note_made(id, &name, "Pulling", text.clone());
     plan.create(with.observed, id.key.clone(), pod);
     Pulled::Waiting(text, None)

@@ -308,9 +308,15 @@ fn model_status(
         message,
         ..OllamaModelStatus::default()
     };
-    let pod = report.serving.or(report.pod).filter(|pod| !pod.leaving && !pod.ended());
-    let answers = pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default();
-    let answer = answers.iter().find(|answer| answer.name == name);
+    let told = |pod: Option<&PodView>| {
+        let pod = pod.filter(|pod| !pod.leaving && !pod.ended());
+        pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default()
+    };
+    let (newest, serving) = (told(report.pod), told(report.serving.or(report.pod)));
+    let about = |answer: &&ModelAnswer| answer.name == name;
+    // A successor may say why it does not take over.
+    let failed = newest.iter().find(about).filter(|answer| answer.step == ModelStep::Failed);
+    let answer = failed.or_else(|| serving.iter().find(about));
     if let Some(answer) = answer.filter(|answer| answer.step != ModelStep::Missing) {
         return answered(report.ordinal, answer);
     }

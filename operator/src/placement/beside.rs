@@ -1,17 +1,18 @@
 //! Pods that work are replaced: whose turn it is, and what fits once they are stopped.
 
-use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, count, enter, exact, hold};
+use super::exchange::{Later, Mover, exchange};
+use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, again, count, enter, exact, hold};
 use crate::inventory::{Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::gpu::MIB_PER_UNIT;
-use principium_api::status::AssignedGpu;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Which of a resource's pods that work change in a pass: the first ones that have somewhere to go.
 #[derive(Default)]
 pub(super) struct Turns {
     taken: BTreeMap<ResourceKey, usize>,
-    in_place: Vec<Request>,
+    /// Those that are to be stopped, with what is said where they are not.
+    in_place: Vec<(Request, Outcome)>,
     /// Requests for exact devices that wait, or whose turn it isn't.
     vain: BTreeMap<ResourceKey, Vec<Request>>,
 }
@@ -34,17 +35,19 @@ impl Turns {
         request: &Request,
         outcome: Outcome,
     ) -> Outcome {
-        let outcome = match outcome {
-            Outcome::Waiting { message, kept }
-                if request.round == Round::Beside && in_place(inventory, request) =>
-            {
-                self.in_place.push(request.clone());
-                Outcome::InPlace { message, kept }
+        let in_place = match &outcome {
+            Outcome::Waiting { .. } if request.round == Round::Beside => in_place(inventory, request),
+            _ => None,
+        };
+        let outcome = match in_place {
+            Some(placement) => {
+                self.in_place.push((request.clone(), outcome));
+                Outcome::InPlace(placement)
             }
-            outcome => outcome,
+            None => outcome,
         };
         match &outcome {
-            Outcome::Granted(_) | Outcome::InPlace { .. } if request.turns.is_some() => {
+            Outcome::Granted(_) | Outcome::InPlace(_) if request.turns.is_some() => {
                 *self.taken.entry(request.slot.resource.clone()).or_default() += 1;
             }
             Outcome::Waiting { .. } => self.keep(request),
@@ -63,58 +66,73 @@ impl Turns {
     /// each other from their devices are stopped after all.
     pub(super) fn end(self, inventory: &mut Inventory<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
         // As it is once those are stopped that are to be, and their successors are there.
-        let mut later: BTreeMap<&str, NodeGpus<'_>> = BTreeMap::new();
-        for request in &self.in_place {
-            let Some(home) = request.previous.as_ref().map(|previous| previous.node.as_str()) else {
+        let mut changed: BTreeMap<String, NodeGpus<'_>> = BTreeMap::new();
+        for (request, waits) in self.in_place {
+            let Some(home) = request.previous.as_ref().map(|previous| previous.node.clone()) else {
                 continue;
             };
-            let Some(now) = later.get(home).or_else(|| inventory.nodes.get(home)) else { continue };
-            let mut node = now.clone();
-            request.stops.iter().for_each(|gpu| let_go(&mut node, &request.slot.resource, gpu));
-            if let Some(placement) = place(&node, &request.wish, &request.slot.resource) {
-                hold(&mut node, &request.slot.resource, &placement);
-                later.insert(home, node);
-            } else if let Some(Outcome::InPlace { message, kept }) = outcomes.remove(&request.slot) {
-                outcomes.insert(request.slot.clone(), Outcome::Waiting { message, kept });
-            }
+            let Some(now) = changed.get(&home).or_else(|| inventory.nodes.get(&home)) else { continue };
+            let mut node = without(now, &request);
+            let outcome = match gpus_on(&node, &request) {
+                Some(placement) => {
+                    hold(&mut node, &request.slot.resource, &placement);
+                    changed.insert(home, node);
+                    Outcome::InPlace(placement)
+                }
+                None => waits,
+            };
+            outcomes.insert(request.slot, outcome);
         }
-        for (key, requests) in self.vain.iter().filter(|(key, _)| !self.taken.contains_key(key)) {
-            // One that has no pod waits for the others; else it is somebody's turn.
-            let begins = |request: &&Request| request.round != Round::Beside || request.turns != Some(0);
-            let mut begun = requests.iter().filter(begins);
-            let exchanged = begun.find_map(|first| exchange(inventory, key, first, requests));
-            for request in exchanged.into_iter().flatten() {
-                change(inventory, request, outcomes);
+        for (key, requests) in self.vain.iter().filter(|(key, _)| !self.taken.contains_key(*key)) {
+            let moved = exchange(Later { changed: &changed, inventory: &*inventory }, key, requests);
+            for mover in &moved {
+                change(inventory, mover, outcomes);
             }
         }
     }
 }
 
 /// What becomes of a pod that others of its resource wait for: its successor starts beside it where that can be, else it is stopped.
-fn change(inventory: &mut Inventory<'_>, request: &Request, outcomes: &mut BTreeMap<SlotId, Outcome>) {
-    let home = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
-    let free = home.and_then(|node| place(node, &request.wish, &request.slot.resource));
-    let outcome = match free.filter(|_| request.surge) {
+fn change(inventory: &mut Inventory<'_>, mover: &Mover<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
+    let Mover { request, to } = mover;
+    let node = inventory.nodes.get(&to.node).filter(|_| request.surge);
+    let free = node.and_then(|node| place(node, &request.wish, &request.slot.resource));
+    let outcome = match free {
         Some(placement) => {
             enter(inventory, request, &placement);
             Outcome::Granted(placement)
         }
-        None => Outcome::InPlace {
-            message: match outcomes.remove(&request.slot) {
-                Some(Outcome::Waiting { message, .. }) => message,
-                _ => String::new(),
-            },
-            kept: match (&request.wish.need, home) {
-                (Need::Exact(devices), Some(node)) => exact::named(node, devices),
-                _ => None,
-            },
-        },
+        None => Outcome::InPlace(to.clone()),
     };
     outcomes.insert(request.slot.clone(), outcome);
 }
 
+/// The GPUs that a pod has which must stop before its successor starts: that comes back to them, and no others are looked for.
+pub(super) fn stays(inventory: &Inventory<'_>, request: &Request) -> Option<Placement> {
+    if request.round != Round::Beside || request.surge {
+        return None;
+    }
+    again(&home(inventory, request)?, request)
+}
+
+/// The GPUs for a request on the node of the pod that it replaces, once that is stopped.
+pub(super) fn in_place(inventory: &Inventory<'_>, request: &Request) -> Option<Placement> {
+    gpus_on(&home(inventory, request)?, request)
+}
+
+/// The node of the pod that a request replaces, without that pod.
+fn home<'o>(inventory: &Inventory<'o>, request: &Request) -> Option<NodeGpus<'o>> {
+    let previous = request.previous.as_ref()?;
+    Some(without(inventory.nodes.get(&previous.node)?, request))
+}
+
+/// The GPUs for a request on its own node: those that it had, if they are what is wanted.
+fn gpus_on(node: &NodeGpus<'_>, request: &Request) -> Option<Placement> {
+    again(node, request).or_else(|| place(node, &request.wish, &request.slot.resource))
+}
+
 /// The GPUs for a request on this node, if it can have them there.
-fn place(node: &NodeGpus<'_>, wish: &Wish, resource: &ResourceKey) -> Option<Placement> {
+pub(super) fn place(node: &NodeGpus<'_>, wish: &Wish, resource: &ResourceKey) -> Option<Placement> {
     match &wish.need {
         Need::Nothing => None,
         Need::Exact(devices) => exact::place(node, wish, devices),
@@ -122,91 +140,30 @@ fn place(node: &NodeGpus<'_>, wish: &Wish, resource: &ResourceKey) -> Option<Pla
     }
 }
 
-/// Whether a request can be served where its pod is, once that is stopped.
-fn in_place(inventory: &Inventory<'_>, request: &Request) -> bool {
-    let fits = |previous: &Placement| {
-        fits_when_gone(inventory, &request.wish, &request.slot.resource, &previous.node, &request.stops)
-    };
-    request.previous.as_ref().is_some_and(fits)
+/// A node as it is once the pods are gone that a request replaces.
+pub(super) fn without<'o>(node: &NodeGpus<'o>, request: &Request) -> NodeGpus<'o> {
+    let mut node = node.clone();
+    release(&mut node, request);
+    node
 }
 
-/// Which pods are to be stopped so that `first` gets its devices in the end: those that have them, those that have the devices of
-/// these, and so on. If one of them can move by itself it goes first; if each has what another is to get, they go together.
-fn exchange<'r>(
-    inventory: &Inventory<'_>,
-    key: &ResourceKey,
-    first: &'r Request,
-    all: &'r [Request],
-) -> Option<Vec<&'r Request>> {
-    let home = first.previous.as_ref()?;
-    let mut node = inventory.nodes.get(&home.node)?.clone();
-    let there: Vec<&Request> =
-        all.iter().filter(|it| it.previous.as_ref().is_some_and(|it| it.node == home.node)).collect();
-    let wanted = |request: &Request| -> BTreeSet<u32> {
-        let Need::Exact(devices) = &request.wish.need else { return BTreeSet::new() };
-        let found = exact::resolve(&node, devices).unwrap_or_default();
-        found.iter().map(|(gpu, _)| gpu.index).collect()
-    };
-    let mut chain = vec![first];
-    let mut at = 0;
-    while let Some(request) = chain.get(at) {
-        let wants = wanted(request);
-        // One that stays on a GPU gives nothing of it up.
-        let blocks = |other: &&&Request| {
-            let stays = wanted(other);
-            let gives = |gpu: &AssignedGpu| wants.contains(&gpu.index) && !stays.contains(&gpu.index);
-            other.round == Round::Beside && other.stops.iter().any(gives)
+/// Takes the pods that a request replaces out of the ledger of a node.
+pub(super) fn release(node: &mut NodeGpus<'_>, request: &Request) {
+    if request.previous.as_ref().is_none_or(|previous| *previous.node != *node.name) {
+        return;
+    }
+    // A pod beside which one is asked for goes on; where one comes after it, it is ending.
+    let state = if request.round == Round::Beside { HolderState::Holds } else { HolderState::Leaving };
+    for stopped in &request.stops {
+        let own = |holder: &Holder<'_>| {
+            holder.units == stopped.units
+                && holder.state == state
+                && matches!(&holder.who, Who::Resource(key) if **key == request.slot.resource)
         };
-        for other in there.iter().filter(blocks) {
-            if !chain.iter().any(|it| it.slot == other.slot) {
-                chain.push(other);
-            }
+        let Some(gpu) = node.gpu_mut(stopped.index) else { continue };
+        if let Some(at) = gpu.holders.iter().position(own) {
+            gpu.holders.remove(at);
+            gpu.memory_free = gpu.memory_free.saturating_add(u64::from(stopped.units) * MIB_PER_UNIT);
         }
-        at += 1;
-    }
-    let moves = |request: &&&Request| request.round == Round::Beside;
-    if let Some(alone) = chain.iter().filter(moves).find(|request| in_place(inventory, request)) {
-        return Some(vec![*alone]);
-    }
-    // What is kept for them is for them.
-    for gpu in &mut node.gpus {
-        let own = |holder: &Holder<'_>| matches!(&holder.who, Who::Resource(of) if **of == *key);
-        gpu.holders.retain(|holder| holder.state != HolderState::Reserved || !own(holder));
-    }
-    for assigned in chain.iter().flat_map(|request| &request.stops) {
-        let_go(&mut node, key, assigned);
-    }
-    for request in &chain {
-        let placement = place(&node, &request.wish, key)?;
-        hold(&mut node, key, &placement);
-    }
-    Some(chain.into_iter().filter(|request| request.round == Round::Beside).collect())
-}
-
-/// Whether a pod could be placed on this node once the resource's own pods that hold these GPUs are gone.
-pub fn fits_when_gone(
-    inventory: &Inventory<'_>,
-    wish: &Wish,
-    resource: &ResourceKey,
-    node: &str,
-    gpus: &[AssignedGpu],
-) -> bool {
-    let Some(mut node) = inventory.nodes.get(node).cloned() else { return false };
-    for assigned in gpus {
-        let_go(&mut node, resource, assigned);
-    }
-    wish.need == Need::Nothing || place(&node, wish, resource).is_some()
-}
-
-fn let_go(node: &mut NodeGpus<'_>, resource: &ResourceKey, assigned: &AssignedGpu) {
-    let own = |holder: &Holder<'_>| {
-        holder.units == assigned.units
-            && holder.state == HolderState::Holds
-            && matches!(&holder.who, Who::Resource(key) if **key == *resource)
-    };
-    let Some(gpu) = node.gpu_mut(assigned.index) else { return };
-    if let Some(at) = gpu.holders.iter().position(own) {
-        gpu.holders.remove(at);
-        gpu.memory_free = gpu.memory_free.saturating_add(u64::from(assigned.units) * MIB_PER_UNIT);
     }
 }

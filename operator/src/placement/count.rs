@@ -1,7 +1,7 @@
 //! A number of GPUs that the operator chooses: preferred first, then cool, then by strategy.
 
 use super::survey::impossible;
-use super::words::{brief, degrees, shortage};
+use super::words::{brief, degrees, shortage, too_warm};
 use super::{CountNeed, Outcome, Placement, Request, Round, Wish, assigned, blocked};
 use crate::conditions::reason;
 use crate::inventory::{Admission, GpuState, HolderState, Inventory, NodeGpus, Who};
@@ -50,21 +50,24 @@ impl Candidates {
             return self.beside(inventory, request, need, wanted, outcome);
         }
         self.catch_up(inventory, wish, need, wanted, changed);
-        let mut best: Option<(u32, &NodeGpus<'_>)> = None;
-        for (_, at) in self.ranked.iter().flatten() {
+        let mut best: Option<(Rank, Spread, &NodeGpus<'_>)> = None;
+        for (rank, at) in self.ranked.iter().flatten() {
             let Some(node) = inventory.nodes.all().get(*at) else { continue };
-            let own = match need.strategy {
-                Strategy::Pack => 0,
-                Strategy::Spread => node.gpus.iter().map(|gpu| own(gpu, &request.slot.resource)).sum(),
-            };
-            if best.is_none_or(|(least, _)| own < least) {
-                best = Some((own, node));
+            // The strategy chooses among nodes whose GPUs are equally wanted and equally cool.
+            if best.as_ref().is_some_and(|(first, ..)| first.but_for_fit() != rank.but_for_fit()) {
+                break;
             }
-            if own == 0 {
+            let spread = spread(node, rank, need, wanted, &request.slot.resource);
+            // Where it has no pods, the nodes after it fit worse.
+            let free_of_own = spread.0 == 0;
+            if best.as_ref().is_none_or(|(_, least, _)| spread < *least) {
+                best = Some((*rank, spread, node));
+            }
+            if free_of_own {
                 break;
             }
         }
-        if let Some((_, node)) = best {
+        if let Some((.., node)) = best {
             return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
         }
         let outcome = refusal(inventory, wish, need, wanted);
@@ -142,8 +145,38 @@ fn without_leaving<'o>(node: &NodeGpus<'o>) -> NodeGpus<'o> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     unpreferred: usize,
+    /// The sum of their places among the preferred ones.
+    places: usize,
     hottest_band: u32,
+    /// The sum of all bands.
+    bands: u32,
     fit: Fit,
+}
+
+impl Rank {
+    fn but_for_fit(&self) -> (usize, usize, u32, u32) {
+        (self.unpreferred, self.places, self.hottest_band, self.bands)
+    }
+}
+
+/// Pods of the resource on the node, and on its best GPUs, and how these fit: by it nodes are told apart whose GPUs are
+/// equally wanted and equally cool.
+type Spread = (u32, u32, Fit);
+
+fn spread(
+    node: &NodeGpus<'_>,
+    rank: &Rank,
+    need: &CountNeed,
+    wanted: usize,
+    resource: &ResourceKey,
+) -> Spread {
+    if need.strategy == Strategy::Pack {
+        return (0, 0, rank.fit);
+    }
+    let gpus = best_on(node, need, wanted, resource);
+    let left = gpus.iter().map(|gpu| gpu.free() - need.wanted(gpu)).sum();
+    let own = |gpu: &GpuState<'_>| own(gpu, resource);
+    (node.gpus.iter().map(own).sum(), gpus.iter().map(|gpu| own(gpu)).sum(), Fit::of(need, left))
 }
 
 /// Units that would be left over: few are good to pack, many to spread.
@@ -184,9 +217,12 @@ fn rank(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed, wanted: usize) -> Op
     able.sort_unstable_by_key(|(suitability, _)| *suitability);
     able.truncate(wanted);
     let gpus = || able.iter().map(|(_, gpu)| gpu);
+    let places = || gpus().filter_map(|gpu| preference(gpu, need));
     Some(Rank {
-        unpreferred: gpus().filter(|gpu| !need.prefer.contains(&gpu.index)).count(),
+        unpreferred: wanted - places().count(),
+        places: places().sum(),
         hottest_band: gpus().map(|gpu| band(gpu)).max().unwrap_or_default(),
+        bands: gpus().fold(0, |sum, gpu| sum.saturating_add(band(gpu))),
         fit: Fit::of(need, gpus().map(|gpu| gpu.free() - need.wanted(gpu)).sum()),
     })
 }
@@ -197,6 +233,11 @@ fn able<'n, 'o>(node: &'n NodeGpus<'o>, need: &CountNeed) -> impl Iterator<Item 
         let units = need.wanted(gpu);
         units <= gpu.units && blocked(gpu, units).is_none() && need.is_cool(gpu) && need.is_product(gpu)
     })
+}
+
+/// Its place among the preferred GPUs.
+fn preference(gpu: &GpuState<'_>, need: &CountNeed) -> Option<usize> {
+    need.prefer.iter().position(|index| *index == gpu.index)
 }
 
 fn band(gpu: &GpuState<'_>) -> u32 {
@@ -212,13 +253,18 @@ fn own(gpu: &GpuState<'_>, resource: &ResourceKey) -> u32 {
 
 /// Preferred first, then the coolest band, then by strategy; the rest only breaks ties.
 fn suitability(gpu: &GpuState<'_>, need: &CountNeed, own: u32) -> (usize, u32, u32, Fit, u32, u32) {
-    let preferred = need.prefer.iter().position(|index| *index == gpu.index).unwrap_or(usize::MAX);
+    let preferred = preference(gpu, need).unwrap_or(usize::MAX);
     let temperature = gpu.temperature.unwrap_or(u32::MAX);
     (preferred, band(gpu), own, Fit::of(need, gpu.free() - need.wanted(gpu)), temperature, gpu.index)
 }
 
-/// The best GPUs of a node that can serve.
-fn choose_on(node: &NodeGpus<'_>, need: &CountNeed, wanted: usize, resource: &ResourceKey) -> Placement {
+/// The best GPUs of a node that can serve, the best first.
+fn best_on<'n, 'o>(
+    node: &'n NodeGpus<'o>,
+    need: &CountNeed,
+    wanted: usize,
+    resource: &ResourceKey,
+) -> Vec<&'n GpuState<'o>> {
     let of_resource = |gpu: &GpuState<'_>| match need.strategy {
         Strategy::Pack => 0,
         Strategy::Spread => own(gpu, resource),
@@ -226,6 +272,11 @@ fn choose_on(node: &NodeGpus<'_>, need: &CountNeed, wanted: usize, resource: &Re
     let mut gpus: Vec<&GpuState<'_>> = able(node, need).collect();
     gpus.sort_by_key(|gpu| suitability(gpu, need, of_resource(gpu)));
     gpus.truncate(wanted);
+    gpus
+}
+
+fn choose_on(node: &NodeGpus<'_>, need: &CountNeed, wanted: usize, resource: &ResourceKey) -> Placement {
+    let gpus = best_on(node, need, wanted, resource);
     let why: Vec<String> = gpus
         .iter()
         .map(|gpu| {
@@ -291,7 +342,7 @@ fn against(node: &NodeGpus<'_>, need: &CountNeed) -> Vec<String> {
             } else if need.is_cool(gpu) {
                 None
             } else {
-                Some(format!("GPU {} has {}", gpu.index, degrees(gpu)))
+                Some(too_warm(gpu, need))
             }
         })
         .collect()

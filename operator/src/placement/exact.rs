@@ -1,7 +1,8 @@
 //! Exact devices: which node has them, and whether they can be had there.
 
+use super::beside::in_place;
 use super::words::{explain, unresolved};
-use super::{Outcome, Placement, Request, Wish, assigned, blocked};
+use super::{Outcome, Placement, Request, Round, Wish, assigned, blocked};
 use crate::conditions::reason;
 use crate::inventory::{Admission, GpuState, Inventory, NodeGpus};
 use principium_api::gpu::{GpuDevice, GpuMemory};
@@ -34,6 +35,10 @@ impl Candidates {
         let former = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
         if let Some(Verdict::Granted(placement)) = former.map(|node| look(node, &request.wish, devices)) {
             return Outcome::Granted(placement);
+        }
+        // One that must stop first stays on its node where that has such devices, whatever others have.
+        if request.round == Round::Beside && !request.surge && in_place(inventory, request).is_some() {
+            return self.waiting(inventory, request, devices, former);
         }
         for node in inventory.nodes.all().iter().skip(self.passed) {
             match look(node, &request.wish, devices) {
@@ -95,11 +100,6 @@ pub(super) fn place(node: &NodeGpus<'_>, wish: &Wish, devices: &[GpuDevice]) -> 
         Verdict::Granted(placement) => Some(placement),
         _ => None,
     }
-}
-
-/// The devices on this node, whoever has them.
-pub(super) fn named(node: &NodeGpus<'_>, devices: &[GpuDevice]) -> Option<Placement> {
-    resolve(node, devices).ok().map(|wanted| placement(node, &wanted))
 }
 
 enum Verdict<'a> {

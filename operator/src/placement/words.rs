@@ -1,9 +1,10 @@
-//! Sentences on why a GPU can't be had. They decide nothing.
+//! Sentences on why a GPU can't be had. They decide nothing, and name nothing that drifts while all stays as it is: each change
+//! of such a sentence is a write of the status and an Event.
 
 use super::exact::Unresolved;
 use super::{Blocked, CountNeed, Placement};
 use crate::inventory::{GpuState, HolderState, NodeGpus, Who};
-use principium_api::gpu::{GpuDevice, GpuMemory};
+use principium_api::gpu::{GpuDevice, GpuMemory, MIB_PER_UNIT};
 use std::collections::BTreeMap;
 
 /// A sentence on what keeps a GPU from being granted.
@@ -20,8 +21,8 @@ pub(super) fn explain(node: &NodeGpus<'_>, gpu: &GpuState<'_>, units: u32, why: 
             gpu.taken()
         ),
         Blocked::InUse => format!(
-            "{place}: only {} MiB of its memory are free although {} GiB are granted to nobody; {waiting}",
-            gpu.memory_free,
+            "{place}: only {} GiB of its memory are free although {} GiB are granted to nobody; {waiting}",
+            gpu.memory_free / MIB_PER_UNIT,
             gpu.free()
         ),
     }
@@ -96,12 +97,19 @@ pub(super) fn degrees(gpu: &GpuState<'_>) -> String {
         .map_or_else(|| "an unknown temperature".to_owned(), |temperature| format!("{temperature} °C"))
 }
 
+pub(super) fn too_warm(gpu: &GpuState<'_>, need: &CountNeed) -> String {
+    match (gpu.temperature, need.max_temperature) {
+        (Some(_), Some(most)) => format!("GPU {} is not below {most} °C", gpu.index),
+        _ => format!("GPU {} has {}", gpu.index, degrees(gpu)),
+    }
+}
+
 pub(super) fn brief(gpu: &GpuState<'_>, why: Blocked<'_>) -> String {
     match why {
         Blocked::Closed(closed) => format!("GPU {} {}", gpu.index, closed.message),
         Blocked::Held => format!("GPU {} {}", gpu.index, held(gpu)),
         Blocked::NotOffered => format!("GPU {} is not offered to the scheduler", gpu.index),
-        Blocked::InUse => format!("GPU {} has only {} MiB free", gpu.index, gpu.memory_free),
+        Blocked::InUse => format!("GPU {} has only {} GiB free", gpu.index, gpu.memory_free / MIB_PER_UNIT),
     }
 }
 

@@ -16,14 +16,22 @@ pub fn report(with: &Reporting<'_, '_>, resource: &Reranker, plan: &mut Plan) {
     let Reporting { observed, inventory, desired, pods, reports, now } = *with;
     let key = &desired.id.key;
     let assignments = summary::assignments(desired, pods, reports, inventory);
-    let running: Vec<&PodView> = reports
+    let runs = |pod: &&PodView| pod.phase == Phase::Running && !pod.leaving;
+    let running: Vec<&PodView> =
+        reports.iter().filter_map(|report| report.serving.or(report.pod)).filter(runs).collect();
+    // Beside pods that serve.
+    let successors: Vec<&PodView> = reports
         .iter()
-        .filter_map(|report| report.serving.or(report.pod))
-        .filter(|pod| pod.phase == Phase::Running && !pod.leaving)
+        .filter_map(|report| report.pod.filter(|pod| report.serving.is_some_and(|it| it.uid != pod.uid)))
+        .filter(runs)
         .collect();
-    plan.targets.extend(running.iter().filter_map(|pod| target(pod, RERANKER_PORT, Question::Worker)));
+    let asked = running.iter().chain(&successors);
+    plan.targets.extend(asked.filter_map(|pod| target(pod, RERANKER_PORT, Question::Worker)));
     let info = |pod: &PodView| observed.answers.workers.get(&pod.uid);
-    let says: Vec<Option<bool>> = running.iter().map(|pod| summary::says(desired, pod, info(pod))).collect();
+    let says_of = |pod: &&PodView| summary::says(desired, pod, info(pod));
+    let mut says: Vec<Option<bool>> = running.iter().map(says_of).collect();
+    // A successor may say why it does not take over.
+    says.extend(successors.iter().map(says_of).filter(|says| *says == Some(false)));
     let known = running.iter().any(|pod| summary::remembers(desired, pod));
     let before = || resource.status.as_ref().filter(|_| known).and_then(|status| status.model.clone());
     let acceleration = summary::acceleration(

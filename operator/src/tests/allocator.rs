@@ -1,5 +1,7 @@
 //! Properties of the allocator: for any ledger and any requests, nothing is granted twice, exact devices get exactly
-//! those, the best GPU is chosen, and neither order nor company of a request changes what it gets.
+//! those, the best GPUs are chosen, and neither order nor company of a request changes what it gets.
+
+mod quality;
 
 use crate::inventory::{Cause, Closed, GpuState, Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::placement::{CountNeed, Need, Outcome, Placement, Request, Round, SlotId, Wish, allocate};
@@ -8,6 +10,7 @@ use jiff::Timestamp;
 use principium_api::gpu::{GpuDevice, GpuMemory, Strategy as Placing};
 use principium_api::status::AssignedGpu;
 use proptest::prelude::*;
+use quality::{Quality, could_have, sets};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +18,11 @@ use std::sync::Arc;
 const GPUS: u32 = 4;
 const UNITS: u32 = 8;
 const PRODUCTS: [&str; 2] = ["NVIDIA GeForce RTX 3060 Ti", "NVIDIA A100"];
+
+/// Resources by number. The first has pods already.
+fn key(number: usize) -> ResourceKey {
+    ResourceKey { kind: Kind::Reranker, namespace: "demo".to_owned(), name: format!("r{number}") }
+}
 
 fn gib(units: u32) -> GpuMemory {
     format!("{units}Gi").parse().unwrap()
@@ -29,11 +37,11 @@ fn need() -> impl Strategy<Value = Need> {
     });
     let exact = proptest::collection::vec(device, 1..3).prop_map(Need::Exact);
     let count = (
-        1..3u32,
+        1..4u32,
         memory(),
         proptest::option::of(30..90u32),
         proptest::option::weighted(0.3, prop_oneof![Just("rtx 3060"), Just("A100"), Just("H100")]),
-        proptest::collection::vec(0..GPUS, 0..2),
+        proptest::sample::subsequence((0..GPUS).collect::<Vec<_>>(), 0..=3).prop_shuffle(),
         any::<bool>(),
     );
     let count = count.prop_map(|(count, memory, max_temperature, product, prefer, spread)| {
@@ -50,18 +58,23 @@ fn need() -> impl Strategy<Value = Need> {
 }
 
 fn inventory() -> impl Strategy<Value = Inventory<'static>> {
-    let gpu =
-        (0..=UNITS, 20..95u32, any::<bool>(), 0..2usize, prop_oneof![4 => Just(8192u64), 1 => 0..8192u64]);
-    let node = (proptest::collection::vec(gpu, GPUS as usize), proptest::bool::weighted(0.1), any::<bool>());
+    // Half of the GPUs are free, so that there is something to choose from.
+    let held = prop_oneof![1 => Just(0u32), 1 => 0..=UNITS];
+    let free = prop_oneof![4 => Just(8192u64), 1 => 0..8192u64];
+    let own = prop_oneof![3 => Just(0u32), 1 => 1..3u32];
+    let gpu = (held, own, 20..95u32, any::<bool>(), 0..2usize, free);
+    let gpus = proptest::collection::vec(gpu, 1..=GPUS as usize);
+    let node = (gpus, proptest::bool::weighted(0.1), any::<bool>());
     proptest::collection::vec(node, 1..5).prop_map(|nodes| {
         let nodes = nodes.into_iter().enumerate().map(|(at, (gpus, closed, fast))| {
-            let gpus =
-                gpus.into_iter().zip(0u32..).map(|((held, temperature, withheld, product, free), index)| {
-                    let holders = (held > 0).then(|| Holder {
-                        who: Who::Pod("other".to_owned(), "pod".to_owned()),
-                        units: held,
-                        state: HolderState::Holds,
-                    });
+            let gpus = gpus.into_iter().zip(0u32..).map(
+                |((held, own, temperature, withheld, product, free), index)| {
+                    let holds = |who, units| Holder { who, units, state: HolderState::Holds };
+                    let others = held.min(UNITS - own);
+                    let mut holders = vec![holds(Who::Resource(Cow::Owned(key(0))), 1); own as usize];
+                    if others > 0 {
+                        holders.push(holds(Who::Pod("other".to_owned(), "pod".to_owned()), others));
+                    }
                     let closed = (withheld && temperature > 80)
                         .then(|| Closed { cause: Cause::Overheated, message: "is withheld".to_owned() });
                     GpuState {
@@ -69,13 +82,14 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
                         uuid: format!("GPU-{at}-{index}").into(),
                         product: PRODUCTS[product].into(),
                         units: UNITS,
-                        offered: if temperature % 7 == 0 { held } else { UNITS },
+                        offered: if temperature % 7 == 0 { others + own } else { UNITS },
                         temperature: Some(temperature),
                         memory_free: free,
                         closed,
-                        holders: holders.into_iter().collect(),
+                        holders,
                     }
-                });
+                },
+            );
             let labels = BTreeMap::from([("fast".to_owned(), fast.to_string())]);
             NodeGpus {
                 name: format!("n{at}").into(),
@@ -90,10 +104,11 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
 }
 
 fn previous() -> impl Strategy<Value = Option<Placement>> {
-    let placement = (0..4u32, 0..GPUS, 1..=UNITS).prop_map(|(node, index, units)| Placement {
-        node: format!("n{node}"),
-        gpus: vec![AssignedGpu { index, uuid: format!("GPU-{node}-{index}"), units }],
-        reason: String::new(),
+    let indices = proptest::sample::subsequence((0..GPUS).collect::<Vec<_>>(), 1..=3);
+    let placement = (0..4u32, indices, 1..=UNITS).prop_map(|(node, indices, units)| {
+        let gpu = |index| AssignedGpu { index, uuid: format!("GPU-{node}-{index}"), units };
+        let gpus = indices.into_iter().map(gpu).collect();
+        Placement { node: format!("n{node}"), gpus, reason: String::new() }
     });
     proptest::option::weighted(0.3, placement)
 }
@@ -106,11 +121,7 @@ fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
         let resources = found.into_iter().enumerate();
         resources
             .flat_map(|(at, (need, fast, priority, created, pods))| {
-                let resource = ResourceKey {
-                    kind: Kind::Reranker,
-                    namespace: "demo".to_owned(),
-                    name: format!("r{at}"),
-                };
+                let resource = key(at);
                 let node_selector =
                     fast.map(|fast| ("fast".to_owned(), fast.to_string())).into_iter().collect();
                 let wish = Arc::new(Wish { need, node_selector, tolerations: Vec::new() });
@@ -134,16 +145,23 @@ fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
 const ALL: &[Round] = &[Round::Return, Round::Fresh, Round::Beside];
 const CHOSEN: &[Round] = &[Round::Fresh, Round::Beside];
 
-/// Whether this GPU could be granted, by what the documentation says and nothing else.
-fn could_have(gpu: &GpuState<'_>, need: &CountNeed) -> bool {
-    let units = need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
-    let held: u32 = gpu.holders.iter().map(|holder| holder.units).sum();
-    let product = need.product.as_ref().map(|product| product.to_lowercase());
-    gpu.closed.is_none()
-        && held + units <= gpu.units.min(gpu.offered)
-        && gpu.memory_free + 1024 >= u64::from(units) * 1024
-        && need.max_temperature.is_none_or(|max| gpu.temperature.unwrap() < max)
-        && product.is_none_or(|product| gpu.product.to_lowercase().contains(&product))
+/// The first of the requests, as that of a new pod, if it leaves the choice to the operator.
+fn newcomer(requests: Vec<Request>) -> Option<(Request, CountNeed)> {
+    let request = requests.into_iter().next()?;
+    let Need::Count(need) = request.wish.need.clone() else { return None };
+    Some((Request { previous: None, ..request }, need))
+}
+
+/// How good a choice is, by the documentation.
+fn chosen(before: &Inventory<'_>, placement: &Placement, request: &Request, need: &CountNeed) -> Quality {
+    let node = before.nodes.get(&placement.node).unwrap();
+    let gpus: Vec<_> = placement.gpus.iter().map(|gpu| node.gpu(gpu.index).unwrap()).collect();
+    Quality::of(node, &gpus, &request.slot.resource, need)
+}
+
+/// The best that a node has, by the documentation.
+fn best(node: &NodeGpus<'_>, request: &Request, need: &CountNeed) -> Option<Quality> {
+    sets(node, need).iter().map(|set| Quality::of(node, set, &request.slot.resource, need)).min()
 }
 
 fn selected(node: &NodeGpus<'_>, wish: &Wish) -> bool {
@@ -233,36 +251,38 @@ proptest! {
     }
 
     #[test]
-    fn the_coolest_band_and_then_the_best_fit_are_chosen_and_nothing_waits_that_could_be_had(
-        before in inventory(), mut requests in requests(CHOSEN)
+    fn a_pod_gets_the_best_gpus_of_its_node_and_nothing_waits_that_could_be_had(
+        before in inventory(), requests in requests(CHOSEN)
     ) {
-        requests.truncate(1);
-        let Some(request) = requests.pop() else { return Ok(()) };
-        let Need::Count(need) = &request.wish.need else { return Ok(()) };
-        let request = Request { previous: None, ..request.clone() };
+        let Some((request, need)) = newcomer(requests) else { return Ok(()) };
         let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
-        let open = || before.nodes.all().iter().filter(|node| node.closed.is_none() && selected(node, &request.wish));
-        let able = |node: &NodeGpus<'_>| node.gpus.iter().filter(|gpu| could_have(gpu, need)).count();
-        let count = usize::try_from(need.count).unwrap();
         let Outcome::Granted(placement) = outcome else {
-            prop_assert!(open().all(|node| able(node) < count), "it waits though it could be had: {outcome:?}");
+            let open = |node: &&NodeGpus<'_>| node.closed.is_none() && selected(node, &request.wish);
+            let mut nodes = before.nodes.all().iter().filter(open);
+            prop_assert!(nodes.all(|node| sets(node, &need).is_empty()), "it could be had: {outcome:?}");
             return Ok(());
         };
-        if need.count > 1 {
-            return Ok(());
+        let node = before.nodes.get(&placement.node).unwrap();
+        prop_assert_eq!(Some(chosen(&before, &placement, &request, &need)), best(node, &request, &need));
+        for gpu in &placement.gpus {
+            prop_assert!(placement.reason.contains(&format!("GPU {}", gpu.index)), "{}", placement.reason);
         }
-        let units = |gpu: &GpuState<'_>| need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
-        let fit = |gpu: &GpuState<'_>| {
-            let left = i64::from(gpu.free() - units(gpu));
-            if need.strategy == Placing::Spread { -left } else { left }
-        };
-        let key = |gpu: &GpuState<'_>| {
-            (!need.prefer.contains(&gpu.index), gpu.temperature.unwrap() / 10, fit(gpu))
-        };
-        let chosen = before.nodes.get(&placement.node).unwrap().gpu(placement.gpus[0].index).unwrap();
-        let best = open().flat_map(|node| node.gpus.iter()).filter(|gpu| could_have(gpu, need)).map(key).min();
-        prop_assert_eq!(Some(key(chosen)), best);
-        prop_assert!(placement.reason.contains(&format!("GPU {}", chosen.index)), "{}", placement.reason);
+    }
+
+    #[test]
+    fn no_node_has_better_gpus_than_those_that_a_pod_gets(before in inventory(), requests in requests(CHOSEN)) {
+        let Some((request, need)) = newcomer(requests) else { return Ok(()) };
+        let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
+        let Outcome::Granted(placement) = outcome else { return Ok(()) };
+        let chosen = chosen(&before, &placement, &request, &need);
+        for node in before.nodes.all() {
+            if node.closed.is_none() && selected(node, &request.wish) {
+                for set in sets(node, &need) {
+                    let other = Quality::of(node, &set, &request.slot.resource, &need);
+                    prop_assert!(!other.beats(&chosen), "{}: {other:?} is better than {placement:?}: {chosen:?}", node.name);
+                }
+            }
+        }
     }
 
     #[test]
@@ -274,20 +294,23 @@ proptest! {
         let (Need::Count(need), Some(previous)) = (&request.wish.need, request.previous.clone()) else { return Ok(()) };
         let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
         let Some(node) = before.nodes.get(&previous.node) else { return Ok(()) };
-        let gpu = node.gpu(previous.gpus[0].index).unwrap();
-        let units = need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
         let admits = node.closed.is_none() && selected(node, &request.wish);
-        let same = admits && need.count == 1 && units == previous.gpus[0].units && could_have(gpu, need);
-        let able = node.gpus.iter().filter(|gpu| could_have(gpu, need)).count();
+        let again = |former: &AssignedGpu| {
+            let units = |gpu: &GpuState<'_>| need.memory.as_ref().map_or(gpu.units, GpuMemory::units);
+            node.gpu(former.index).is_some_and(|gpu| units(gpu) == former.units && could_have(gpu, need))
+        };
+        let count = usize::try_from(need.count).unwrap();
+        let same = admits && previous.gpus.len() == count && previous.gpus.iter().all(again);
+        let best = best(node, &request, need).filter(|_| admits);
         let Outcome::Granted(placement) = outcome else {
-            prop_assert!(!same, "it waits though its GPUs are free");
+            prop_assert!(best.is_none(), "it waits though its node has GPUs for it: {outcome:?}");
             return Ok(());
         };
         if same {
             prop_assert_eq!(&placement.gpus, &previous.gpus);
-        }
-        if admits && able >= usize::try_from(need.count).unwrap() {
+        } else if best.is_some() {
             prop_assert_eq!(&placement.node, &previous.node, "the fewest moves");
+            prop_assert_eq!(Some(chosen(&before, &placement, &request, need)), best, "the best of them");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A cluster of plain data: it applies plans, runs pods as the scheduler and the kubelet would, and answers for them.
 
 mod kubelet;
+mod oracle;
 mod questions;
 
 use super::ingestions::Jobs;
@@ -60,8 +61,11 @@ impl Cluster {
             require_acceleration: true,
             watch_namespace: None,
         };
-        let nodes =
-            gpus.iter().enumerate().map(|(at, count)| (format!("n{at}"), (0..*count).map(gpu).collect()));
+        let nodes = gpus.iter().enumerate().map(|(at, count)| {
+            let name = format!("n{at}");
+            let gpus = (0..*count).map(|index| gpu(&name, index)).collect();
+            (name, gpus)
+        });
         Self {
             observed: Observed { settings: Arc::new(settings), ..Observed::default() },
             now: Timestamp::from_second(1_000_000).unwrap(),
@@ -162,7 +166,7 @@ impl Cluster {
         let has = self.nodes.entry(name.to_owned()).or_default();
         for index in 0..gpus {
             if !has.iter().any(|found| found.index == index) {
-                has.push(gpu(index));
+                has.push(gpu(name, index));
             }
         }
         has.sort_by_key(|gpu| gpu.index);
@@ -183,28 +187,6 @@ impl Cluster {
             self.count += 1;
             let name = format!("stranger-{}", self.count);
             self.foreign_pod(&name, node, &[(index, units)]);
-        }
-    }
-
-    /// What a resource with exact devices that is Ready has: exactly those.
-    pub fn check_devices(&self, name: &str) {
-        let request = match (self.try_factory(name), self.try_reranker(name)) {
-            (Some(found), _) => found.spec.gpu.clone(),
-            (_, Some(found)) => found.spec.gpu.clone(),
-            _ => self.pool(name).spec.gpu.clone(),
-        };
-        let Some(devices) = request.and_then(|request| request.devices) else { return };
-        let held: Vec<_> =
-            self.assignments(name).into_iter().flat_map(|assignment| assignment.gpus).collect();
-        assert_eq!(held.len(), devices.len(), "{name}: {held:?}");
-        for (device, held) in devices.iter().zip(&held) {
-            assert!(device.index.is_none_or(|index| index == held.index), "{name}: {device:?} {held:?}");
-            assert!(
-                device.uuid.as_ref().is_none_or(|uuid| *uuid == held.uuid),
-                "{name}: {device:?} {held:?}"
-            );
-            let units = device.memory.as_ref().map_or(UNITS, principium_api::gpu::GpuMemory::units);
-            assert_eq!(held.units, units, "{name}");
         }
     }
 
@@ -468,10 +450,12 @@ pub fn factory(gpu: Value) -> Value {
     spec
 }
 
-fn gpu(index: u32) -> Gpu {
+/// `GPU-1` on the first node, `GPU-n1-1` on the next.
+fn gpu(node: &str, index: u32) -> Gpu {
+    let node = if node == "n0" { String::new() } else { format!("{node}-") };
     Gpu {
         index,
-        uuid: format!("GPU-{index}"),
+        uuid: format!("GPU-{node}{index}"),
         product: "NVIDIA GeForce RTX 3060 Ti".to_owned(),
         units: UNITS,
         memory: GpuMemoryStatus { total: 8192, used: 300, free: 7892 },

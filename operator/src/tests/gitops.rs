@@ -3,6 +3,7 @@
 use crate::conditions::{Progress, reason, updated};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A way to be, what makes it of a reason, and each reason for it.
@@ -109,6 +110,82 @@ fn every_reason_is_explained_on_the_operations_page_and_shown_to_gitops_tools() 
         assert!(!kstatus || shown.contains(&reason), "{reason} is not among the states for GitOps tools");
     }
     assert!(!kstatus, "conditions.rs has its reasons in this order");
+}
+
+#[test]
+fn every_event_is_explained_on_the_operations_page() {
+    let page = include_str!("../../../docs/operations.md");
+    let (_, section) = page.split_once("\n## Events\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut reasons = BTreeSet::new();
+    for source in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        reasons.extend(texts_after(&source, "event: \""));
+        let calls = [".note(", ".note_made("].map(|call| source.split(call).skip(1));
+        for call in calls.into_iter().flatten() {
+            // The resource, the severity or the pod, the reason, the text.
+            match arguments(call)[2] {
+                // That of a condition, that of a move, and what `note_made` hands on.
+                "reason" | "sink.reason" | "off.event" => {}
+                written => {
+                    let reason = written.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+                    let reason = reason.unwrap_or_else(|| panic!("{written} is the reason of an Event"));
+                    reasons.insert(reason.to_owned());
+                }
+            }
+        }
+    }
+    reasons.extend(texts_after(include_str!("../../../device-plugin/src/events.rs"), "reason: \""));
+    assert!(reasons.len() > 10, "{reasons:?}");
+    for reason in reasons {
+        assert!(
+            section.contains(&format!("\n| `{reason}` |")),
+            "docs/operations.md does not explain {reason}"
+        );
+    }
+}
+
+/// The operator's sources, without these tests.
+fn sources(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            found.push(std::fs::read_to_string(path).unwrap());
+        } else if !path.ends_with("tests") {
+            found.extend(sources(&path));
+        }
+    }
+    found
+}
+
+/// The text behind each of these beginnings, up to its quotation mark.
+fn texts_after<'a>(source: &'a str, beginning: &'a str) -> impl Iterator<Item = String> + use<'a> {
+    source.split(beginning).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+}
+
+/// The arguments of a call, which are written behind its opening parenthesis.
+fn arguments(source: &str) -> Vec<&str> {
+    let (mut found, mut begin, mut depth) = (Vec::new(), 0, 0_usize);
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, letter) in source.char_indices() {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            '(' | '[' | '{' => depth += 1,
+            ',' | ')' if depth == 0 => {
+                found.push(source[begin..at].trim());
+                begin = at + 1;
+                if letter == ')' {
+                    return found;
+                }
+            }
+            ')' | ']' | '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    panic!("a call without an end: {source}")
 }
 
 /// A resource of generation 2.

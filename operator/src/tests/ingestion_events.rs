@@ -100,6 +100,7 @@ fn check(cluster: &Cluster) {
     assert!(runs.iter().skip(1).all(|run| run.state.ended()), "two go on at once: {runs:?}");
     let made: BTreeSet<&String> = cluster.jobs.made.iter().collect();
     assert_eq!(made.len(), cluster.jobs.made.len(), "a job was made twice");
+    assert!(cluster.jobs.running() <= 1, "a job goes on beside the one that took its place");
 }
 
 proptest! {

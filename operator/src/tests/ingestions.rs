@@ -263,6 +263,7 @@ fn a_run_that_fails_is_tried_again_later_and_later() {
         assert!(is(&cluster, "Reconciling", "RunFailed"));
         let message = says(&cluster).2;
         assert!(message.starts_with("the sink is away; it is tried again at "), "{message}");
+        assert_eq!(cluster.noted("RunFailed").last(), Some(&message.as_str()));
         wait(&mut cluster, wait_for - 2);
         assert_eq!(cluster.jobs.made.len(), made - 1, "not yet");
         wait(&mut cluster, 2);
@@ -416,12 +417,13 @@ fn a_data_factory_that_does_not_answer_is_named() {
 #[test]
 fn a_schedule_that_is_none_is_stalled() {
     let mut cluster = cluster();
-    for wrong in ["every day at three o'clock", "61 * * * *", "* * * * * *", "0 0 30 2 *"] {
+    for wrong in ["every day at three o'clock", "61 * * * *", "* * * * * *", "0 0 30 2 *", ", * * * *"] {
         cluster.apply("Ingestion", "x", spec(&json!({"schedule": wrong})));
         work(&mut cluster);
         assert!(is(&cluster, "Stalled", "InvalidSchedule"), "{wrong}");
         let message = says(&cluster).2;
         assert!(message.starts_with(&format!("spec.schedule is {wrong:?}: ")), "{message}");
+        assert_eq!(cluster.noted("InvalidSchedule").last(), Some(&message.as_str()));
     }
     assert_eq!(cluster.jobs.made, [""; 0]);
 }

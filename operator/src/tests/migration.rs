@@ -47,7 +47,9 @@ fn a_pod_migrates_off_a_hot_gpu_successor_first_and_only_where_a_gpu_is_free() {
     assert_eq!(cluster.held(), ["rr-0-1 n0 0:8", "rr-0-2 n0 1:8"], "the successor starts beside it");
     cluster.settle();
     assert_eq!(cluster.held(), ["rr-0-2 n0 1:8"]);
-    assert_eq!(cluster.noted("Migrating").len(), 1);
+    let told =
+        "Pod rr-0-1 leaves its GPU: GPU 0 on node n0 is withheld (Overheated: 92 °C, the limit is 85 °C)";
+    assert_eq!(cluster.noted("Migrating"), [told]);
     cluster.heat("n0", 0, 40);
     cluster.heat("n0", 1, 92);
     cluster.settle();
@@ -67,7 +69,10 @@ fn exact_devices_never_migrate() {
 
 #[test]
 fn a_pod_on_a_failed_gpu_is_replaced_on_another_unless_it_is_told_to_stay() {
-    for (policy, expected) in [("Replace", "df-0-2 n0 1:8"), ("Keep", "df-0-1 n0 0:8")] {
+    let leaves = "Pod df-0-1 leaves its GPU: GPU 0 on node n0 is withheld (Xid: Xid 79)";
+    for (policy, expected, told) in
+        [("Replace", "df-0-2 n0 1:8", vec![leaves]), ("Keep", "df-0-1 n0 0:8", Vec::new())]
+    {
         let mut cluster = Cluster::new(&[2]);
         cluster.apply("DataFactory", "df", factory(json!({"count": 1, "onUnhealthy": policy})));
         cluster.settle();
@@ -78,6 +83,7 @@ fn a_pod_on_a_failed_gpu_is_replaced_on_another_unless_it_is_told_to_stay() {
         });
         cluster.settle();
         assert_eq!(cluster.held(), [expected]);
+        assert_eq!(cluster.noted("Replacing"), told);
     }
 }
 
@@ -90,6 +96,9 @@ fn a_pod_that_was_not_started_before_its_gpu_turned_hot_is_planned_anew() {
     cluster.heat("n0", 0, 92);
     cluster.settle();
     assert_eq!(cluster.held(), ["rr-0-2 n0 1:8"]);
+    let told =
+        "Pod rr-0-1 leaves its GPU: GPU 0 on node n0 is withheld (Overheated: 92 °C, the limit is 85 °C)";
+    assert_eq!(cluster.noted("Replanned"), [told]);
 }
 
 #[test]

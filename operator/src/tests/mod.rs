@@ -1,9 +1,11 @@
 //! Tests of whole plans, on a small cluster that does what a plan says.
 
 mod allocator;
+mod analyzer;
 mod cluster;
 mod fields;
 mod gitops;
+mod ingestion_changes;
 mod ingestion_events;
 mod ingestions;
 mod migration;
@@ -13,5 +15,6 @@ mod order_of_events;
 mod placing;
 mod restarts;
 mod rollout;
+mod stops;
 mod templates;
 mod turns;

@@ -26,6 +26,7 @@ fn instances_start_after_the_one_puller_of_their_node_is_done() {
     assert!(names.len() == 1 && names[0].starts_with("pool-puller-"), "{names:?}");
     cluster.pass();
     assert_eq!(cluster.pod_names(), names, "one writer");
+    assert_eq!(cluster.noted("Pulling"), [format!("Pod {} pulls the models on node n0", names[0])]);
     assert_eq!(cluster.ready("pool").1, "PullingModels");
     assert_eq!(cluster.assignments("pool").len(), 3, "the GPUs are chosen already");
     cluster.settle();
@@ -87,6 +88,7 @@ fn a_puller_is_removed_with_the_last_instance_of_its_node() {
     cluster.settle();
     assert_eq!(cluster.pod_names(), [""; 0]);
     assert_eq!(cluster.ready("pool").1, "ScaledToZero");
+    assert_eq!(cluster.noted("ScaledToZero"), ["no instance is wanted"]);
 }
 
 #[test]
@@ -157,29 +159,54 @@ fn an_instance_moves_to_another_node_once_its_models_are_there() {
     assert_eq!(cluster.held(), ["pool-0-2 n1 0:8"]);
 }
 
-#[test]
-fn the_puller_of_a_claim_starts_on_another_node_where_its_own_can_not_take_it() {
-    let mut cluster = Cluster::new(&[1, 1]);
+/// Instances with a GPU each, of one claim.
+fn of_a_claim(instances: u32) -> serde_json::Value {
     let claim = json!({"persistentVolumeClaim": {"claimName": "models"}});
-    let spec = json!({"instances": 2, "models": [{"name": "tiny"}], "store": claim, "gpu": {"count": 1}});
-    cluster.apply("OllamaPool", "pool", spec);
+    json!({"instances": instances, "models": [{"name": "tiny"}], "store": claim, "gpu": {"count": 1}})
+}
+
+fn puller(cluster: &Cluster) -> PodView {
+    let mut pods = cluster.pods.values().map(PodView::read);
+    pods.find(|pod| pod.name.starts_with("pool-puller") && !pod.leaving).unwrap()
+}
+
+#[test]
+fn the_puller_of_a_claim_starts_on_whichever_node_of_its_pool_can_take_it() {
+    let mut cluster = Cluster::new(&[1, 1]);
+    cluster.apply("OllamaPool", "pool", of_a_claim(2));
     cluster.pass();
-    let puller = |cluster: &Cluster| {
-        let mut pods = cluster.pods.values().map(PodView::read);
-        pods.find(|pod| pod.name.starts_with("pool-puller")).unwrap().node
-    };
-    assert_eq!(puller(&cluster).as_deref(), Some("n0"));
+    // The volume may be one of either node's: the scheduler knows.
+    assert_eq!(puller(&cluster).meant_for, ["n0", "n1"]);
     cluster.node("n0", |node| node.unschedulable = true);
     for _ in 0..4 {
         cluster.pass();
         cluster.run_pods();
     }
-    assert_eq!(puller(&cluster).as_deref(), Some("n1"));
-    assert_eq!(cluster.noted("PullingAgain").len(), 1);
+    assert_eq!(puller(&cluster).node.as_deref(), Some("n1"));
+    assert_eq!(cluster.noted("PullingAgain"), [""; 0]);
     cluster.node("n0", |node| node.unschedulable = false);
     cluster.settle();
     assert_eq!(cluster.ready("pool").0, "True");
-    assert_eq!(puller(&cluster).as_deref(), Some("n1"), "what is done is not done again");
+    assert_eq!(puller(&cluster).node.as_deref(), Some("n1"), "what is done is not done again");
+}
+
+#[test]
+fn a_puller_that_no_node_takes_may_start_where_instances_come_later() {
+    let mut cluster = Cluster::new(&[1, 1]);
+    cluster.apply("OllamaPool", "pool", of_a_claim(1));
+    cluster.pass();
+    assert_eq!(puller(&cluster).meant_for, ["n0"]);
+    cluster.pass();
+    assert_eq!(cluster.noted("PullingAgain"), [""; 0], "there is no other node");
+    cluster.apply("OllamaPool", "pool", of_a_claim(2));
+    cluster.pass();
+    cluster.run_pods();
+    cluster.pass();
+    assert_eq!(puller(&cluster).meant_for, ["n0", "n1"]);
+    cluster.settle();
+    assert_eq!(cluster.ready("pool").0, "True");
+    let said = cluster.noted("PullingAgain");
+    assert!(said.len() == 1 && said[0].ends_with("no node has taken it, and node n1 can"), "{said:?}");
 }
 
 #[test]
@@ -248,6 +275,26 @@ fn an_operator_that_takes_over_goes_on_where_the_one_before_was_cut_off() {
     assert_eq!(plan.actions, Vec::new(), "it goes on taking requests");
     cluster.settle();
     assert_eq!(cluster.ready("pool").0, "True");
+}
+
+#[test]
+fn a_model_that_can_not_be_loaded_is_told() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.apply("OllamaPool", "pool", json!({"models": [{"name": "tiny"}]}));
+    cluster.pass();
+    cluster.run_pods();
+    let failed = ModelAnswer {
+        name: "tiny".to_owned(),
+        step: ModelStep::Failed,
+        message: Some("out of memory".to_owned()),
+        ..ModelAnswer::default()
+    };
+    let pod = cluster.pods.values().next().unwrap().metadata.uid.clone().unwrap();
+    Arc::make_mut(&mut cluster.observed.answers).instances.insert(pod, vec![failed]);
+    cluster.pass();
+    let said = "failed: model tiny on instance 0: out of memory";
+    assert_eq!(cluster.ready("pool"), ("False".to_owned(), "ModelFailed".to_owned(), said.to_owned()));
+    assert_eq!(cluster.noted("ModelFailed"), [said]);
 }
 
 #[test]

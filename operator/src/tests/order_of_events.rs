@@ -1,5 +1,6 @@
 //! Properties of the whole: whatever happens in whatever order, nothing is granted twice, exact devices get exactly those,
-//! every status says one thing, and the cluster comes to rest.
+//! every status says one thing, no more pods are stopped than may be, nobody waits for what nobody else has, and the cluster comes to
+//! rest.
 
 use super::cluster::{Cluster, factory, reranker};
 use jiff::SignedDuration;
@@ -31,7 +32,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     let node = || 0..2u8;
     prop_oneof![
-        4 => (0..4u8, 0..3u8, 0..12u8, 0..2u8, 0..4u8)
+        4 => (0..4u8, 0..3u8, 0..14u8, 0..2u8, 0..4u8)
             .prop_map(|(name, kind, gpu, image, pods)| Happening::Apply { name, kind, gpu, image, pods }),
         1 => (0..4u8).prop_map(|name| Happening::Delete { name }),
         1 => (node(), 0..GPUS, prop_oneof![Just(40u32), Just(92u32)])
@@ -68,6 +69,9 @@ fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8
         // To one pod their order says nothing, to a pool which instance has which.
         10 if kind == 2 => json!({"devices": [{"index": 1}, {"index": 0}]}),
         10 | 11 => json!({"devices": [{"index": 1}, {"index": 2}]}),
+        12 if kind == 2 => json!({"devices": [{"uuid": "GPU-2"}, {"uuid": "GPU-n1-2"}]}),
+        13 if kind == 2 => json!({"devices": [{"uuid": "GPU-n1-2"}, {"uuid": "GPU-2"}]}),
+        12 | 13 => json!({"devices": [{"uuid": "GPU-n1-1"}]}),
         _ => json!({"devices": [{"index": gpu - 6}]}),
     };
     let exact = gpu["devices"].is_array();
@@ -94,6 +98,13 @@ fn apply(cluster: &mut Cluster, name: u8, kind: u8, gpu: u8, image: u8, pods: u8
     }
     let kind = ["DataFactory", "Reranker", "OllamaPool"][usize::from(kind)];
     cluster.apply(kind, &format!("{}{name}", kind.to_lowercase()), spec);
+}
+
+/// One pass, of which no more pods that work are stopped than may be away.
+fn pass(cluster: &mut Cluster) {
+    let before = cluster.pods.clone();
+    let plan = cluster.pass();
+    cluster.check_stops(&before, &plan);
 }
 
 fn happen(cluster: &mut Cluster, what: &Happening) {
@@ -138,9 +149,7 @@ fn happen(cluster: &mut Cluster, what: &Happening) {
         Happening::RunPods => {
             cluster.run_pods();
         }
-        Happening::Pass => {
-            cluster.pass();
-        }
+        Happening::Pass => pass(cluster),
         Happening::Wait => cluster.now += SignedDuration::from_mins(6),
     }
 }
@@ -162,7 +171,7 @@ proptest! {
         }
         // Failed pods come back after their back-off; then nothing is left to do.
         for _ in 0..12 {
-            cluster.pass();
+            pass(&mut cluster);
             cluster.run_pods();
             cluster.now += SignedDuration::from_mins(6);
         }
@@ -173,6 +182,9 @@ proptest! {
             prop_assert!(status == "True" || waits, "{name}: {status} {reason}: {message}; {:?}", cluster.held());
             if status == "True" {
                 cluster.check_devices(&name);
+            }
+            if reason == "WaitingForGPU" {
+                prop_assert!(cluster.waits_for_others(&name), "{name} waits for itself: {message}; {:?}", cluster.held());
             }
         }
     }

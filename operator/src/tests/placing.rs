@@ -64,6 +64,7 @@ fn the_second_claim_on_a_gpu_names_the_holder_and_starts_when_it_goes() {
     let (status, reason, message) = cluster.ready("df");
     assert_eq!((status.as_str(), reason.as_str()), ("False", "WaitingForGPU"));
     assert_eq!(message, "GPU 1 on node n0 is held by Reranker demo/rr (8 of 8 GiB); waiting for 8 GiB");
+    assert_eq!(cluster.noted("WaitingForGPU"), [message]);
     assert_eq!(cluster.condition("df", "Reconciling").status, "True");
     assert_eq!(cluster.condition("df", "Stalled").status, "False");
     cluster.delete("rr");
@@ -77,6 +78,11 @@ fn the_second_claim_on_a_gpu_names_the_holder_and_starts_when_it_goes() {
     cluster.settle();
     assert_eq!(cluster.held(), ["df-0-1 n0 1:8"]);
     assert_eq!(cluster.ready("df").0, "True");
+    assert_eq!(
+        cluster.noted("Placed"),
+        ["rr", "df"]
+            .map(|name| format!("Pod {name}-0-1 gets GPU 1 (8 GiB) on node n0: named in spec.gpu.devices"))
+    );
 }
 
 #[test]
@@ -173,7 +179,17 @@ fn specs_that_can_never_work_are_stalled_and_say_why() {
         assert_eq!(cluster.ready("rr"), ("False".to_owned(), reason.to_owned(), message.to_owned()));
         assert_eq!(cluster.condition("rr", "Stalled").status, "True");
         assert_eq!(cluster.condition("rr", "Reconciling").status, "False");
+        assert_eq!(cluster.noted(reason), [message]);
     }
+}
+
+#[test]
+fn a_name_that_services_can_not_have_is_stalled() {
+    let mut cluster = Cluster::new(&[1]);
+    cluster.reranker_on("9x", 0);
+    cluster.settle();
+    assert_eq!((cluster.pod_names(), cluster.ready("9x").1.as_str()), (Vec::new(), "InvalidName"));
+    assert_eq!(cluster.noted("InvalidName"), [cluster.ready("9x").2]);
 }
 
 /// Something that happens to a cluster.
@@ -218,7 +234,7 @@ fn memory_in_use_beyond_what_is_granted_is_waited_for() {
     cluster.reranker_on("rr", 0);
     cluster.settle();
     let (_, _, message) = cluster.ready("rr");
-    let expected = "GPU 0 on node n0: only 3000 MiB of its memory are free although 8 GiB are granted to nobody; waiting for 8 GiB";
+    let expected = "GPU 0 on node n0: only 2 GiB of its memory are free although 8 GiB are granted to nobody; waiting for 8 GiB";
     assert_eq!(message, expected);
 }
 
@@ -286,6 +302,7 @@ fn zero_gpus_need_no_gpu_and_no_acceleration() {
     cluster.apply("Reranker", "rr", reranker(json!({"count": 0})));
     cluster.settle();
     assert_eq!(cluster.pod_names(), ["rr-0-1"]);
+    assert_eq!(cluster.noted("Placed"), ["Pod rr-0-1 needs no GPU"]);
     assert_eq!(cluster.ready("rr").0, "True");
     assert_eq!(cluster.condition("rr", "Accelerated").reason, "NoGPURequested");
 }
@@ -329,5 +346,7 @@ fn pods_are_packed_by_default_and_spread_where_that_is_asked_for() {
         let by = if strategy == "Pack" { "fit" } else { "spread" };
         let reason = &cluster.assignments("rr")[0].reason;
         assert_eq!(*reason, format!("chosen by preference, temperature and {by}: GPU 0 (40 °C)"));
+        let placed = format!("Pod rr-0-1 gets GPU 0 (2 GiB) on node n0: {reason}");
+        assert_eq!(cluster.noted("Placed")[0], placed);
     }
 }

@@ -27,6 +27,7 @@ fn a_data_factory_stops_before_its_successor_starts_and_the_difference_is_named(
     cluster.settle();
     assert_eq!(cluster.held(), ["df-0-2 n0 0:8"], "on the same GPU");
     assert_eq!(cluster.ready("df").0, "True");
+    assert_eq!(cluster.noted("Ready").last(), Some(&"it takes documents"));
     assert_eq!(cluster.factory("df").status.as_ref().unwrap().revisions, [2]);
 }
 
@@ -39,6 +40,8 @@ fn a_reranker_starts_its_successor_first_where_a_gpu_is_free() {
     cluster.apply("Reranker", "rr", image(spec, "embedder:2"));
     cluster.pass();
     assert_eq!(cluster.held(), ["rr-0-1 n0 0:8", "rr-0-2 n0 1:8"]);
+    let expected = "Pod rr-0-1 gets a successor beside it: image changed from embedder:1 to embedder:2";
+    assert_eq!(cluster.noted("Replacing"), [expected]);
     cluster.settle();
     assert_eq!(cluster.held(), ["rr-0-2 n0 1:8"]);
 }
@@ -131,6 +134,8 @@ fn scaling_down_takes_the_last_and_scaling_up_never_uses_a_revision_twice() {
     cluster.apply("Reranker", "rr", spec(1));
     cluster.settle();
     assert_eq!(cluster.pod_names(), ["rr-0-1"]);
+    let told = cluster.noted("ScalingDown");
+    assert_eq!(told, ["Pod rr-1-1 is no longer wanted", "Pod rr-2-1 is no longer wanted"]);
     cluster.apply("Reranker", "rr", spec(2));
     cluster.settle();
     assert_eq!(cluster.pod_names(), ["rr-0-1", "rr-1-2"]);
@@ -160,6 +165,8 @@ fn a_failed_pod_is_replaced_on_the_same_gpu_and_ever_slower() {
     assert!(waits.is_sorted() && waits[0] < waits[3], "{waits:?}");
     let text = "Pod rr-0-1 is replaced: UnexpectedAdmissionError";
     assert_eq!(cluster.noted("ReplacingFailed")[0], text);
+    let text = "Pod rr-0-1 failed and is replaced: UnexpectedAdmissionError";
+    assert_eq!(cluster.noted("PodFailed")[0], text);
 }
 
 #[test]
@@ -211,22 +218,6 @@ fn a_resource_that_is_being_deleted_frees_its_gpus_and_restarts_nothing() {
     cluster.settle();
     assert_eq!(cluster.pod_names(), [""; 0]);
     assert_eq!(cluster.ready("rr").1, "Deleting");
-}
-
-#[test]
-fn the_analyzer_comes_and_goes_without_a_gpu() {
-    let mut cluster = Cluster::new(&[1]);
-    let spec = factory(json!({"count": 1}));
-    let mut with = spec.clone();
-    with["docAnalyzer"] = json!({"port": 9555});
-    cluster.apply("DataFactory", "df", with);
-    cluster.settle();
-    assert_eq!(cluster.pod_names(), ["df-0-1", "df-analyzer-1"]);
-    assert_eq!(cluster.held().len(), 1);
-    cluster.apply("DataFactory", "df", spec);
-    cluster.settle();
-    assert_eq!(cluster.pod_names(), ["df-0-2"]);
-    assert_eq!(cluster.observed.services.len(), 1);
 }
 
 #[test]
@@ -289,6 +280,7 @@ fn a_data_factory_knows_the_context_window_of_its_pool() {
     cluster.apply("OllamaPool", "pool", pool(8192));
     let mut spec = factory(json!({"devices": [{"index": 0}]}));
     spec["enrichment"] = json!({"ollamaPoolRef": {"name": "pool"}});
+    spec["docAnalyzer"] = json!({"ollamaPoolRef": {"name": "pool"}});
     cluster.apply("DataFactory", "df", spec);
     cluster.settle();
     let window = |cluster: &Cluster, name: &str| {
@@ -296,13 +288,17 @@ fn a_data_factory_knows_the_context_window_of_its_pool() {
         let found = pod.containers[0].env.clone().unwrap();
         found.into_iter().find(|variable| variable.name == "PRINCIPIUM_CONTEXT_WINDOW")?.value
     };
-    assert_eq!(window(&cluster, "df-0-1").as_deref(), Some("8192"));
+    for name in ["df-0-1", "df-analyzer-1"] {
+        assert_eq!(window(&cluster, name).as_deref(), Some("8192"), "{name}");
+    }
     cluster.delete("pool");
     cluster.settle();
-    assert_eq!(cluster.pod_names(), ["df-0-1"], "a pool that goes restarts nobody");
+    assert_eq!(cluster.pod_names(), ["df-0-1", "df-analyzer-1"], "a pool that goes restarts nobody");
     cluster.apply("OllamaPool", "pool", pool(512));
     cluster.settle();
-    assert_eq!(window(&cluster, "df-0-2").as_deref(), Some("1024"), "the least that it can do with");
+    for name in ["df-0-2", "df-analyzer-2"] {
+        assert_eq!(window(&cluster, name).as_deref(), Some("1024"), "{name}: the least that it can do with");
+    }
 }
 
 #[test]
@@ -323,6 +319,7 @@ fn a_data_factory_whose_model_nobody_names_waits_and_says_so() {
     let none = "spec.enrichment needs a language model, and OllamaPool demo/pool has none: name it in \
                 spec.enrichment.model, or in the pool's spec.models";
     assert_eq!(cluster.ready("df"), ("False".to_owned(), "NoModel".to_owned(), none.to_owned()));
+    assert_eq!(cluster.noted("NoModel"), [none]);
     assert_eq!(cluster.condition("df", "Stalled").status, "True");
     let with_model = json!({"models": [{"name": "tiny"}], "gpu": {"devices": [{"index": 1}]}});
     cluster.apply("OllamaPool", "pool", with_model);

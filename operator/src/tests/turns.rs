@@ -8,12 +8,13 @@ use principium_api::gpu_node::{Withheld, WithheldReason};
 use serde_json::{Value, json};
 
 /// How many pods serve.
-fn serving(cluster: &Cluster) -> usize {
-    cluster.pods.values().map(PodView::read).filter(|pod| pod.ready && !pod.leaving).count()
+pub fn serving(cluster: &Cluster) -> usize {
+    let serves = |pod: &PodView| pod.ready && !pod.leaving && !pod.ended();
+    cluster.pods.values().map(PodView::read).filter(serves).count()
 }
 
 /// Passes as they come, a second after one another.
-fn go_on(cluster: &mut Cluster, passes: u32, mut look: impl FnMut(&Cluster)) {
+pub fn go_on(cluster: &mut Cluster, passes: u32, mut look: impl FnMut(&Cluster)) {
     for _ in 0..passes {
         cluster.pass();
         look(cluster);
@@ -22,13 +23,13 @@ fn go_on(cluster: &mut Cluster, passes: u32, mut look: impl FnMut(&Cluster)) {
     }
 }
 
-fn replicas(count: u32) -> Value {
+pub fn replicas(count: u32) -> Value {
     let mut spec = reranker(json!({"count": 1}));
     spec["replicas"] = json!(count);
     spec
 }
 
-fn pool(devices: &[u32]) -> Value {
+pub fn pool(devices: &[u32]) -> Value {
     let devices: Vec<Value> = devices.iter().map(|index| json!({"index": index})).collect();
     json!({"instances": devices.len(), "models": [{"name": "tiny"}], "gpu": {"devices": devices}})
 }
@@ -44,6 +45,12 @@ fn a_pod_that_is_refused_is_tried_again_under_the_same_name() {
     };
     let first = names(&mut cluster);
     assert_eq!((first.clone(), names(&mut cluster)), (vec!["Pod rr-0-1".to_owned()], first));
+    let resource = crate::desired::all(&cluster.observed)[0].id.key.clone();
+    cluster.observed.failures.insert(resource.clone(), "exceeded quota".to_owned());
+    cluster.pass();
+    assert_eq!(cluster.ready("rr").1, "ApplyFailed");
+    assert_eq!(cluster.noted("ApplyFailed"), ["exceeded quota"]);
+    cluster.observed.failures.remove(&resource);
     cluster.refusing = false;
     cluster.settle();
     assert_eq!(cluster.pod_names(), ["rr-0-1"]);

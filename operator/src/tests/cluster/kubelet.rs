@@ -24,6 +24,7 @@ impl Cluster {
         for key in keys {
             self.start(&key);
         }
+        self.silence();
         self.answer();
         before != (self.pods.clone(), self.observed.answers.clone())
     }
@@ -74,8 +75,10 @@ impl Cluster {
             return;
         }
         let anywhere = || self.nodes.keys().next().cloned().unwrap_or_default();
-        let node = view.node.clone().unwrap_or_else(anywhere);
         let open = |found: &Arc<NodeView>| found.ready && (view.scheduled || !found.unschedulable);
+        // The scheduler takes any of the nodes that a pod is meant for.
+        let chosen = view.meant_for.iter().find(|node| self.observed.nodes.get(*node).is_some_and(open));
+        let node = chosen.or(view.node.as_ref()).cloned().unwrap_or_else(anywhere);
         let needs_node = !view.units.is_empty() || (!view.scheduled && view.node.is_some());
         if view.leaving || (needs_node && !self.observed.nodes.get(&node).is_some_and(open)) {
             return;
@@ -127,7 +130,6 @@ impl Cluster {
                 "state": {"running": {"startedAt": self.now.to_string()}}}]);
             status.container_statuses = serde_json::from_value(running).unwrap();
         }
-        set_condition(pod, "ContainersReady", true);
         let ready = !gated || PodView::read(pod).gate == Some(true);
         // A worker answers that it is not ready where it must compute on its GPUs and can't.
         let must = EnvVar {
@@ -138,7 +140,19 @@ impl Cluster {
         let mut variables = pod.spec.iter().flat_map(|spec| spec.containers[0].env.iter().flatten());
         let refuses =
             !self.accelerated && !view.units.is_empty() && variables.any(|variable| *variable == must);
+        set_condition(pod, "ContainersReady", !refuses);
         set_condition(pod, "Ready", ready && !refuses);
+    }
+
+    /// Where a node doesn't answer Kubernetes says that its pods are not ready. Of their containers it says nothing: they may go on.
+    fn silence(&mut self) {
+        for pod in self.pods.values_mut() {
+            let view = PodView::read(pod);
+            let node = view.node.filter(|_| view.scheduled && view.ready);
+            if node.and_then(|node| self.observed.nodes.get(&node)).is_some_and(|node| !node.ready) {
+                set_condition(pod, "Ready", false);
+            }
+        }
     }
 
     fn answer(&mut self) {

@@ -1,7 +1,8 @@
 //! Ingestions on real DataFactories: a corpus follows a folder into a file, says how far it is, and leaves nothing behind.
 
-use crate::pods::data_factory;
+use crate::pods::{data_factory, reranker};
 use crate::restarts::restart_part;
+use crate::scenarios::url;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -10,10 +11,11 @@ use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use principium_api::ingestion::{IngestionRun, RunState};
 use principium_api::names::LABEL_NAME;
 use principium_api::status::condition::{READY, STALLED};
-use principium_api::{DataFactory, Ingestion};
+use principium_api::{DataFactory, Ingestion, Reranker};
+use principium_e2e::world::PATIENCE;
 use principium_e2e::{World, run};
 use principium_local_cluster::NAMESPACE;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -198,6 +200,23 @@ async fn log(pods: &Api<Pod>, labels: &str) -> Result<String> {
     Ok(log)
 }
 
+/// A route of a Service opens with the key, and with no other and none it doesn't.
+async fn opens_with_the_key(world: &World, service: &str, route: &str, body: &Value) -> Result<()> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    let url = format!("{}{route}", url(world, service).await?);
+    for (key, status) in [(None, 401), (Some("close-sesame"), 401), (Some("open-sesame"), 200)] {
+        let asked = client.post(&url).json(body);
+        let asked = match key {
+            Some(key) => asked.bearer_auth(key),
+            None => asked,
+        };
+        let answered = asked.send().await?.status();
+        ensure!(answered == status, "{service} answers {route} with {answered}, asked with the key {key:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Result<()> {
     run("ingestion-key", |world| async move {
@@ -205,8 +224,11 @@ fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Resul
         folder.write("refunds.md", REFUNDS)?;
         let key = "{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {api-key: open-sesame}}";
         world.apply::<Secret>(key).await?;
-        let factory = on_the_node(&folder.0) + "  apiKeySecretRef: {name: key}\n";
+        let with_key = "  apiKeySecretRef: {name: key}\n";
+        let factory = on_the_node(&folder.0) + "  docAnalyzer: {}\n" + with_key;
         world.apply::<DataFactory>(&factory).await?;
+        let ranker = reranker("ranker", "{count: 1, memory: 2Gi}") + with_key;
+        world.apply::<Reranker>(&ranker).await?;
         world.apply::<Ingestion>(&ingestion("")).await?;
         let message = world.reason::<Ingestion>("handbook", READY, "DataFactorySilent").await?;
         assert!(message.contains(&format!("Secret {}/key", world.namespace)), "{message}");
@@ -226,6 +248,16 @@ fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Resul
         let ready = world.ready::<Ingestion>("handbook").await?;
         let told = serde_json::to_string(&ready.status)?;
         assert!(!told.contains("open-sesame"), "a key is in the status");
+        world.ready::<DataFactory>("factory").await?;
+        world.ready::<Reranker>("ranker").await?;
+        let pair = json!({"query": "refunds", "texts": [REFUNDS]});
+        for (service, route, body) in [
+            ("factory", "/embed", json!({"inputs": REFUNDS})),
+            ("factory-analyzer", "/v1/analyze", json!({"text": REFUNDS})),
+            ("ranker", "/rerank", pair),
+        ] {
+            opens_with_the_key(&world, service, route, &body).await?;
+        }
         let ours = Api::<Pod>::namespaced(world.client.clone(), NAMESPACE);
         for (pods, labels) in [
             (ours, "app.kubernetes.io/component=operator".to_owned()),
@@ -237,6 +269,7 @@ fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Resul
                 "a key is in the log of {labels}: {log}"
             );
         }
+        world.delete::<Reranker>("ranker").await?;
         world.delete::<Ingestion>("handbook").await?;
         world.delete::<DataFactory>("factory").await
     })

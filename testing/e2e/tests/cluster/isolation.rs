@@ -3,6 +3,7 @@
 use crate::pods::{data_factory, reranker, running, third_party};
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use principium_api::{DataFactory, Reranker};
 use principium_e2e::container::{Container, Open};
 use principium_e2e::{World, run};
@@ -45,9 +46,13 @@ fn each_pod_sees_exactly_its_gpus_and_no_others() -> Result<()> {
         world.ready::<DataFactory>("factory").await?;
         world.ready::<Reranker>("ranker").await?;
 
-        for (owner, gpus) in [("factory", vec![6, 7]), ("ranker", vec![7])] {
+        for (owner, gpus, gets) in
+            [("factory", vec![6, 7], "GPU 6 (8 GiB), GPU 7 (5 GiB)"), ("ranker", vec![7], "GPU 7 (3 GiB)")]
+        {
             let pods = world.pods_of(owner).await?;
             assert_eq!(pods.len(), 1, "{owner} is one pod");
+            let told = format!("Pod {} gets {gets} on node ", pods[0].name_any());
+            world.told("Placed", &[&told, "named in spec.gpu.devices"]).await?;
             let name = pods[0].spec.as_ref().map(|spec| spec.containers[0].name.clone()).unwrap_or_default();
             sees_exactly(&world, &Container::of(&pods[0], &name)?, &gpus).await?;
         }

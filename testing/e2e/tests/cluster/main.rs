@@ -11,6 +11,7 @@ mod gitops;
 mod handover;
 mod health;
 mod heat;
+mod hub;
 mod ingestion;
 mod isolation;
 mod leadership;

@@ -1,10 +1,12 @@
 //! What the operator may do and what its pods need: no more than the work asks for, with rights in one namespace where it is
 //! to work in one, and nothing that the Pod Security level `restricted` refuses.
 
-use crate::pods::{data_factory, reranker};
+use crate::pods::{data_factory, image, reranker};
+use crate::pools::MODEL;
 use anyhow::{Context, Result};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use principium_api::status::condition::READY;
 use principium_api::{DataFactory, OllamaPool, Reranker};
@@ -136,6 +138,7 @@ fn pods_of_the_operator_and_of_all_resources_are_restricted() -> Result<()> {
         world.ready::<Reranker>("ranker").await?;
         world.ready::<OllamaPool>("pool").await?;
         assert_eq!(world.pods_of("factory").await?.len(), 2, "the worker and the analyzer");
+        pods_that_bring_models_are_let_in(&world).await?;
 
         assert_eq!(admitted(&world, "operator").await?, Ok(()));
         // The one part that needs the node's folders, which also shows that something is enforced here.
@@ -156,6 +159,44 @@ fn pods_of_the_operator_and_of_all_resources_are_restricted() -> Result<()> {
             || async { Ok(world.reason::<OllamaPool>("open", READY, "ApplyFailed").await? == message) };
         world.stays("the one pod that is refused", Duration::from_secs(5), same).await
     })
+}
+
+/// Pools whose models come out of an image and, where the store is a claim, by a puller.
+async fn pods_that_bring_models_are_let_in(world: &World) -> Result<()> {
+    let own = format!(
+        "{{name: own, modelfile: {{image: {{reference: '{}'}}}}}}",
+        image("principium-model-smollm2-135m")
+    );
+    let pool = |name: &str, gpu: u32, more: &str| {
+        format!(
+            "{{apiVersion: principium.ai/v1alpha1, kind: OllamaPool, metadata: {{name: {name}}}, \
+             spec: {{gpu: {{devices: [{{index: {gpu}}}]}}, {more}}}}}"
+        )
+    };
+    world.apply::<OllamaPool>(&pool("alone", 2, &format!("models: [{own}]"))).await?;
+    // It has no volume, so that nothing is pulled: that the puller is let in is all that is looked at.
+    let claim = "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: models}, spec: {accessModes: [ReadWriteOnce], \
+                 storageClassName: '', resources: {requests: {storage: 1Gi}}}}";
+    world.apply::<PersistentVolumeClaim>(claim).await?;
+    let store = "store: {persistentVolumeClaim: {claimName: models}}";
+    world
+        .apply::<OllamaPool>(&pool("shared", 3, &format!("models: [{{name: '{MODEL}'}}, {own}], {store}")))
+        .await?;
+    for (name, containers) in
+        [("alone", ["store", "model-0", "ollama"]), ("shared", ["store", "model-0", "model-1"])]
+    {
+        let made = || async { Ok(world.pods_of(name).await?.pop()) };
+        let pod = world.eventually(&format!("a pod of the pool {name} is let in"), made).await?;
+        let spec = pod.spec.context("a pod without a spec")?;
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        assert_eq!(all.map(|container| container.name.as_str()).collect::<Vec<_>>(), containers);
+        let mut volumes = spec.volumes.iter().flatten();
+        assert!(volumes.any(|volume| volume.image.is_some()), "the model's image of {name}");
+    }
+    let events = world.api::<Event>().list(&ListParams::default()).await?;
+    let refused = events.iter().find(|event| event.reason.as_deref() == Some("ApplyFailed"));
+    assert!(refused.is_none(), "{refused:?}");
+    Ok(())
 }
 
 /// Whether a copy of a part's pod would be let into the test's namespace.

@@ -109,7 +109,7 @@ where
 }
 
 /// Base URL of a Service, reachable from the test because the node is this machine.
-async fn url(world: &World, service: &str) -> Result<String> {
+pub async fn url(world: &World, service: &str) -> Result<String> {
     let spec = world.api::<Service>().get(service).await?.spec.unwrap_or_default();
     let port =
         spec.ports.unwrap_or_default().first().map(|port| port.port).context("a Service without a port")?;

@@ -55,7 +55,7 @@ async fn from_a_claim(world: World, path: String) -> Result<()> {
 }
 
 /// A resource whose model has another source.
-fn with_model(resource: &str, source: &str) -> String {
+pub fn with_model(resource: &str, source: &str) -> String {
     let lines = resource.lines().map(|line| {
         if line.starts_with("  model:") { format!("  model: {source}") } else { line.to_owned() }
     });
