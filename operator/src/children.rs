@@ -1,7 +1,7 @@
 //! What a resource has besides pods: Services, and a budget for drains. Applied where they differ, deleted where they are
 //! no longer wanted.
 
-use crate::actions::{Action, Plan, Write};
+use crate::actions::{Action, Write};
 use crate::desired::Desired;
 use crate::observed::Observed;
 use crate::{budget, services};
@@ -34,8 +34,9 @@ impl<'a> Children<'a> {
     }
 
     /// Brings the children of a resource to what it wants.
-    pub fn settle(&self, desired: &Desired<'_>, plan: &mut Plan) {
-        let mut act = |write| plan.actions.push(Action { resource: desired.id.key.clone(), write });
+    pub fn settle(&self, desired: &Desired<'_>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let mut act = |write| actions.push(Action { resource: desired.id.key.clone(), write });
         let uid = desired.id.uid.as_str();
         let mine = self.services.get(uid).map(Vec::as_slice).unwrap_or_default();
         for wanted in &desired.services {
@@ -54,7 +55,7 @@ impl<'a> Children<'a> {
         }
         if desired.id.leaving {
             // The garbage collector takes what has an owner.
-            return;
+            return actions;
         }
         for service in mine {
             if !desired.services.iter().any(|wanted| wanted.metadata.name == service.metadata.name) {
@@ -68,6 +69,7 @@ impl<'a> Children<'a> {
                 act(Write::DeleteBudget { name, uid });
             }
         }
+        actions
     }
 }
 

@@ -164,14 +164,12 @@ impl GpuState<'_> {
         self.units.saturating_sub(held)
     }
 
-    /// Takes out the holders that `gone` says, with the memory that they use; whether there were any.
-    pub fn let_go(&mut self, gone: impl Fn(&Holder<'_>) -> bool) -> bool {
-        let before = self.holders.len();
+    /// Takes out the holders that `gone` says, with the memory that they use.
+    pub fn let_go(&mut self, gone: impl Fn(&Holder<'_>) -> bool) {
         let units: u64 =
             self.holders.iter().filter(|holder| gone(holder)).map(|holder| u64::from(holder.units)).sum();
         self.holders.retain(|holder| !gone(holder));
         self.memory_free = self.memory_free.saturating_add(units * MIB_PER_UNIT);
-        self.holders.len() < before
     }
 
     /// Units that pods have or were granted; reserved ones don't count.

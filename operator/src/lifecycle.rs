@@ -386,7 +386,15 @@ pub fn request(
         }
         _ => Vec::new(),
     };
+    // A store may have to be filled there first.
+    let hint = match found {
+        Found::Outdated { pods, .. } => pods.first().copied(),
+        Found::Current { pod, off: Some(_), .. } => Some(*pod),
+        Found::Missing | Found::Leaving(_) | Found::Failed { .. } | Found::Current { .. } => None,
+    };
+    let hint = hint.filter(|pod| has_successor(desired, slot, pod)).and_then(|_| remembered(desired, slot));
     Some(Request {
+        hint: hint.map(|chosen| chosen.node),
         slot: SlotId { resource: desired.id.key.clone(), ordinal: slot.ordinal },
         order: desired.id.order.clone(),
         round,

@@ -143,6 +143,8 @@ pub struct Request {
     pub wish: Arc<Wish>,
     /// The GPUs that its former pod had, or one that still works has.
     pub previous: Option<Placement>,
+    /// The node that was chosen for it in a pass before, and can't be gone to yet.
+    pub hint: Option<String>,
     /// Of these, what is free once the pods are gone that it replaces, or comes after.
     pub stops: Vec<AssignedGpu>,
     /// Whether its pod may run beside the one that it replaces.
@@ -212,16 +214,12 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
         if !turns.is_on(&request) {
             continue;
         }
+        let (class, changed) = classes.of(&request.wish);
         let outcome = match (stays(inventory, &request), &request.wish.need) {
             (_, Need::Nothing) => continue,
             (Some(placement), _) => Outcome::InPlace(placement),
-            (None, Need::Exact(devices)) => {
-                classes.of(&request.wish).exact.choose(inventory, &request, devices)
-            }
-            (None, Need::Count(need)) => {
-                let (class, changed) = classes.with_changes(&request.wish);
-                class.count.choose(inventory, &request, need, changed)
-            }
+            (None, Need::Exact(devices)) => class.exact.choose(inventory, &request, devices),
+            (None, Need::Count(need)) => class.count.choose(inventory, &request, need, changed),
         };
         let outcome = turns.taken(inventory, &request, outcome);
         match &outcome {
@@ -260,12 +258,8 @@ struct Class {
 }
 
 impl Classes {
-    fn of(&mut self, wish: &Arc<Wish>) -> &mut Class {
-        self.with_changes(wish).0
-    }
-
     /// The class of a wish, and the changes, of which it may not know all yet.
-    fn with_changes(&mut self, wish: &Arc<Wish>) -> (&mut Class, &[usize]) {
+    fn of(&mut self, wish: &Arc<Wish>) -> (&mut Class, &[usize]) {
         // Requests of one resource come one after another: usually it is the last class.
         let same = |class: &Class| Arc::ptr_eq(&class.wish, wish) || class.wish == *wish;
         let at = self.classes.iter().rposition(same).unwrap_or_else(|| {

@@ -1,6 +1,6 @@
 //! One pass over the whole cluster, as a pure function: from what is observed and the time to what is to be done.
 
-use crate::actions::Plan;
+use crate::actions::{Action, Plan};
 use crate::children::Children;
 use crate::desired::{self, AnyResource, Desired, Slot};
 use crate::inventory::{self, Inventory};
@@ -62,7 +62,7 @@ struct Looked<'a, 'd> {
     slots: Vec<(&'d Slot, Found<'a>)>,
     may_change: Vec<May>,
     /// What is to be done about its Services and its budget.
-    children: Plan,
+    children: Vec<Action>,
 }
 
 /// A resource, and what was decided about its slots.
@@ -145,11 +145,8 @@ fn look<'a, 'd>(
         .collect();
     let ready = |pod: &PodView| serves(observed, inventory, desired, pod);
     let may_change = may_change(desired, &slots, ready);
-    let mut plan = Plan::default();
-    if desired.problem.is_none() {
-        children.settle(desired, &mut plan);
-    }
-    Looked { desired, family, slots, may_change, children: plan }
+    let children = if desired.problem.is_none() { children.settle(desired) } else { Vec::new() };
+    Looked { desired, family, slots, may_change, children }
 }
 
 fn serves(observed: &Observed, inventory: &Inventory<'_>, desired: &Desired<'_>, pod: &PodView) -> bool {
@@ -172,7 +169,7 @@ fn settle<'l, 'a, 'd>(
 ) -> Settled<'l, 'a, 'd> {
     let Looked { desired, family, slots, may_change, children } = looked;
     let pods = family.all.as_slice();
-    plan.actions.extend_from_slice(&children.actions);
+    plan.actions.extend_from_slice(children);
     remove_surplus(desired, pods, plan);
     let outcomes = looked.outcomes(outcomes);
     let mut pulled: BTreeMap<String, Pulled<'a>> = BTreeMap::new();
@@ -227,11 +224,10 @@ fn nodes(desired: &Desired<'_>, pods: &[&PodView], outcomes: &[Option<&Outcome>]
         .filter_map(|pod| pod.node.clone());
     let remembered = desired.assignments.iter().map(|assignment| assignment.node.clone());
     let coming = outcomes.iter().flatten().filter_map(|outcome| match outcome {
-        Outcome::Granted(placement) | Outcome::Returning { placement, .. } => Some(placement.node.clone()),
-        Outcome::Soon { .. }
-        | Outcome::InPlace { .. }
-        | Outcome::Waiting { .. }
-        | Outcome::Impossible { .. } => None,
+        Outcome::Granted(placement) | Outcome::Returning { placement, .. } | Outcome::InPlace(placement) => {
+            Some(placement.node.clone())
+        }
+        Outcome::Soon { .. } | Outcome::Waiting { .. } | Outcome::Impossible { .. } => None,
     });
     living.chain(remembered).chain(coming).collect()
 }

@@ -89,6 +89,8 @@ pub struct PodView {
     pub ready: bool,
     /// Whether all its containers are ready, whatever its readiness gates say.
     pub containers_ready: bool,
+    /// Whether it is not ready for its readiness gates, as the kubelet says.
+    pub gated: bool,
     /// Whether it is being deleted.
     pub leaving: bool,
     pub created: Timestamp,
@@ -195,6 +197,9 @@ impl PodView {
             ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
             containers_ready: condition("ContainersReady")
                 .is_some_and(|condition| condition.status == "True"),
+            gated: condition("Ready").is_some_and(|condition| {
+                condition.status != "True" && condition.reason.as_deref() == Some("ReadinessGatesNotReady")
+            }),
             leaving: meta.deletion_timestamp.is_some(),
             created,
             ended: ended(pod).unwrap_or(created),

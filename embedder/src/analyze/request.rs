@@ -2,10 +2,9 @@
 
 use crate::format::Format;
 use crate::http::{ApiError, parse};
-use crate::pipeline::base64_bytes;
+use crate::pipeline::{self, base64_bytes};
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::header::CONTENT_TYPE;
+use axum::extract::{FromRequest, Request};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -52,9 +51,7 @@ struct Several {
 /// # Errors
 /// What is wrong with it.
 pub async fn read(request: Request) -> Result<OneOrMany, ApiError> {
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if content_type.is_some_and(|it| it.trim_start().to_ascii_lowercase().starts_with("multipart/form-data"))
-    {
+    if pipeline::is_form(&request) {
         return read_form(request).await;
     }
     let body = Bytes::from_request(request, &()).await?;
@@ -67,12 +64,11 @@ pub async fn read(request: Request) -> Result<OneOrMany, ApiError> {
 }
 
 async fn read_form(request: Request) -> Result<OneOrMany, ApiError> {
-    let refused = |message: String| ApiError::validation(format!("the form: {message}"));
-    let mut form = Multipart::from_request(request, &()).await.map_err(|error| refused(error.body_text()))?;
+    let mut form = pipeline::form(request).await?;
     let mut documents = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(|error| refused(error.body_text()))? {
+    while let Some(field) = form.next_field().await.map_err(|error| pipeline::refused(&error))? {
         let filename = field.file_name().map(ToOwned::to_owned);
-        let data = Some(field.bytes().await.map_err(|error| refused(error.body_text()))?);
+        let data = Some(field.bytes().await.map_err(|error| pipeline::refused(&error))?);
         documents.push(AnalyzeRequest { id: filename.clone(), filename, data, ..AnalyzeRequest::default() });
     }
     match documents.len() {

@@ -24,7 +24,7 @@ pub(super) struct EmbedRequest {
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether vectors have length one.
-    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
+    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
     normalize: bool,
     /// How many of the first dimensions are kept.
     #[schemars(range(min = 1))]
@@ -76,10 +76,6 @@ pub(super) struct SparseValue {
     /// The word's token id.
     index: u32,
     value: f32,
-}
-
-fn yes() -> bool {
-    true
 }
 
 type Body = Result<Bytes, BytesRejection>;

@@ -32,7 +32,7 @@ pub(super) struct EncodeRequest {
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
     /// Whether dense vectors have length one.
-    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
+    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
     normalize: bool,
     /// How many of the first dimensions of dense vectors are kept.
     #[schemars(range(min = 1))]
@@ -112,10 +112,6 @@ impl InputType {
             Self::Document => Side::Document,
         }
     }
-}
-
-fn yes() -> bool {
-    true
 }
 
 pub(super) async fn encode(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {

@@ -109,6 +109,11 @@ pub(super) fn flag<'de, D: Deserializer<'de>, const ABSENT: bool>(deserializer: 
     Ok(Option::<bool>::deserialize(deserializer)?.unwrap_or(ABSENT))
 }
 
+/// What stands where a field that is true unless the request says otherwise is left out.
+pub(super) fn yes() -> bool {
+    true
+}
+
 /// What a request's `truncate` and `truncation_direction` mean; inputs are cut unless the request says otherwise.
 pub(super) fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
     match (truncate, direction.unwrap_or_default()) {

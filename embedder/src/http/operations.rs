@@ -351,7 +351,7 @@ pub(super) const JOBS: &[Operation] = &[
         summary: "The chunks of a corpus that fit a query best",
         request: &[(JSON, of::<search::SearchRequest>)],
         response: Some((JSON, of::<search::SearchResponse>)),
-        refusals: &[400, 404, 413, 422, 424, 507],
+        refusals: &[400, 404, 413, 422, 424, 503, 507],
         ..GET
     },
 ];

@@ -59,12 +59,8 @@ pub(super) struct JinaRequest {
     /// How many of the best come back; all where nothing is said.
     top_n: Option<usize>,
     /// Whether each document comes back with its score.
-    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
+    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
     return_documents: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// A query and the documents that are scored by it. `model` is accepted and says nothing: one model is served.

@@ -20,14 +20,10 @@ use super::{App, parse};
 pub(super) struct TokenizeRequest {
     inputs: Inputs,
     /// Whether the tokens that the model puts around a text are among them.
-    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
+    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
     add_special_tokens: bool,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// One token.
@@ -71,7 +67,7 @@ fn taker(inputs: usize) -> impl Fn(usize) -> Result<(), ApiError> + Send + Sync 
 pub(super) struct DecodeRequest {
     ids: Ids,
     /// Whether the tokens that the model puts around a text are left out.
-    #[serde(default = "yes", deserialize_with = "inputs::flag::<_, true>")]
+    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
     skip_special_tokens: bool,
 }
 

@@ -7,6 +7,7 @@
 use super::corpus::{CHUNKS, CORPORA, CorpusRecord, DOCUMENTS, DocumentRecord, FILES, FileRecord, Place};
 use super::kept::KeptChunk;
 use super::outbox::{FORMER, OUTBOX, key_of};
+use super::owner::Owner;
 use super::record::JobRecord;
 use super::store::{Store, StoreError, decode, encode, put_job};
 use crate::sinks::SinkSpec;
@@ -26,6 +27,15 @@ pub struct Changes {
     pub files: Vec<(String, FileRecord)>,
     /// Files that go.
     pub removed_files: Vec<String>,
+}
+
+/// A file whose content is the same.
+pub(super) struct Touched {
+    pub id: String,
+    /// What its source says of its state now.
+    pub version: Option<String>,
+    /// Whose it is now.
+    pub owner: Owner,
 }
 
 impl Changes {
@@ -67,10 +77,12 @@ impl Store {
                     taken.entry(old.file).or_default().insert(id);
                 }
             }
+            let mut changed = !changes.documents.is_empty();
             for (file, id) in &changes.removed {
                 // What another file has by now is not this one's to take along.
                 if tables.file_of(id)?.is_some_and(|now| now == *file) {
                     tables.replace(id, None, &mut record)?;
+                    changed = true;
                 }
             }
             drop(tables);
@@ -85,10 +97,28 @@ impl Store {
                 files.remove((corpus, id.as_str()))?;
             }
             drop(files);
-            if !changes.documents.is_empty() || !changes.removed.is_empty() {
-                record.generation += 1;
-            }
+            record.generation += u64::from(changed);
             corpora.insert(corpus, encode(&record)?.as_slice())?;
+            put_job(transaction, job)
+        })
+    }
+
+    /// Keeps what is new of files whose content is the same. All else is left as it is now: what was read of it before may have
+    /// changed since, and a file that has gone stays away.
+    pub(super) fn touch(&self, job: &JobRecord, files: &[Touched]) -> Result<(), StoreError> {
+        let corpus = job.corpus.as_str();
+        self.write(|transaction| {
+            let mut table = transaction.open_table(FILES)?;
+            for Touched { id, version, owner } in files {
+                let found: Option<FileRecord> =
+                    table.get((corpus, id.as_str()))?.map(|value| decode(value.value())).transpose()?;
+                let Some(mut file) = found else { continue };
+                file.version.clone_from(version);
+                file.source.clone_from(&owner.place);
+                file.source_id.clone_from(&owner.name);
+                table.insert((corpus, id.as_str()), encode(&file)?.as_slice())?;
+            }
+            drop(table);
             put_job(transaction, job)
         })
     }

@@ -7,6 +7,7 @@ use crate::pipeline::Made;
 use crate::sinks::{Chunk, SinkSpec};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -148,7 +149,7 @@ impl Store {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, FileRecord)>, StoreError> {
-        self.read(|transaction| page(&transaction.open_table(FILES)?, corpus, after, limit))
+        self.read(|transaction| page(&transaction.open_table(FILES)?, corpus, after, limit, entry))
     }
 
     /// A document.
@@ -165,7 +166,18 @@ impl Store {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, DocumentRecord)>, StoreError> {
-        self.read(|transaction| page(&transaction.open_table(DOCUMENTS)?, corpus, after, limit))
+        self.read(|transaction| page(&transaction.open_table(DOCUMENTS)?, corpus, after, limit, entry))
+    }
+
+    /// The ids of up to `limit` documents after the id `after`, in their order.
+    pub fn document_ids(
+        &self,
+        corpus: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let id = |id: &str, _: &[u8]| Ok(id.to_owned());
+        self.read(|transaction| page(&transaction.open_table(DOCUMENTS)?, corpus, after, limit, id))
     }
 
     /// The chunks of a document, in their order; `None` where there is no such document. Both are read from one state: a job may
@@ -247,13 +259,14 @@ fn orphans(
     Ok(found)
 }
 
-/// Up to `limit` entries of a corpus after the id `after`, by id.
-fn page<T: serde::de::DeserializeOwned>(
+/// What `take` makes of up to `limit` entries of a corpus after the id `after`, by id.
+fn page<T>(
     table: &impl ReadableTable<(&'static str, &'static str), &'static [u8]>,
     corpus: &str,
     after: Option<&str>,
     limit: usize,
-) -> Result<Vec<(String, T)>, redb::Error> {
+    take: impl Fn(&str, &[u8]) -> Result<T, redb::Error>,
+) -> Result<Vec<T>, redb::Error> {
     let mut found = Vec::new();
     for entry in table.range((corpus, after.unwrap_or(""))..)? {
         let (key, value) = entry?;
@@ -262,10 +275,15 @@ fn page<T: serde::de::DeserializeOwned>(
             break;
         }
         if Some(id) != after {
-            found.push((id.to_owned(), decode(value.value())?));
+            found.push(take(id, value.value())?);
         }
     }
     Ok(found)
+}
+
+/// An entry with its id.
+fn entry<T: DeserializeOwned>(id: &str, value: &[u8]) -> Result<(String, T), redb::Error> {
+    Ok((id.to_owned(), decode(value)?))
 }
 
 /// A chunk that a document names and nobody has.

@@ -106,7 +106,9 @@ impl Deliverer {
     }
 
     async fn try_to_write_file(&self, spec: &SinkSpec) -> Result<u64, SinkError> {
-        let (spec, corpus, job) = (spec.clone(), self.corpus.clone(), self.shared.live.record().id);
+        let (spec, corpus, record) = (spec.clone(), self.corpus.clone(), self.shared.live.record());
+        // An id is used again when its job has been forgotten.
+        let job = format!("{} {}", record.id, record.created_ms);
         let (store, tools) = (self.shared.tools.store.clone(), self.shared.tools.clone());
         let written = tokio::task::spawn_blocking(move || {
             write_corpus(&store, &corpus, Snapshot::begin(&spec, &tools.servers, &job)?)
@@ -187,14 +189,14 @@ fn write_corpus(store: &Store, corpus: &str, mut snapshot: Snapshot) -> Result<(
     let failed = |error: StoreError| SinkError::Passing(error.to_string());
     let (mut after, mut count) = (None, 0);
     loop {
-        let page = store.documents(corpus, after.as_deref(), PAGE).map_err(failed)?;
-        let Some((last, _)) = page.last() else { return Ok((snapshot, count)) };
-        after = Some(last.clone());
-        for (id, _) in &page {
+        let mut page = store.document_ids(corpus, after.as_deref(), PAGE).map_err(failed)?;
+        for id in &page {
             for chunk in store.chunks(corpus, id).map_err(failed)?.unwrap_or_default() {
                 snapshot.add(chunk)?;
                 count += 1;
             }
         }
+        let Some(last) = page.pop() else { return Ok((snapshot, count)) };
+        after = Some(last);
     }
 }

@@ -1,7 +1,7 @@
 //! From a job's uploads and its source to the pipeline: files that have not changed are left out, those that can't be read are
 //! counted.
 
-use super::change::Changes;
+use super::change::Touched;
 use super::corpus::FileRecord;
 use super::owner::Owner;
 use super::record::JobRecord;
@@ -121,7 +121,8 @@ impl Feeder {
                 (Ok(Read::Unchanged), Some(known)) => {
                     self.unchanged(&known);
                     if known.source_id != self.owner.name {
-                        adopted.push((id, FileRecord { source_id: self.owner.name.clone(), ..known }));
+                        let version = known.version;
+                        adopted.push(Touched { id, version, owner: self.owner.clone() });
                     }
                     // All of a corpus may be adopted at once, when its job begins to name the source.
                     if adopted.len() >= PAGE {
@@ -173,10 +174,9 @@ impl Feeder {
         let digest = digest(&file);
         if let Some(known) = known.as_ref().filter(|known| self.as_now(known) && known.digest == digest) {
             self.unchanged(known);
-            let Owner { place: source, name: source_id } = owner;
-            let now = FileRecord { version, source, source_id, ..known.clone() };
-            if now != *known {
-                self.touch(vec![(file.id, now)]).await?;
+            let before = (&known.version, &known.source, &known.source_id);
+            if before != (&version, &owner.place, &owner.name) {
+                self.touch(vec![Touched { id: file.id, version, owner }]).await?;
             }
             return Ok(Ok(()));
         }
@@ -217,13 +217,12 @@ impl Feeder {
     }
 
     /// Keeps the new versions and owners of files whose content is the same.
-    async fn touch(&self, files: Vec<(String, FileRecord)>) -> Result<(), Stop> {
+    async fn touch(&self, files: Vec<Touched>) -> Result<(), Stop> {
         if files.is_empty() {
             return Ok(());
         }
-        let changes = Changes { files, ..Changes::default() };
-        let live = &self.shared.live;
-        live.commit(&self.shared.tools.store, |_| {}, move |store, job| store.commit(job, &changes)).await?;
+        let keep = move |store: &Store, job: &JobRecord| store.touch(job, &files);
+        self.shared.live.commit(&self.shared.tools.store, |_| {}, keep).await?;
         Ok(())
     }
 }

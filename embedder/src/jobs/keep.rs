@@ -306,7 +306,7 @@ impl Keeper {
 
 impl OpenFile {
     /// The file as it is kept from now on, with its id, and the documents that it no longer has. Where nothing of it could be
-    /// processed, all stays as it was.
+    /// processed, all stays as it was; where something failed of which nobody knows what it is, such as a broken line, nothing goes.
     fn end(self, incoming: Incoming, job: &str, recipe: &str) -> (String, Option<FileRecord>, Vec<String>) {
         let Self { left: _, mut documents, failed, unchanged, without_context } = self;
         let Incoming { id, digest, version, owner, known, room: _ } = incoming;
@@ -317,8 +317,10 @@ impl OpenFile {
         let before = known.map(|known| known.documents).unwrap_or_default();
         let there: HashSet<&String> = documents.iter().collect();
         let failed: HashSet<&String> = failed.iter().collect();
-        let (kept, removed): (Vec<_>, Vec<_>) =
-            before.into_iter().filter(|id| !there.contains(id)).partition(|id| failed.contains(id));
+        // What can't be told by an id of its own failed under that of the file.
+        let unknown = failed.contains(&id);
+        let missing = before.into_iter().filter(|it| !there.contains(it));
+        let (kept, removed): (Vec<_>, Vec<_>) = missing.partition(|it| unknown || failed.contains(it));
         // The version before of what failed stays.
         documents.extend(kept);
         let (job, recipe) = (job.to_owned(), recipe.to_owned());
@@ -341,6 +343,7 @@ mod tests {
             (&["f#a", "f#b"], &["f#b", "f#c"], &[], Some(&["f#b", "f#c"]), &["f#a"]),
             (&["f#a", "f#b"], &["f#a"], &["f#b"], Some(&["f#a", "f#b"]), &[]),
             (&["f"], &["f#1"], &["f#2"], Some(&["f#1"]), &["f"]),
+            (&["f#a", "f#b"], &["f#a"], &["f"], Some(&["f#a", "f#b"]), &[]),
             (&["f"], &[], &["f"], None, &[]),
             (&["f#a", "f#b"], &[], &["f"], None, &[]),
         ] {

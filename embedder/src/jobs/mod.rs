@@ -176,8 +176,9 @@ impl Jobs {
             let keep = move |store: &Store, job: &JobRecord| {
                 store.put_job(job)?;
                 // Here and not behind the wait: whoever asked may be gone by then.
-                if job.state == Cancelled {
-                    jobs.forget_live(&job.id);
+                // One that was begun counts its end itself, and one that is cancelled twice ends once.
+                if job.state == Cancelled && jobs.forget_live(&job.id) && job.started_ms.is_none() {
+                    jobs.tools().metrics.jobs.ended(Cancelled.name());
                 }
                 Ok(())
             };
@@ -221,9 +222,11 @@ impl Jobs {
         self.find(&kept.id).map_or(kept, |live| live.record())
     }
 
-    fn forget_live(&self, id: &str) {
-        self.live().remove(id);
+    /// Whether it was there.
+    fn forget_live(&self, id: &str) -> bool {
+        let known = self.live().remove(id).is_some();
         self.count();
+        known
     }
 
     fn count(&self) {

@@ -316,14 +316,12 @@ async fn pages(
 ) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
     store
         .blocking(move |store| {
-            let page = store.documents(&corpus, after.as_deref(), DOCUMENTS_AT_ONCE)?;
-            let Some((last, _)) = page.last() else { return Ok(None) };
-            let last = last.clone();
+            let mut page = store.document_ids(&corpus, after.as_deref(), DOCUMENTS_AT_ONCE)?;
             let mut text = Vec::new();
-            for (id, _) in &page {
+            for id in &page {
                 write_lines(store.chunks(&corpus, id)?.unwrap_or_default(), vectors, &mut text);
             }
-            Ok(Some((text.into(), Some(last))))
+            Ok(page.pop().map(|last| (text.into(), Some(last))))
         })
         .await
 }

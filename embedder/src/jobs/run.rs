@@ -115,13 +115,16 @@ impl Shared {
     }
 }
 
-/// Runs a job to its end and keeps how it ended.
+/// Runs a job to its end and keeps how it ended; one that was cancelled while it waited is left as it is.
 pub(super) async fn run(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), StoreError> {
     let started = tokio::time::Instant::now();
     let now = now_ms();
     live.commit(
         &tools.store,
         move |record| {
+            if record.state.ended() {
+                return;
+            }
             if record.state == State::Running {
                 record.resumed += 1;
             }
@@ -137,6 +140,9 @@ pub(super) async fn run(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stor
         Store::put_job,
     )
     .await?;
+    if live.record().state.ended() {
+        return Ok(());
+    }
     let end = tokio::select! {
         end = work(tools, live) => end,
         () = live.cancel.cancelled() => Err(Stop::Cancelled),

@@ -25,6 +25,7 @@ pub use job::{Job, Made, MadeBefore, run};
 pub use lines::{ChunkLine, DocumentLine, Line};
 pub(crate) use request::base64_bytes;
 pub use request::{DocumentRequest, Options, ProcessRequest, Settings};
+pub(crate) use upload::{form, is_form, refused};
 
 use crate::format::Reader;
 use crate::http::{ApiError, Dialect, answer};

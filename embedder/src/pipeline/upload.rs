@@ -13,13 +13,22 @@ use serde::de::DeserializeOwned;
 /// # Errors
 /// What is wrong with it.
 pub async fn read(request: Request) -> Result<ProcessRequest, ApiError> {
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !content_type.is_some_and(|it| it.trim_start().to_ascii_lowercase().starts_with("multipart/form-data"))
-    {
+    if !is_form(&request) {
         return parse(Bytes::from_request(request, &()).await);
     }
+    read_form(form(request).await?).await
+}
+
+/// Whether a body is a form.
+pub(crate) fn is_form(request: &Request) -> bool {
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|it| it.trim_start().to_ascii_lowercase().starts_with("multipart/form-data"))
+}
+
+/// The form in a body.
+pub(crate) async fn form(request: Request) -> Result<Multipart, ApiError> {
     let form = Multipart::from_request(request, &()).await;
-    read_form(form.map_err(|error| ApiError::validation(error.body_text()))?).await
+    form.map_err(|error| ApiError::validation(format!("the form: {}", error.body_text())))
 }
 
 /// The documents and the options in a form.
@@ -57,7 +66,8 @@ async fn json<T: DeserializeOwned>(field: Field<'_>) -> Result<T, ApiError> {
     parse(Ok(field.bytes().await.map_err(|error| refused(&error))?))
 }
 
-fn refused(error: &MultipartError) -> ApiError {
+/// Why a form could not be read on.
+pub(crate) fn refused(error: &MultipartError) -> ApiError {
     match error.status() {
         axum::http::StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(),
         _ => ApiError::validation(format!("the form: {}", error.body_text())),

@@ -5,7 +5,9 @@ use crate::http::ApiError;
 use crate::jobs::{Store, StoreError};
 use crate::sinks::Chunk;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Most chunks of a corpus that is searched here: with 384 numbers each, 300 MB of vectors.
 pub const MOST_CHUNKS: u64 = 200_000;
@@ -14,9 +16,9 @@ const CORPORA: usize = 4;
 /// Documents that are read at once.
 const PAGE: usize = 64;
 
-/// The corpora that were searched last.
-#[derive(Default)]
-pub struct Indexes(Mutex<Vec<Arc<Index>>>);
+/// The corpora that were searched last; clones share them.
+#[derive(Clone, Default)]
+pub struct Indexes(Arc<Mutex<Vec<Arc<Index>>>>);
 
 /// What looking for a corpus found.
 pub enum Found {
@@ -38,22 +40,28 @@ pub struct Index {
 }
 
 impl Indexes {
-    /// A corpus as it is now; reads it where it has changed. Blocks.
-    pub fn get(&self, store: &Store, corpus: &str) -> Result<Found, StoreError> {
-        let Some(record) = store.corpus(corpus)? else { return Ok(Found::NoCorpus) };
-        if record.chunks > MOST_CHUNKS {
-            return Ok(Found::TooLarge { chunks: record.chunks });
-        }
-        // Held while a corpus is read, so that it is not read twice at once.
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = kept.iter().position(|index| index.corpus == corpus);
-        let index = match known.map(|place| kept.remove(place)) {
-            Some(index) if index.generation == record.generation => index,
-            _ => Arc::new(Index::read(store, corpus, record.generation)?),
+    /// A corpus as it is now; reads it where it has changed.
+    pub async fn get(&self, store: &Arc<Store>, corpus: &str) -> Result<Found, StoreError> {
+        // Held while a corpus is read, so that it is not read twice at once; and taken before the work is handed over: whoever
+        // waits takes no thread, and what nobody waits for any more is never read.
+        let mut kept = self.0.clone().lock_owned().await;
+        let corpus = corpus.to_owned();
+        let find = move |store: &Store| {
+            // Only now: the corpus may have changed while others were read.
+            let Some(record) = store.corpus(&corpus)? else { return Ok(Found::NoCorpus) };
+            if record.chunks > MOST_CHUNKS {
+                return Ok(Found::TooLarge { chunks: record.chunks });
+            }
+            let known = kept.iter().position(|index| index.corpus == corpus);
+            let index = match known.map(|place| kept.remove(place)) {
+                Some(index) if index.generation == record.generation => index,
+                _ => Arc::new(Index::read(store, &corpus, record.generation)?),
+            };
+            kept.insert(0, index.clone());
+            kept.truncate(CORPORA);
+            Ok(Found::Index(index))
         };
-        kept.insert(0, index.clone());
-        kept.truncate(CORPORA);
-        Ok(Found::Index(index))
+        store.blocking(find).await
     }
 }
 
@@ -70,12 +78,12 @@ impl Index {
         };
         let mut after = None;
         loop {
-            let page = store.documents(corpus, after.as_deref(), PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(index) };
-            after = Some(last.clone());
-            for (id, _) in &page {
+            let mut page = store.document_ids(corpus, after.as_deref(), PAGE)?;
+            for id in &page {
                 index.add(id, store.chunks(corpus, id)?.unwrap_or_default());
             }
+            let Some(last) = page.pop() else { return Ok(index) };
+            after = Some(last);
         }
     }
 
@@ -132,11 +140,14 @@ impl Index {
             let mut documents: HashMap<String, Vec<Chunk>> = HashMap::new();
             let mut found = Vec::with_capacity(places.len());
             for (id, place) in places {
-                if !documents.contains_key(&id) {
-                    let chunks = store.chunks(&corpus, &id)?.unwrap_or_default();
-                    documents.insert(id.clone(), chunks);
-                }
-                found.push(documents.get(&id).and_then(|chunks| chunks.get(place)).cloned());
+                let chunks = match documents.entry(id) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let chunks = store.chunks(&corpus, new.key())?.unwrap_or_default();
+                        new.insert(chunks)
+                    }
+                };
+                found.push(chunks.get(place).cloned());
             }
             Ok(found)
         };
@@ -150,5 +161,35 @@ pub fn searched_text(chunk: &Chunk) -> String {
     match &chunk.context {
         Some(context) => format!("{context}\n\n{}", chunk.text),
         None => chunk.text.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sinks::SinkSpec;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn a_corpus_is_read_once_and_nobody_reads_for_those_who_have_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        let indexes = Indexes::default();
+        let found = async |corpus: &str| match indexes.get(&store, corpus).await.unwrap() {
+            Found::Index(index) => Some(index),
+            _ => None,
+        };
+        assert!(found("c").await.is_none());
+        let sink = SinkSpec::Jsonl { path: "c.jsonl".to_owned() };
+        for corpus in ["c", "d"] {
+            store.set_sink(corpus, Some(&sink)).unwrap();
+        }
+        // As while another corpus is read.
+        let reading = indexes.0.clone().lock_owned().await;
+        assert!(indexes.get(&store, "d").now_or_never().is_none());
+        drop(reading);
+        let first = found("c").await.unwrap();
+        assert!(Arc::ptr_eq(&first, &found("c").await.unwrap()));
+        assert_eq!(indexes.0.lock().await.len(), 1, "the one who asked for the other corpus has left");
     }
 }

@@ -35,13 +35,13 @@ const MOST_CANDIDATES: usize = 1000;
 #[derive(Clone)]
 struct Search {
     jobs: Jobs,
-    indexes: Arc<Indexes>,
+    indexes: Indexes,
     reranker: Option<Arc<Reranker>>,
 }
 
 /// The route.
 pub fn router(jobs: Jobs, reranker: Option<Reranker>) -> Router {
-    let search = Search { jobs, indexes: Arc::default(), reranker: reranker.map(Arc::new) };
+    let search = Search { jobs, indexes: Indexes::default(), reranker: reranker.map(Arc::new) };
     Router::new().route("/v1/search", post(search_corpus)).with_state(search)
 }
 
@@ -178,9 +178,7 @@ fn within(field: &str, value: usize, most: usize) -> Result<usize, ApiError> {
 
 /// The corpus as it is now.
 async fn index(search: &Search, corpus: &str) -> Result<Arc<Index>, ApiError> {
-    let (indexes, name) = (search.indexes.clone(), corpus.to_owned());
-    let found = search.jobs.store().blocking(move |store| indexes.get(store, &name)).await?;
-    match found {
+    match search.indexes.get(search.jobs.store(), corpus).await? {
         index::Found::Index(index) => Ok(index),
         index::Found::NoCorpus => {
             Err(ApiError::not_found(format!("there is no corpus {corpus:?}; GET /v1/corpora lists them")))

@@ -10,11 +10,18 @@ use object_store::path::Path as Key;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes that are sent to S3 at a time: its smallest part of an upload is 5 MiB.
 const PART: usize = 8 << 20;
 /// Parts under way at once.
 const PARTS: usize = 4;
+/// What ends the name of a file that is not yet in its place.
+const PARTIAL: &str = ".partial";
+/// Digits before that, which are each job's own.
+const DIGITS: usize = 16;
+/// A partial file that has not changed for so long is nobody's any more.
+const ABANDONED: Duration = Duration::from_secs(60 * 60);
 
 /// A file that is being written.
 pub struct Snapshot {
@@ -38,15 +45,16 @@ enum Format {
 }
 
 impl Snapshot {
-    /// Begins the file of a sink for a job. Blocks.
+    /// Begins the file of a sink for a job, by what no other job is called. Blocks.
     pub fn begin(spec: &SinkSpec, servers: &SinkServers, job: &str) -> Result<Self, SinkError> {
         let (SinkSpec::Jsonl { path } | SinkSpec::Parquet { path }) = spec else {
             return Err(SinkError::Lasting(format!("the sink {} is no file", spec.name())));
         };
         let target = servers.objects.locate(path).map_err(SinkError::Lasting)?;
         // Each job has its own: what blocks goes on for a while when its job is cancelled, and the next one has begun.
-        let digest: String = Sha256::digest(job).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let partial = match &target {
+        let digest: String =
+            Sha256::digest(job).iter().take(DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+        let (folder, name) = match &target {
             Location::Local(target) => {
                 let folder = target.parent().unwrap_or(target);
                 fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
@@ -55,10 +63,12 @@ impl Snapshot {
                     return Err(SinkError::Lasting(message));
                 }
                 let name = target.file_name().unwrap_or_default().to_string_lossy();
-                folder.join(format!(".{name}.{digest}.partial"))
+                (folder, format!(".{name}."))
             }
-            Location::S3 { .. } => servers.scratch.join(format!("upload.{digest}.partial")),
+            Location::S3 { .. } => (servers.scratch.as_path(), "upload.".to_owned()),
         };
+        remove_abandoned(folder, &name);
+        let partial = folder.join(format!("{name}{digest}{PARTIAL}"));
         let file = File::create(&partial).map_err(|error| failed(&partial, &error))?;
         let partial = Partial(partial);
         let format = match spec {
@@ -97,6 +107,25 @@ impl Snapshot {
                 fs::rename(&partial.0, &target).map_err(|error| failed(&target, &error))
             }
             Location::S3 { bucket, key } => upload(&partial.0, &bucket, &key).await,
+        }
+    }
+}
+
+/// Removes partial files whose names begin like this and whose processes were killed before they could. Younger ones may be
+/// written still.
+fn remove_abandoned(folder: &Path, name: &str) {
+    // What can't be removed only takes room.
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let digits = file.to_str().and_then(|it| it.strip_prefix(name)?.strip_suffix(PARTIAL));
+        // Names of other sinks may begin like this as well.
+        let partial =
+            digits.is_some_and(|it| it.len() == DIGITS && it.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let changed = || entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        let old = || changed().and_then(|changed| changed.elapsed().ok()).is_some_and(|age| age > ABANDONED);
+        if partial && old() {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -189,5 +218,31 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(volumes.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["c.jsonl"], "what was not published is gone");
+    }
+    #[test]
+    fn what_a_killed_process_left_half_written_goes_after_a_while() {
+        let volumes = tempfile::tempdir().unwrap();
+        let objects = Objects { volumes: Some(volumes.path().to_owned()) };
+        let servers = SinkServers { objects, ..SinkServers::default() };
+        let spec = SinkSpec::Jsonl { path: "c.jsonl".to_owned() };
+        let old = std::time::SystemTime::now() - 2 * ABANDONED;
+        for (name, changed) in [
+            (".c.jsonl.0123456789abcdef.partial", Some(old)),
+            (".c.jsonl.fedcba9876543210.partial", None),
+            (".c.jsonl.x.0123456789abcdef.partial", Some(old)),
+            ("c.jsonl", Some(old)),
+        ] {
+            let file = File::create(volumes.path().join(name)).unwrap();
+            if let Some(changed) = changed {
+                file.set_modified(changed).unwrap();
+            }
+        }
+        drop(Snapshot::begin(&spec, &servers, "job").unwrap());
+        let left = fs::read_dir(volumes.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        let expected =
+            [".c.jsonl.fedcba9876543210.partial", ".c.jsonl.x.0123456789abcdef.partial", "c.jsonl"];
+        assert_eq!(left, expected);
     }
 }

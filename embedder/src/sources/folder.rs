@@ -50,18 +50,25 @@ fn walk(
         let path = entry.path();
         let id = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
         let kind = entry.file_type().map_err(|error| failed(&path, &error))?;
-        if kind.is_symlink() && !objects.contains(&path) {
-            continue;
+        if kind.is_symlink() {
+            match path.canonicalize() {
+                Ok(_) if objects.contains(&path) => {}
+                Ok(_) => continue,
+                Err(error) if leads_nowhere(&error) => continue,
+                // As below.
+                Err(error) => return Err(failed(&path, &error)),
+            }
         }
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
-            // A link to nothing, or a file that has gone since.
-            Err(error) if kind.is_symlink() || error.kind() == ErrorKind::NotFound => continue,
+            // It has gone since.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
             // What can't be looked at is there: were it left out, its documents would be taken out of the corpus.
             Err(error) => return Err(failed(&path, &error)),
         };
         if metadata.is_dir() {
-            if depth > 0 && !(kind.is_symlink() && leads_up(&path, folder)) {
+            let up = kind.is_symlink() && leads_up(&path, folder).map_err(|error| failed(&path, &error))?;
+            if depth > 0 && !up {
                 walk(objects, &path, &id, filter, entries, depth - 1)?;
             }
         } else if metadata.is_file() && filter.takes(&id) {
@@ -75,9 +82,14 @@ fn walk(
 }
 
 /// Whether a link leads to a folder that it is in itself.
-fn leads_up(link: &Path, folder: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().ok();
-    real(link).zip(real(folder)).is_none_or(|(target, folder)| folder.starts_with(target))
+fn leads_up(link: &Path, folder: &Path) -> std::io::Result<bool> {
+    Ok(folder.canonicalize()?.starts_with(link.canonicalize()?))
+}
+
+/// Whether a link leads to nothing, in a circle, or to what is not ours to see. What fails otherwise may be there.
+fn leads_nowhere(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 pub async fn read(objects: &Objects, path: &str, entry: &Entry) -> Result<Read, SourceError> {
@@ -158,6 +170,30 @@ mod tests {
             matches!(&error, SourceError::Passing(message) if message.starts_with("listing ")),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_link_that_can_not_be_looked_at_is_not_taken_for_gone() {
+        let volumes = tempfile::tempdir().unwrap();
+        let docs = volumes.path().join("docs");
+        fs::create_dir_all(&docs).unwrap();
+        fs::write(docs.join("a.md"), "# A").unwrap();
+        for (target, link) in
+            [("none", "gone"), ("circle", "circle"), ("a.md/b", "through"), ("a.md", "b.md")]
+        {
+            symlink(target, docs.join(link)).unwrap();
+        }
+        let reach =
+            Reach { objects: Objects { volumes: Some(volumes.path().to_owned()) }, ..Reach::default() };
+        let spec = SourceSpec::Folder { path: "docs".into(), include: Vec::new(), exclude: Vec::new() };
+        let mut ids: Vec<String> =
+            spec.list(&reach).await.unwrap().into_iter().map(|entry| entry.id).collect();
+        ids.sort();
+        assert_eq!(ids, ["a.md", "b.md"]);
+        // A name that is longer than the system takes stands for a server that does not answer.
+        symlink("x".repeat(300), docs.join("long")).unwrap();
+        let error = spec.list(&reach).await.unwrap_err();
+        assert!(matches!(&error, SourceError::Passing(message) if message.contains("docs/long")), "{error}");
     }
 
     #[tokio::test]

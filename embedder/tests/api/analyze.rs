@@ -125,3 +125,12 @@ async fn files_are_analyzed_and_compared() {
     assert_eq!(of("letter")["personal_data"][0]["kind"], "email");
     assert!(of("scan")["error"].as_str().unwrap().contains("OCR"));
 }
+
+#[tokio::test]
+async fn a_form_beyond_the_limit_is_refused_as_any_body_is() {
+    let server = start(&["--role", "doc-analyzer"]);
+    let head = "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.txt\"\r\n\r\n";
+    let body = [head.as_bytes(), &vec![b'a'; 64 << 20], b"\r\n--x--\r\n"].concat();
+    let answer = server.post_bytes("/v1/analyze", "multipart/form-data; boundary=x", body).await;
+    answer.refused(413, "Validation", "payload limit");
+}

@@ -127,8 +127,13 @@ pub fn report(
     plan: &mut Plan,
 ) -> IngestionStatus {
     let (reason, message) = progress.why();
-    let said = conditions::before(&before.conditions, condition::READY);
-    if said.is_none_or(|said| said.reason != reason || said.message != message) {
+    let verdicts = [progress.verdicts(), told.sink.iter().cloned().collect()].concat();
+    let conditions = conditions::updated(&before.conditions, &verdicts, told.id.generation, now);
+    // As it is written: a long message is cut.
+    let said = |conditions| {
+        conditions::before(conditions, condition::READY).map(|it| (it.reason.clone(), it.message.clone()))
+    };
+    if said(&before.conditions) != said(&conditions) {
         let severity = match reason {
             reason::COMPLETED => Some(Severity::Normal),
             reason::RUN_FAILED | reason::REFUSED | reason::INVALID_SCHEDULE => Some(Severity::Warning),
@@ -145,12 +150,11 @@ pub fn report(
     {
         plan.note(told.id, Severity::Warning, sink.reason, sink.message.clone());
     }
-    let verdicts = [progress.verdicts(), told.sink.iter().cloned().collect()].concat();
     let succeeded = told.runs.iter().find(|run| run.state == RunState::Succeeded);
     let succeeded = succeeded.and_then(|run| run.completion_time.clone());
     IngestionStatus {
         observed_generation: told.id.generation,
-        conditions: conditions::updated(&before.conditions, &verdicts, told.id.generation, now),
+        conditions,
         progress: told.runs.first().map(documents).unwrap_or_default(),
         corpus: told.corpus,
         next_run_time: next.map(whole),

@@ -81,9 +81,13 @@ pub fn settle<'a>(
                 delete(with, other, plan);
             }
             if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome)
-                && (with.gate)(&placement.node).is_none()
                 && !plan.is_full()
             {
+                if (with.gate)(&placement.node).is_some() {
+                    report.ahead = Some(ahead(with, slot, report.revision, placement));
+                    wait_for_failed(with, found, plan);
+                    return report;
+                }
                 let text = format!("Pod {} leaves its GPU: {}", pod.name, off.why);
                 plan.note(&with.desired.id, Severity::Warning, off.event, text);
                 if slot.surge && !off.idle {
@@ -116,7 +120,7 @@ pub fn settle<'a>(
                 if slot.surge && (slot.wish.need == Need::Nothing || chosen.is_some()) {
                     start_beside(with, slot, (pods, *failed), &why, chosen, &mut report, plan);
                 } else if !makes_room {
-                    restart(with, slot, pods, &why, outcome, &mut report, plan);
+                    restart(with, slot, (pods, !works.is_empty()), &why, outcome, &mut report, plan);
                 }
             }
         }
@@ -176,8 +180,9 @@ fn replace_failed(with: &Settling<'_, '_>, pod: &PodView, plan: &mut Plan) {
 /// Whether a pod works. One whose node doesn't answer may go on there: Kubernetes says then that it is not ready, but not so of its
 /// containers.
 fn goes_on(with: &Settling<'_, '_>, pod: &PodView) -> bool {
-    let gated = matches!(with.desired.resource, AnyResource::OllamaPool(_));
-    (with.ready)(pod) || pod.containers_ready && (!gated || pod.gate == Some(true))
+    let pool = matches!(with.desired.resource, AnyResource::OllamaPool(_));
+    let open = pod.rests || !pod.gated && (!pool || pod.gate == Some(true));
+    (with.ready)(pod) || pod.containers_ready && open
 }
 
 /// Makes a successor beside a pod that is outdated.
@@ -190,8 +195,9 @@ fn start_beside(
     report: &mut Report<'_>,
     plan: &mut Plan,
 ) {
-    if let Some(why) = placement.and_then(|placement| (with.gate)(&placement.node)) {
+    if let Some((why, placement)) = placement.and_then(|it| Some(((with.gate)(&it.node)?, it))) {
         report.state = State::WaitingForStore(why);
+        report.ahead = Some(ahead(with, slot, report.revision, placement));
         return;
     }
     let name = pods.first().map(|pod| pod.name.as_str()).unwrap_or_default();
@@ -204,14 +210,14 @@ fn start_beside(
 fn restart(
     with: &Settling<'_, '_>,
     slot: &Slot,
-    pods: &[&PodView],
+    (pods, works): (&[&PodView], bool),
     why: &str,
     outcome: Option<&Outcome>,
     report: &mut Report<'_>,
     plan: &mut Plan,
 ) {
     let serves = pods.iter().any(|pod| (with.ready)(pod));
-    if !serves && pods.iter().any(|pod| goes_on(with, pod)) {
+    if works && !serves {
         let text = format!("Pod {} may go on; it is replaced when its node answers", names(pods));
         report.state = State::Updating(format!("ordinal {}: {text}", slot.ordinal));
         return;
@@ -221,9 +227,11 @@ fn restart(
         _ => None,
     };
     if serves {
+        let chosen = chosen.filter(|chosen| !follows(with, pods, chosen));
         let store = || chosen.and_then(|chosen| (with.gate)(&chosen.node)).map(State::WaitingForStore);
         if let Some(state) = outcome.and_then(in_vain).or_else(store) {
             report.state = state;
+            report.ahead = chosen.map(|chosen| ahead(with, slot, report.revision, chosen));
             return;
         }
     }
@@ -237,6 +245,13 @@ fn restart(
     };
     let other = chosen.filter(|chosen| !has(chosen));
     report.ahead = other.map(|chosen| ahead(with, slot, report.revision, chosen));
+}
+
+/// Whether the claim of a pool comes to another node with its pods only: it may be open on one node at a time.
+fn follows(with: &Settling<'_, '_>, pods: &[&PodView], chosen: &Placement) -> bool {
+    let AnyResource::OllamaPool(pool) = with.desired.resource else { return false };
+    pool.spec.store.as_ref().is_some_and(|store| store.persistent_volume_claim.is_some())
+        && pods.iter().all(|pod| pod.node.as_ref() != Some(&chosen.node))
 }
 
 /// Why a pod that serves is not stopped though the spec has changed: its successor would have no GPU.

@@ -21,10 +21,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot.
+/// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot, or was.
 pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
     pod.ready
-        || (pod.containers_ready && is_hot(inventory, pod) && {
+        || (pod.containers_ready && (pod.rests || is_hot(inventory, pod)) && {
             let instance = Instance::of(observed, resource, pod);
             instance.verified || instance.goes_on
         })
@@ -64,7 +64,7 @@ fn answers<'a>(observed: &'a Observed, resource: &OllamaPool, pod: &PodView) -> 
     // Of this pod, not of the one before it.
     let runs = pod.containers_ready && status.assignments.iter().any(|it| it.pod == pod.name);
     let told = status.models.iter().filter(|model| model.instance == pod.ordinal);
-    told.filter_map(|model| before(model, runs, pod.gate_is_current)).collect()
+    told.filter_map(|model| before(model, runs, pod.gate_is_current || pod.rests)).collect()
 }
 
 /// What the status says that a model answered, on an instance that runs since, or even was let take requests since.
@@ -129,7 +129,7 @@ pub fn report(
         resource.spec.require_acceleration.unwrap_or(observed.settings.require_acceleration),
     );
     let progress = match summary::progress(desired, reports, observed.failures.get(key)) {
-        Some(progress) => refined(progress, &models),
+        Some(progress) => refined(with, resource, progress, &models),
         None if instances(resource) == 0 => {
             Progress::Ready { reason: reason::SCALED_TO_ZERO, message: "no instance is wanted".to_owned() }
         }
@@ -245,11 +245,35 @@ fn in_gpu_memory(resource: &OllamaPool, instance: &Instance<'_>) -> Option<bool>
 }
 
 /// Says what a start is about, by its models.
-fn refined(progress: Progress, models: &[OllamaModelStatus]) -> Progress {
+fn refined(
+    with: &Reporting<'_, '_>,
+    resource: &OllamaPool,
+    progress: Progress,
+    models: &[OllamaModelStatus],
+) -> Progress {
     if progress.why().0 != reason::STARTING {
         return progress;
     }
-    coming(models).unwrap_or(progress)
+    let message = with.reports.iter().find_map(|report| failing(with.observed, resource, report));
+    let failing = message.map(|message| Progress::Reconciling { reason: reason::MODEL_FAILED, message });
+    failing.or_else(|| coming(models)).unwrap_or(progress)
+}
+
+/// Why the successor of an instance that serves does not take over, where a model failed on it. The models are told as those of
+/// the one that serves.
+fn failing(observed: &Observed, resource: &OllamaPool, report: &Report<'_>) -> Option<String> {
+    let serving = report.serving?;
+    let pod = report.pod.filter(|pod| pod.uid != serving.uid)?;
+    let answers = observed.answers.instances.get(&pod.uid)?;
+    let model = resource.spec.models.iter().find_map(|model| {
+        // One that failed is asked again, and says meanwhile what went wrong.
+        let failed = |it: &&ModelAnswer| {
+            it.step == ModelStep::Failed || it.step == ModelStep::Loading && it.message.is_some()
+        };
+        answers.iter().filter(|it| it.name == model.name).find(failed)
+    })?;
+    let why = model.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+    Some(format!("failed: model {} on instance {}{why}", model.name, report.ordinal))
 }
 
 /// How far the models are that do not answer.
@@ -308,15 +332,9 @@ fn model_status(
         message,
         ..OllamaModelStatus::default()
     };
-    let told = |pod: Option<&PodView>| {
-        let pod = pod.filter(|pod| !pod.leaving && !pod.ended());
-        pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default()
-    };
-    let (newest, serving) = (told(report.pod), told(report.serving.or(report.pod)));
-    let about = |answer: &&ModelAnswer| answer.name == name;
-    // A successor may say why it does not take over.
-    let failed = newest.iter().find(about).filter(|answer| answer.step == ModelStep::Failed);
-    let answer = failed.or_else(|| serving.iter().find(about));
+    let pod = report.serving.or(report.pod).filter(|pod| !pod.leaving && !pod.ended());
+    let answers = pod.map(|pod| answers(with.observed, resource, pod)).unwrap_or_default();
+    let answer = answers.iter().find(|answer| answer.name == name);
     if let Some(answer) = answer.filter(|answer| answer.step != ModelStep::Missing) {
         return answered(report.ordinal, answer);
     }

@@ -86,14 +86,26 @@ impl Turns {
         for (key, requests) in self.vain.iter().filter(|(key, _)| !self.taken.contains_key(*key)) {
             let moved = exchange(Later { changed: &changed, inventory: &*inventory }, key, requests);
             for mover in &moved {
-                change(inventory, mover, outcomes);
+                let stops = change(inventory, mover, outcomes);
+                let Some(now) = inventory.nodes.get(&mover.to.node) else { continue };
+                // Those that come after it count on nothing of what it gets.
+                if stops || changed.contains_key(&mover.to.node) {
+                    let later = changed.entry(mover.to.node.clone()).or_insert_with(|| now.clone());
+                    release(later, mover.request);
+                    hold(later, key, &mover.to);
+                }
             }
         }
     }
 }
 
-/// What becomes of a pod that others of its resource wait for: its successor starts beside it where that can be, else it is stopped.
-fn change(inventory: &mut Inventory<'_>, mover: &Mover<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
+/// What becomes of a pod that others of its resource wait for: its successor starts beside it where that can be, else it is stopped;
+/// whether it is.
+fn change(
+    inventory: &mut Inventory<'_>,
+    mover: &Mover<'_>,
+    outcomes: &mut BTreeMap<SlotId, Outcome>,
+) -> bool {
     let Mover { request, to } = mover;
     let node = inventory.nodes.get(&to.node).filter(|_| request.surge);
     let free = node.and_then(|node| place(node, &request.wish, &request.slot.resource));
@@ -104,7 +116,9 @@ fn change(inventory: &mut Inventory<'_>, mover: &Mover<'_>, outcomes: &mut BTree
         }
         None => Outcome::InPlace(to.clone()),
     };
+    let stops = matches!(outcome, Outcome::InPlace(_));
     outcomes.insert(request.slot.clone(), outcome);
+    stops
 }
 
 /// The GPUs that a pod has which must stop before its successor starts: that comes back to them, and no others are looked for.

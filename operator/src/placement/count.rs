@@ -41,9 +41,9 @@ impl Candidates {
         };
         let wish = &request.wish;
         let former = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
-        if let Some(node) = former
-            && rank(node, wish, need, wanted).is_some()
-        {
+        let hinted = || request.hint.as_ref().and_then(|hint| inventory.nodes.get(hint));
+        let fits = |node: &&NodeGpus<'_>| rank(node, wish, need, wanted).is_some();
+        if let Some(node) = former.filter(fits).or_else(|| hinted().filter(fits)) {
             return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
         }
         if let Some(outcome) = self.refused.clone() {

@@ -1,7 +1,7 @@
 //! Exact devices that pods of one resource have of each other: which of them are stopped, so that each gets its own in the end.
 
 use super::beside::{place, release, without};
-use super::{Need, Placement, Request, Round, exact, hold};
+use super::{Placement, Request, Round, hold};
 use crate::inventory::{Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::status::AssignedGpu;
@@ -57,12 +57,11 @@ pub(super) fn exchange<'r>(
 fn movers<'r>(later: Later<'_, '_>, key: &ResourceKey, requests: &'r [Request]) -> Vec<Mover<'r>> {
     let emptied = emptied(later, key, requests);
     let to = |request: &Request| {
-        let Need::Exact(devices) = &request.wish.need else { return None };
         let home = request.previous.as_ref().map(|previous| previous.node.as_str());
         let others = later.inventory.nodes.all().iter().map(|node| &*node.name);
         home.into_iter().chain(others).find_map(|name| {
             let node = emptied.get(name).or_else(|| later.node(name))?;
-            exact::place(node, &request.wish, devices)
+            place(node, &request.wish, key)
         })
     };
     requests.iter().filter_map(|request| Some(Mover { request, to: to(request)? })).collect()

@@ -132,6 +132,7 @@ fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
                     round,
                     wish: Arc::clone(&wish),
                     previous,
+                    hint: None,
                     stops: Vec::new(),
                     surge: true,
                     turns: None,

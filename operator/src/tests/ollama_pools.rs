@@ -307,6 +307,16 @@ fn a_hot_instance_rests_while_another_serves_and_the_pool_stays_ready() {
     cluster.settle();
     assert_eq!(open(&cluster), [false, true]);
     assert_eq!(cluster.ready("pool").0, "True");
+    cluster.observed.answers = Arc::default();
+    cluster.pass();
+    assert_eq!(cluster.ready("pool").0, "True", "an operator that has just started has asked nobody");
+    cluster.settle();
+    cluster.heat("n0", 0, 50);
+    cluster.pass();
+    assert_eq!(cluster.ready("pool").0, "True", "it could take requests before, and is let now");
+    cluster.heat("n0", 0, 92);
+    cluster.settle();
+    assert_eq!(open(&cluster), [false, true]);
     cluster.heat("n0", 1, 92);
     cluster.settle();
     assert_eq!(open(&cluster), [true, true], "with every instance hot somebody must serve");

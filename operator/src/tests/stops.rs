@@ -6,6 +6,7 @@ use super::turns::{go_on, pool, replicas, serving};
 use crate::observed::{ModelAnswer, ModelStep, WorkerInfo};
 use crate::pods::PodView;
 use principium_api::gpu_node::{Withheld, WithheldReason};
+use principium_api::ollama_pool::OllamaModelState;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -205,7 +206,9 @@ fn a_successor_that_can_not_load_a_model_is_told_while_the_instance_before_it_se
     cluster.pass();
     let told = "failed: model tiny on instance 0: unknown architecture";
     assert_eq!(cluster.ready("pool"), ("False".to_owned(), "ModelFailed".to_owned(), told.to_owned()));
-    assert_eq!(cluster.pool("pool").status.clone().unwrap().ready_instances, "1/1");
+    let status = cluster.pool("pool").status.clone().unwrap();
+    assert_eq!(status.ready_instances, "1/1");
+    assert_eq!(status.models[0].state, OllamaModelState::Ready, "that of the one that serves");
 }
 
 #[test]

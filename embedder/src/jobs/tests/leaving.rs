@@ -59,6 +59,21 @@ async fn a_job_that_a_client_cancels_before_it_leaves_is_no_longer_counted() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_cancelled_just_before_its_turn_ends_once_and_is_never_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = at_rest(folder.path());
+    let Asked::Taken(job) = ask(&jobs, json!({ "delete": ["x"] })).await else { panic!("it is new") };
+    let live = jobs.find(&job.id).unwrap();
+    jobs.cancel(&job.id).await.unwrap();
+    // Its turn came when it had just been found to wait.
+    run::run(jobs.tools(), &live).await.unwrap();
+    let ended = jobs.job(&job.id).await.unwrap().unwrap();
+    assert_eq!((ended.state, ended.started_ms), (State::Cancelled, None));
+    let metrics = jobs.tools().metrics.render().unwrap();
+    assert!(metrics.contains("jobs_ended_total{state=\"cancelled\"} 1\n"), "{metrics}");
+}
+
+#[tokio::test]
 async fn what_was_begun_is_kept_before_the_end_of_a_job_and_what_was_not_is_never() {
     let folder = tempfile::tempdir().unwrap();
     let jobs = at_rest(folder.path());

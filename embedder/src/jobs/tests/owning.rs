@@ -87,10 +87,29 @@ async fn a_document_that_is_replaced_while_a_corpus_is_read_is_read_as_it_is_the
     let folder = tempfile::tempdir().unwrap();
     let jobs = jobs(folder.path());
     run(&jobs, upload()).await;
-    let page = jobs.store().documents("c", None, 10).unwrap();
-    assert_eq!(page[0].0, VASA);
+    assert_eq!(ids_of(&jobs, "c"), [VASA]);
     run(&jobs, json!({ "corpus": "c", "documents": [{ "id": VASA, "text": "another" }] })).await;
     assert_eq!(vasa(&jobs).as_deref(), Some("another"));
     run(&jobs, json!({ "corpus": "c", "delete": [VASA] })).await;
     assert_eq!(vasa(&jobs), None, "nothing is missing");
+}
+
+#[tokio::test]
+async fn a_new_version_of_a_file_leaves_what_has_become_of_it_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = jobs(folder.path());
+    write_records(folder.path(), &[("vasa", "one"), ("mary", "two")]);
+    let job = run(&jobs, source()).await;
+    run(&jobs, upload()).await;
+    let owner = owner::Owner { place: "p".to_owned(), name: "n".to_owned() };
+    let touched =
+        |id: &str| change::Touched { id: id.to_owned(), version: Some("v".to_owned()), owner: owner.clone() };
+    jobs.store().touch(&job, &[touched("ships.jsonl"), touched("gone")]).unwrap();
+    let file = jobs.store().file("c", "ships.jsonl").unwrap().unwrap();
+    assert_eq!(
+        (file.version.as_deref(), file.source.as_str(), file.source_id.as_str()),
+        (Some("v"), "p", "n")
+    );
+    assert!(!file.whole && file.documents == ["ships.jsonl#mary"], "the upload has the other one: {file:?}");
+    assert_eq!(jobs.store().file("c", "gone").unwrap(), None);
 }

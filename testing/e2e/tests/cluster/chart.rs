@@ -43,7 +43,7 @@ async fn upgrade(world: &World, release: &Release) -> Result<()> {
     world.ready::<Reranker>("ranker").await?;
     let before = ranker(world).await?;
 
-    let changed = plain.clone() + "  requireAcceleration: false\n";
+    let changed = plain.clone() + "  maxUnavailable: 2\n";
     upgrade_from_older(world, release, &changed, &before).await?;
     release.helm(&["rollback", chart::RELEASE, "--wait", "--timeout", "3m"])?;
     ensure!(!has_field(release)?, "the older definition is in force again");
@@ -121,7 +121,7 @@ async fn uninstall_and_install(world: &World, release: &Release, values: &Path) 
         world.wait_for_allocatable(index, 8).await?;
     }
     // The new operator has looked at it: a change of the spec that needs no new pod is observed.
-    world.apply::<Reranker>(&(plain + "  requireAcceleration: false\n")).await?;
+    world.apply::<Reranker>(&(plain + "  maxUnavailable: 2\n")).await?;
     let after = world.ready::<Reranker>("ranker").await?;
     ensure!(
         after.uid() == resource.uid() && holds(&after) == holds(&resource),
