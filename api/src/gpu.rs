@@ -16,7 +16,8 @@ use std::str::FromStr;
         .message("gpu.memory, gpu.prefer, gpu.product, gpu.maxTemperature and gpu.strategy belong to gpu.count; with exact devices set devices[].memory instead")
 )]
 pub struct GpuRequest {
-    /// Exactly these GPUs. They never move.
+    /// Exactly these GPUs. A UUID is one card wherever it is. An index is the GPU with this index on any node that `nodeSelector`
+    /// allows; to hold it on one node, name that there (`kubernetes.io/hostname`). Heat and failures move no running pod off them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub devices: Option<Vec<GpuDevice>>,
@@ -51,7 +52,7 @@ pub struct GpuRequest {
     pub strategy: Option<Strategy>,
 
     /// What the operator does about a running pod when its GPU is withheld for heat: it stays, and only new pods are kept away
-    /// (`Keep`), or it moves to a cooler GPU (`Migrate`). Pods with exact devices never move. Default `Keep`.
+    /// (`Keep`), or it moves to a cooler GPU (`Migrate`). Running pods with exact devices stay. Default `Keep`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_overheat: Option<OnOverheat>,
 
@@ -117,7 +118,7 @@ pub enum OnOverheat {
     /// The pod stays; only new pods are kept away.
     #[default]
     Keep,
-    /// The pod moves to a cooler GPU. Pods with exact devices never move.
+    /// The pod moves to a cooler GPU. Running pods with exact devices stay.
     Migrate,
 }
 

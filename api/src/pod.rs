@@ -31,7 +31,9 @@ pub struct PodSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tolerations: Option<Vec<Toleration>>,
 
-    /// PriorityClass of the pods; also the order in which resources that want the same GPU are served.
+    /// PriorityClass of the pods; also the order in which new pods that want the same GPU are served. With its default
+    /// `preemptionPolicy` the scheduler may evict pods of lower priority for CPU or memory on the node; with `Never`, as in the
+    /// chart's own classes, it evicts none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
 

@@ -4,7 +4,7 @@ use crate::ingestion::JobQuestion;
 use crate::observed::{Identity, ModelAnswer, Observed};
 use crate::pods::PodView;
 use crate::resource::ResourceKey;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use principium_api::{DataFactoryStatus, IngestionStatus, OllamaPoolStatus, RerankerStatus};
@@ -124,6 +124,9 @@ pub enum Write {
         open: bool,
         reason: &'static str,
         message: String,
+        /// When its containers were started, by the clock of their node, which may be ahead: a gate that was set before that
+        /// would be taken for one of the containers before them.
+        not_before: Option<Timestamp>,
     },
 }
 

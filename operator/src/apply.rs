@@ -1,12 +1,15 @@
 //! The sole writer: does what a plan says, and remembers what could not be done.
 
-use crate::actions::{AT_MOST, Action, Plan, Status, StatusUpdate, Write};
-use crate::events::Recorder;
+mod begin;
+mod order;
+
+use crate::actions::{Action, Plan, Status, StatusUpdate, Write};
+use crate::events::{AFTER, BEFORE, Recorder};
 use crate::leader::Term;
 use crate::metrics::Metrics;
 use crate::pods::MODELS_READY_GATE;
 use crate::resource::ResourceKey;
-use futures::StreamExt;
+use begin::{PATIENCE, begin};
 use hashbrown::HashSet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -26,8 +29,6 @@ use tokio::time::Instant;
 const CHILDREN: &str = MANAGED_BY;
 /// Field manager of status.
 const STATUS: &str = "principium-operator-status";
-/// Writes under way at once.
-const AT_ONCE: usize = 16;
 /// First wait after a failed write of an object; doubled up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait after a failed write.
@@ -40,6 +41,8 @@ pub struct Writer {
     recorder: Recorder,
     /// By resource and object: how often it failed in a row, why, and when it may be tried again.
     waiting: BTreeMap<(ResourceKey, String), Wait>,
+    /// How long writes of one sort are begun in a pass.
+    patience: Duration,
 }
 
 struct Wait {
@@ -87,7 +90,7 @@ enum Done {
 
 impl Writer {
     pub fn new(client: Client, metrics: Arc<Metrics>, recorder: Recorder) -> Self {
-        Self { client, metrics, recorder, waiting: BTreeMap::new() }
+        Self { client, metrics, recorder, waiting: BTreeMap::new(), patience: PATIENCE }
     }
 
     /// What could not be written, for the status of each resource. A status that could not be written is left out: it says
@@ -99,19 +102,23 @@ impl Writer {
     }
 
     /// Applies a plan. Deletions and Services come before new pods, so that a Service's name is there when its pods ask
-    /// for it.
+    /// for it. Why pods are made or deleted is told before all of it.
     pub async fn apply(&mut self, plan: Plan, term: &Term) -> Applied {
-        let Plan { actions, statuses, mut notes, targets: _, requeue_after: _, creations: _ } = plan;
+        let Plan { actions, statuses, notes, targets: _, requeue_after: _, creations: _ } = plan;
         self.forget(&actions, &statuses);
+        let (before, mut after) = order::part(notes, actions.iter().filter(|action| self.is_due(action)));
         let (creations, others): (Vec<Action>, Vec<Action>) =
             actions.into_iter().partition(|action| matches!(action.write, Write::CreatePod(_)));
         let mut applied = Applied::default();
+        if term.holds() {
+            self.recorder.record(before, Timestamp::now(), BEFORE).await;
+        }
         self.perform(others, term, &mut applied).await;
         self.perform(creations, term, &mut applied).await;
         self.write_statuses(statuses, term, &mut applied).await;
-        notes.retain(|note| note.is_true(&applied.made));
+        after.retain(|note| note.is_true(&applied.made));
         if term.holds() {
-            self.recorder.record(notes, Timestamp::now()).await;
+            self.recorder.record(after, Timestamp::now(), AFTER).await;
         }
         let failed =
             self.waiting.values().map(|wait| wait.until.saturating_duration_since(Instant::now())).min();
@@ -130,34 +137,31 @@ impl Writer {
         self.waiting.retain(|key, _| named.contains(key));
     }
 
+    /// Whether it did not fail just now.
+    fn is_due(&self, action: &Action) -> bool {
+        self.failed_before(&(action.resource.clone(), action.write.object())).is_some()
+    }
+
     async fn perform(&mut self, actions: Vec<Action>, term: &Term, applied: &mut Applied) {
-        let due = actions.into_iter().filter(|action| {
-            let key = (action.resource.clone(), action.write.object());
-            self.waiting.get(&key).is_none_or(|wait| wait.until <= Instant::now())
-        });
-        let due = at_most(due, applied);
+        let key = |action: &Action| (action.resource.clone(), action.write.object());
+        let due = self.due(actions, key, applied);
         let client = &self.client;
-        let results: Vec<(Action, Option<Result<Done, WriteError>>)> = futures::stream::iter(due)
-            .map(|action| async move {
-                // A leader that was paused must not write after its term.
-                let result = if term.holds() { Some(perform(client, &action).await) } else { None };
-                (action, result)
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
+        let write = move |action: Action| async move {
+            let result = perform(client, &action).await;
+            (action, result)
+        };
+        let results = begin(due, term, Instant::now() + self.patience, applied, write).await;
         for (action, result) in results {
             let key = (action.resource, action.write.object());
             match result {
-                None => applied.skipped = true,
-                Some(Ok(done)) => {
+                Ok(done) => {
                     self.metrics.wrote(action.write.verb(), true);
                     self.waiting.remove(&key);
                     if let Done::Made(pod) = done {
                         applied.made.push(*pod);
                     }
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     self.metrics.wrote(action.write.verb(), false);
                     self.failed(key, &error);
                 }
@@ -180,41 +184,26 @@ impl Writer {
 
     async fn write_statuses(&mut self, updates: Vec<StatusUpdate>, term: &Term, applied: &mut Applied) {
         let key = |update: &StatusUpdate| (update.key.clone(), STATUS_OBJECT.to_owned());
-        let due = |update: &StatusUpdate| {
-            self.waiting.get(&key(update)).is_none_or(|wait| wait.until <= Instant::now())
-        };
-        let due = at_most(updates.into_iter().filter(due), applied);
+        let due = self.due(updates, key, applied);
         let client = &self.client;
-        let results: Vec<_> = futures::stream::iter(due)
-            .map(|update| async move {
-                let key = key(&update);
-                (key, if term.holds() { Some(patch_status(client, update).await) } else { None })
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
+        let write = move |update: StatusUpdate| async move {
+            let key = key(&update);
+            (key, patch_status(client, update).await)
+        };
+        let results = begin(due, term, Instant::now() + self.patience, applied, write).await;
         for (key, result) in results {
             match result {
-                None => applied.skipped = true,
-                Some(Ok(())) => {
+                Ok(()) => {
                     self.metrics.wrote("status", true);
                     self.waiting.remove(&key);
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     self.metrics.wrote("status", false);
                     self.failed(key, &error);
                 }
             }
         }
     }
-}
-
-/// The first of them, as many as a pass does.
-fn at_most<T>(due: impl Iterator<Item = T>, applied: &mut Applied) -> Vec<T> {
-    let mut due = due.peekable();
-    let taken = due.by_ref().take(AT_MOST).collect();
-    applied.left |= due.peek().is_some();
-    taken
 }
 
 /// Names the status among the objects of a resource.
@@ -247,8 +236,8 @@ async fn perform(client: &Client, action: &Action) -> Result<Done, WriteError> {
         Write::ApplyBudget { budget, ours } => {
             return apply::<PodDisruptionBudget>(&budgets(), budget, *ours, &action.write).await;
         }
-        Write::SetGate { name, uid, open, reason, message } => {
-            let patch = gate(uid, *open, (reason, message), Timestamp::now());
+        Write::SetGate { name, uid, open, reason, message, not_before } => {
+            let patch = gate(uid, *open, (reason, message), Timestamp::now(), *not_before);
             let params = PatchParams { field_manager: Some(STATUS.to_owned()), ..PatchParams::default() };
             gone(pods().patch_status(name, &params, &Patch::Strategic(patch)).await.map(|_| ()))
         }
@@ -321,8 +310,15 @@ fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
     }
 }
 
-fn gate(uid: &str, open: bool, (reason, message): (&str, &str), now: Timestamp) -> Value {
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+fn gate(
+    uid: &str,
+    open: bool,
+    (reason, message): (&str, &str),
+    now: Timestamp,
+    not_before: Option<Timestamp>,
+) -> Value {
+    let set = not_before.map_or(now, |started| started.max(now));
+    let set = Timestamp::from_second(set.as_second()).unwrap_or(set);
     json!({
         "metadata": {"uid": uid},
         "status": {"conditions": [{
@@ -330,7 +326,7 @@ fn gate(uid: &str, open: bool, (reason, message): (&str, &str), now: Timestamp) 
             "status": if open { "True" } else { "False" },
             "reason": reason,
             "message": message,
-            "lastTransitionTime": now.to_string(),
+            "lastTransitionTime": set.to_string(),
         }]}
     })
 }
@@ -406,6 +402,20 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let client = Client::try_from(Config::new(address.parse().unwrap())).unwrap();
         (Api::namespaced(client, "demo"), said)
+    }
+
+    #[test]
+    fn a_gate_is_not_set_before_the_containers_were_started_whatever_the_clock_of_their_node_says() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-01-01T10:00:00.7Z");
+        for (started, set) in [
+            (None, "2026-01-01T10:00:00Z"),
+            (Some(at("2026-01-01T09:00:00Z")), "2026-01-01T10:00:00Z"),
+            (Some(at("2026-01-01T10:05:00Z")), "2026-01-01T10:05:00Z"),
+        ] {
+            let patch = gate("u", true, ("ModelsAnswer", "the models answer"), now, started);
+            assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], set);
+        }
     }
 
     #[tokio::test]

@@ -19,9 +19,12 @@ use tokio::time::{Instant, timeout_at};
 const QUIET: SignedDuration = SignedDuration::from_mins(10);
 /// Events under way at once.
 const AT_ONCE: usize = 8;
-/// How long one Event may take, and all of a pass together: the next pass waits for them, and may not wait long.
+/// How long one Event may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-const PATIENCE_IN_ALL: Duration = Duration::from_secs(15);
+/// How long all may take together that are told before the writes of a pass: those wait for them.
+pub const BEFORE: Duration = PATIENCE;
+/// How long all may take together that are told after them: the next pass waits for them.
+pub const AFTER: Duration = Duration::from_secs(10);
 /// The longest note that the API takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
 /// The longest part of an Event's name that names its object, in bytes; a name may have 253.
@@ -40,8 +43,8 @@ impl Recorder {
         Self { client, instance, written: HashMap::new() }
     }
 
-    /// Writes what is new of these. An Event that can't be written is logged and forgotten.
-    pub async fn record(&mut self, notes: Vec<Note>, now: Timestamp) {
+    /// Writes what is new of these, and takes no longer than `patience`. An Event that can't be written is logged and forgotten.
+    pub async fn record(&mut self, notes: Vec<Note>, now: Timestamp, patience: Duration) {
         self.written.retain(|_, written| now.duration_since(*written) < QUIET);
         let new = notes.into_iter().filter(|note| {
             let key = (note.uid.clone(), note.reason, note.text.clone());
@@ -49,7 +52,7 @@ impl Recorder {
         });
         let new: Vec<Note> = new.collect();
         let (client, instance) = (&self.client, &self.instance);
-        let until = Instant::now() + PATIENCE_IN_ALL;
+        let until = Instant::now() + patience;
         let failed: Vec<Note> = futures::stream::iter(new)
             .map(|note| async move {
                 tracing::info!(resource = %note.key, reason = note.reason, "{}", note.text);
@@ -165,7 +168,7 @@ mod tests {
         let client = Client::try_from(Config::new(server.parse()?))?;
         let mut recorder = Recorder::new(client, "operator-1".to_owned());
         let notes = (0..AT_ONCE).map(|at| note("x".to_owned(), format!("done {at}"))).collect();
-        let recording = recorder.record(notes, Timestamp::now());
+        let recording = recorder.record(notes, Timestamp::now(), AFTER);
         tokio::time::timeout(PATIENCE + Duration::from_secs(3), recording).await?;
         assert!(recorder.written.is_empty(), "they may be told again");
         Ok(())

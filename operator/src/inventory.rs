@@ -151,6 +151,8 @@ pub enum HolderState {
     Holds,
     /// A pod that is ending still has them.
     Leaving,
+    /// A pod that should have ended long ago still has them: nobody counts on its end.
+    Overdue,
     /// Granted in this pass.
     Granted,
     /// Kept for a resource that comes first and waits for more.
@@ -267,7 +269,13 @@ pub fn read(observed: &Observed, now: Timestamp) -> Inventory<'_> {
         let Some(node) = pod.node.as_ref().and_then(|name| inventory.nodes.get_mut(name)) else { continue };
         for (index, units) in &pod.units {
             if let Some(gpu) = node.gpu_mut(*index) {
-                let state = if pod.leaving { HolderState::Leaving } else { HolderState::Holds };
+                let state = if pod.overdue(now) {
+                    HolderState::Overdue
+                } else if pod.leaving {
+                    HolderState::Leaving
+                } else {
+                    HolderState::Holds
+                };
                 gpu.holders.push(Holder { who: who(pod), units: *units, state });
             }
         }

@@ -35,7 +35,8 @@ impl Term {
         Self(Arc::new(Mutex::new(None)))
     }
 
-    fn until(end: Instant) -> Self {
+    /// Until then, unless it is renewed.
+    pub fn until(end: Instant) -> Self {
         Self(Arc::new(Mutex::new(Some(end))))
     }
 
@@ -182,12 +183,13 @@ impl Candidate {
 
     fn renewed(&self, before: &LeaseSpec, now: Timestamp) -> LeaseSpec {
         let mine = before.holder_identity.as_deref() == Some(&self.identity);
+        let transitions = before.lease_transitions.unwrap_or_default();
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(LASTS.as_secs()).ok(),
             renew_time: Some(MicroTime(now)),
             acquire_time: if mine { before.acquire_time.clone() } else { Some(MicroTime(now)) },
-            lease_transitions: Some(before.lease_transitions.unwrap_or_default() + i32::from(!mine)),
+            lease_transitions: Some(transitions.saturating_add(i32::from(!mine))),
             ..before.clone()
         }
     }
@@ -283,6 +285,15 @@ mod tests {
         ] {
             let found = step("me", &held_by(holder), Duration::from_secs(unchanged));
             assert_eq!(found, expected, "{holder:?} for {unchanged} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_changed_hands_as_often_as_can_be_counted_is_taken() {
+        let candidate = candidate("other", &[], 0).await;
+        for (before, after) in [(None, 1), (Some(7), 8), (Some(i32::MAX), i32::MAX)] {
+            let spec = LeaseSpec { lease_transitions: before, ..held_by(Some("other")) };
+            assert_eq!(candidate.renewed(&spec, Timestamp::now()).lease_transitions, Some(after));
         }
     }
 

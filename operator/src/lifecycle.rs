@@ -24,7 +24,7 @@ pub use family::Family;
 pub use settle::{Settling, settle};
 pub use write::delete_action;
 
-/// A pod that moved stays at least this long, so that pods don't chase the heat around.
+/// A pod stays at least this long, counted from its creation, so that pods don't chase the heat around.
 const MOVE_COOL_DOWN: SignedDuration = SignedDuration::from_mins(5);
 /// A pod that lived this long before it failed begins a new count of failures.
 const LONG_LIFE: SignedDuration = SignedDuration::from_mins(10);
@@ -132,15 +132,16 @@ pub fn look<'a>(
     let pods = family.of(slot);
     let alive = || pods.iter().copied().filter(|pod| !pod.leaving && !pod.ended());
     if alive().next().is_none() {
-        let leaving: Vec<&PodView> = pods.iter().copied().filter(|pod| pod.leaving && !pod.ended()).collect();
-        return match leaving.first().copied() {
-            // That it has ended may never be heard. Its successor takes nothing that it has.
-            Some(pod) if slot.surge && is_lost(pod, inventory) => Found::Missing,
-            Some(_) => Found::Leaving(leaving),
-            None => match pods.iter().find(|pod| !pod.leaving) {
-                Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
-                None => Found::Missing,
-            },
+        // It may never end, or that it has may never be heard. Its successor takes nothing that it has.
+        let forgotten = |pod: &PodView| slot.surge && (is_lost(pod, inventory) || pod.overdue(now));
+        let leaving: Vec<&PodView> =
+            pods.iter().copied().filter(|pod| pod.leaving && !pod.ended() && !forgotten(pod)).collect();
+        if !leaving.is_empty() {
+            return Found::Leaving(leaving);
+        }
+        return match pods.iter().find(|pod| !pod.leaving) {
+            Some(pod) => Found::Failed { pod, retry_at: retry_at(pod) },
+            None => Found::Missing,
         };
     }
     let differences = |pod: &PodView| differences(observed, desired, slot, pod, inventory);
@@ -372,6 +373,10 @@ pub fn request(
             (Round::Beside, pods.first().and_then(|pod| placement(pod)))
         }
         Found::Current { off: Some(_), .. } if may_change => (Round::Beside, None),
+        // Its successor starts after it, which may be never: nothing is kept for it.
+        Found::Leaving(pods) if pods.iter().any(|pod| is_lost(pod, inventory) || pod.overdue(now)) => {
+            return None;
+        }
         // What was chosen for its successor is kept for it.
         Found::Leaving(pods) => {
             let chosen = pods.first().is_some_and(|pod| has_successor(desired, slot, pod));

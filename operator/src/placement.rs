@@ -184,7 +184,7 @@ pub enum Outcome {
 
 /// Serves the requests from what is free, and enters what is granted or kept into the ledger.
 pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BTreeMap<SlotId, Outcome> {
-    requests.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
+    requests.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
     let mut outcomes = BTreeMap::new();
     let mut later = Vec::new();
     for request in requests {
@@ -207,40 +207,68 @@ pub fn allocate(inventory: &mut Inventory<'_>, mut requests: Vec<Request>) -> BT
             later.push(Request { round, ..request });
         }
     }
-    later.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
+    later.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
     let mut classes = Classes::default();
     let mut turns = Turns::default();
-    for request in later {
-        if !turns.is_on(&request) {
-            continue;
-        }
-        let (class, changed) = classes.of(&request.wish);
-        let outcome = match (stays(inventory, &request), &request.wish.need) {
-            (_, Need::Nothing) => continue,
-            (Some(placement), _) => Outcome::InPlace(placement),
-            (None, Need::Exact(devices)) => class.exact.choose(inventory, &request, devices),
-            (None, Need::Count(need)) => class.count.choose(inventory, &request, need, changed),
-        };
-        let outcome = turns.taken(inventory, &request, outcome);
-        match &outcome {
-            Outcome::Granted(placement) => {
-                enter(inventory, &request, placement);
-                classes.changed.extend(inventory.nodes.number(&placement.node));
+    loop {
+        let mut off = Vec::new();
+        for request in later {
+            if turns.is_on(&request) {
+                serve(inventory, request, &mut classes, &mut turns, &mut outcomes);
+            } else {
+                off.push(request);
             }
-            Outcome::Waiting { kept: Some(kept), .. } if request.round != Round::Beside => {
-                keep(inventory, &request, kept);
-                classes.changed.extend(inventory.nodes.number(&kept.node));
-            }
-            Outcome::Returning { .. }
-            | Outcome::Soon { .. }
-            | Outcome::InPlace(_)
-            | Outcome::Waiting { .. }
-            | Outcome::Impossible { .. } => {}
         }
-        outcomes.insert(request.slot, outcome);
+        later = turns.give_up(inventory, &mut outcomes);
+        if later.is_empty() {
+            turns.end(inventory, &off, &mut outcomes);
+            return outcomes;
+        }
+        later.append(&mut off);
+        later.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
     }
-    turns.end(inventory, &mut outcomes);
-    outcomes
+}
+
+/// Where a request stands among others.
+fn precedence(request: &Request) -> (Round, &Order, &SlotId) {
+    (request.round, &request.order, &request.slot)
+}
+
+/// Serves a request whose turn it is, and that can't have just what its former pod had.
+fn serve<'o>(
+    inventory: &mut Inventory<'o>,
+    request: Request,
+    classes: &mut Classes,
+    turns: &mut Turns<'o>,
+    outcomes: &mut BTreeMap<SlotId, Outcome>,
+) {
+    let (class, changed) = classes.of(&request.wish);
+    let outcome = match (stays(inventory, &request), &request.wish.need) {
+        (_, Need::Nothing) => return,
+        (Some(placement), _) => Outcome::InPlace(placement),
+        (None, Need::Exact(devices)) => class.exact.choose(inventory, &request, devices),
+        (None, Need::Count(need)) => {
+            let leaves = turns.was_given_up(&request);
+            class.count.choose(inventory, &request, need, leaves, changed)
+        }
+    };
+    let outcome = turns.taken(inventory, &request, outcome);
+    match &outcome {
+        Outcome::Granted(placement) => {
+            enter(inventory, &request, placement);
+            classes.changed.extend(inventory.nodes.number(&placement.node));
+        }
+        Outcome::Waiting { kept: Some(kept), .. } if request.round != Round::Beside => {
+            keep(inventory, &request, kept);
+            classes.changed.extend(inventory.nodes.number(&kept.node));
+        }
+        Outcome::Returning { .. }
+        | Outcome::Soon { .. }
+        | Outcome::InPlace(_)
+        | Outcome::Waiting { .. }
+        | Outcome::Impossible { .. } => {}
+    }
+    outcomes.insert(request.slot, outcome);
 }
 
 /// Requests that want the same are of one class.

@@ -253,7 +253,7 @@ fn remove_surplus(desired: &Desired<'_>, pods: &[&PodView], plan: &mut Plan) {
     }
 }
 
-/// Plans again when the next Lease runs out; Leases themselves don't start a pass.
+/// Plans again when the next Lease runs out, or a pod should have ended: nothing that is watched tells of either.
 fn wake(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     for gpu_node in &observed.gpu_nodes {
         let name = gpu_node.metadata.name.as_deref().unwrap_or_default();
@@ -261,5 +261,9 @@ fn wake(observed: &Observed, now: Timestamp, plan: &mut Plan) {
             Some(expiry) if *expiry >= now => plan.requeue(expiry.duration_since(now) + AFTER_EXPIRY),
             _ => plan.requeue(SILENT_PLUGIN),
         }
+    }
+    let overdue = observed.pods.iter().filter(|pod| !pod.ended()).filter_map(|pod| pod.overdue_at());
+    for at in overdue.filter(|at| *at > now) {
+        plan.requeue(at.duration_since(now));
     }
 }

@@ -1,6 +1,7 @@
 //! A pod as the plan needs it: who owns it, what it holds, how far it is. Made from the API's pod, knows no client.
 
 mod asked;
+mod due;
 
 use crate::resource::{Kind, ResourceKey, Role};
 use asked::requested;
@@ -93,6 +94,8 @@ pub struct PodView {
     pub gated: bool,
     /// Whether it is being deleted.
     pub leaving: bool,
+    /// When it should be gone: its deletion and its grace period; `None` where it is not being deleted.
+    pub due: Option<Timestamp>,
     pub created: Timestamp,
     /// When it ended, or was created where nothing tells.
     pub ended: Timestamp,
@@ -104,7 +107,9 @@ pub struct PodView {
     pub failures: u32,
     /// The state of [`MODELS_READY_GATE`]; `None` where it was never set.
     pub gate: Option<bool>,
-    /// Whether the gate was opened after the containers that run now were started.
+    /// When the last of the containers that run now was started, by the clock of its node.
+    pub started: Option<Timestamp>,
+    /// Whether the gate was opened after that.
     pub gate_is_current: bool,
     /// Whether it was closed since, and for nothing but heat.
     pub rests: bool,
@@ -129,7 +134,7 @@ impl PodView {
 
     /// Starts of its containers after the first, summed up: tells one life of a container from the next.
     pub fn restarts(&self) -> i32 {
-        self.containers.iter().map(|container| container.restarts).sum()
+        self.containers.iter().map(|container| container.restarts).fold(0, i32::saturating_add)
     }
 
     pub fn read(pod: &Pod) -> Self {
@@ -162,13 +167,14 @@ impl PodView {
         let containers = containers(pod);
         let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let meant_for = if bound.is_some() { Vec::new() } else { meant_for(pod) };
+        let started = started(pod);
         let gate_since_start = |status: &str, reason: Option<&str>| {
             condition(MODELS_READY_GATE)
                 .filter(|gate| {
                     gate.status == status && (reason.is_none() || gate.reason.as_deref() == reason)
                 })
                 .and_then(|gate| gate.last_transition_time.as_ref())
-                .is_some_and(|set| started(pod).is_some_and(|started| set.0 >= started))
+                .is_some_and(|set| started.is_some_and(|started| set.0 >= started))
         };
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -201,6 +207,7 @@ impl PodView {
                 condition.status != "True" && condition.reason.as_deref() == Some("ReadinessGatesNotReady")
             }),
             leaving: meta.deletion_timestamp.is_some(),
+            due: meta.deletion_timestamp.as_ref().map(|time| time.0),
             created,
             ended: ended(pod).unwrap_or(created),
             ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
@@ -208,6 +215,7 @@ impl PodView {
             store: annotation(STORE_ANNOTATION),
             failures: annotation(FAILURES_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
             gate: condition(MODELS_READY_GATE).map(|condition| condition.status == "True"),
+            started,
             gate_is_current: gate_since_start("True", None),
             rests: gate_since_start("False", Some(RESTING)),
             trouble: trouble(pod, phase, &containers),

@@ -2,7 +2,8 @@
 
 use super::write::{ahead, create, delete, latest_revision};
 use super::{
-    Family, Found, May, Report, State, failures_in_a_row, held, patient_until, remembered, retry_at,
+    Family, Found, May, Report, State, failures_in_a_row, has_successor, held, patient_until, remembered,
+    retry_at,
 };
 use crate::actions::{Plan, Severity};
 use crate::desired::{AnyResource, Desired, Slot};
@@ -57,16 +58,24 @@ pub fn settle<'a>(
         }
         Found::Leaving(pods) => {
             report.pod = pods.first().copied();
-            let text = format!("Pod {} is ending; its successor starts then", names(pods));
-            report.state = State::Starting(text);
-            if let Some(
-                Outcome::Granted(placement)
-                | Outcome::Returning { placement, .. }
-                | Outcome::Waiting { kept: Some(placement), .. },
-            ) = outcome
-            {
-                report.ahead = Some(ahead(with, slot, report.revision, placement));
-            }
+            let late = pods.iter().find_map(|pod| pod.late(with.now));
+            let ends = late.unwrap_or_else(|| format!("Pod {} is ending", names(pods)));
+            report.state = State::Starting(format!("{ends}; its successor starts then"));
+            let chosen = match outcome {
+                Some(
+                    Outcome::Granted(placement)
+                    | Outcome::Returning { placement, .. }
+                    | Outcome::Waiting { kept: Some(placement), .. },
+                ) => Some(placement.clone()),
+                // Where it may never end nothing is kept. What was chosen is remembered.
+                None if slot.wish.need != Need::Nothing
+                    && pods.first().is_some_and(|pod| has_successor(with.desired, slot, pod)) =>
+                {
+                    remembered(with.desired, slot)
+                }
+                _ => None,
+            };
+            report.ahead = chosen.map(|chosen| ahead(with, slot, report.revision, &chosen));
         }
         Found::Current { pod, others, off, failed } => {
             report.pod = Some(pod);
@@ -76,8 +85,9 @@ pub fn settle<'a>(
                 Some(why) => State::WaitingForGpu(why),
                 None => State::Starting(unready(pod)),
             };
-            // One that works goes on until its successor does.
-            for other in others.iter().filter(|other| ready || !goes_on(with, other)) {
+            // One that works goes on until its successor does: one on a hot GPU may be ready, and take no requests yet.
+            let takes_over = |other: &PodView| ready && (pod.ready || pod.rests || !other.ready);
+            for other in others.iter().filter(|other| takes_over(other) || !goes_on(with, other)) {
                 delete(with, other, plan);
             }
             if let (true, Some(off), Some(Outcome::Granted(placement))) = (may_change, off, outcome)

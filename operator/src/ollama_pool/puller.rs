@@ -149,7 +149,11 @@ fn at_place<'a>(
         plan.actions.push(delete_action(with.desired, pod));
     }
     if newest.leaving {
-        return waiting(format!("Pod {} is ending before the models are pulled anew", newest.name), None);
+        let message = match newest.late(with.now) {
+            Some(late) => format!("{late}; the models are pulled anew then"),
+            None => format!("Pod {} is ending before the models are pulled anew", newest.name),
+        };
+        return waiting(message, None);
     }
     let mut differences = template.differences(newest.template.as_deref());
     if newest.phase == Phase::Succeeded {

@@ -18,16 +18,15 @@ use principium_api::ollama_pool::{OllamaModelState, OllamaModelStatus};
 use principium_api::status::Endpoint;
 use principium_api::{OllamaPool, OllamaPoolStatus};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Whether an instance serves: it takes requests, or it could and rests because its GPU is hot, or was.
 pub fn serves(observed: &Observed, inventory: &Inventory<'_>, resource: &OllamaPool, pod: &PodView) -> bool {
     pod.ready
-        || (pod.containers_ready && (pod.rests || is_hot(inventory, pod)) && {
-            let instance = Instance::of(observed, resource, pod);
-            instance.verified || instance.goes_on
-        })
+        || (pod.containers_ready
+            && (pod.rests || is_hot(inventory, pod))
+            && Instance::of(observed, resource, pod).works())
 }
 
 /// An instance and what it answered.
@@ -51,6 +50,11 @@ impl<'a> Instance<'a> {
         let goes_on = pod.gate_is_current && (some(ModelStep::Ready) || !some(ModelStep::Failed))
             || pod.rests && some(ModelStep::Ready);
         Self { pod, goes_on, answers, verified }
+    }
+
+    /// Whether it could take requests, by what its models answered.
+    fn works(&self) -> bool {
+        self.verified || self.goes_on
     }
 }
 
@@ -202,23 +206,29 @@ fn follow_pulls(resource: &OllamaPool, pods: &[&PodView], uid: &str, plan: &mut 
 }
 
 /// An instance takes requests when its models answer, and goes on while one of them does. One on a hot GPU rests, as long as
-/// another one takes them.
+/// another one takes them: not the pod that succeeds it, nor the one that it succeeds.
 fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) {
-    let hot: Vec<bool> = told.iter().map(|instance| is_hot(with.inventory, instance.pod)).collect();
-    let able =
-        |instance: &Instance<'_>| instance.pod.containers_ready && (instance.verified || instance.goes_on);
-    let some_cool = told.iter().zip(&hot).any(|(instance, hot)| able(instance) && !hot);
-    for (Instance { pod, verified, goes_on, answers }, hot) in told.iter().zip(hot) {
-        let rests = some_cool && hot;
-        let open = (*verified || *goes_on) && !rests;
-        // The operator before this one may have let it take requests and not come to the status.
-        let unasked = matches!(answers, Cow::Owned(_)) && !verified && pod.gate_is_current;
-        if pod.gate.unwrap_or(false) == open || unasked {
+    let cool = |instance: &&Instance<'_>| {
+        instance.pod.containers_ready && instance.works() && !is_hot(with.inventory, instance.pod)
+    };
+    let cool: BTreeSet<u32> = told.iter().filter(cool).map(|instance| instance.pod.ordinal).collect();
+    for instance in told {
+        let Instance { pod, verified, answers, .. } = instance;
+        let works = instance.works();
+        let rests = is_hot(with.inventory, pod) && cool.iter().any(|ordinal| *ordinal != pod.ordinal);
+        let open = works && !rests;
+        // The operator before this one may have let it take requests, or rest, and not come to the status.
+        let unasked =
+            matches!(answers, Cow::Owned(_)) && !verified && (pod.gate_is_current || pod.rests && !works);
+        // One that rests counts as one that serves, and only the reason tells it from one that could not: where that is out of
+        // date, a gate that stays closed is closed anew.
+        let stale = if pod.rests { !works } else { rests && works && pod.started.is_some() };
+        if pod.gate.unwrap_or(false) == open && !stale || unasked {
             continue;
         }
         let (reason, message) = if open {
             ("ModelsAnswer", "the models answer")
-        } else if *verified || *goes_on {
+        } else if works {
             (RESTING, "its GPU is overheated; other instances take the requests")
         } else {
             ("NotServing", "the models don't answer yet")
@@ -231,6 +241,7 @@ fn open_gates(with: &Reporting<'_, '_>, told: &[Instance<'_>], plan: &mut Plan) 
                 open,
                 reason,
                 message: message.to_owned(),
+                not_before: pod.started,
             },
         });
     }

@@ -1,31 +1,38 @@
 //! Pods that work are replaced: whose turn it is, and what fits once they are stopped.
 
 use super::exchange::{Later, Mover, exchange};
-use super::{Need, Outcome, Placement, Request, Round, SlotId, Wish, again, count, enter, exact, hold};
+use super::{
+    Need, Outcome, Placement, Request, Round, SlotId, Wish, again, count, enter, exact, hold, precedence,
+};
 use crate::inventory::{Holder, HolderState, Inventory, NodeGpus, Who};
 use crate::resource::ResourceKey;
 use principium_api::gpu::MIB_PER_UNIT;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which of a resource's pods that work change in a pass: the first ones that have somewhere to go.
 #[derive(Default)]
-pub(super) struct Turns {
+pub(super) struct Turns<'o> {
     taken: BTreeMap<ResourceKey, usize>,
-    /// Those that are to be stopped, with what is said where they are not.
-    in_place: Vec<(Request, Outcome)>,
+    /// Those that are to be stopped.
+    in_place: Vec<Request>,
+    /// The nodes as they are once those are stopped, and their successors are there, as far as that was looked at.
+    changed: BTreeMap<String, NodeGpus<'o>>,
+    /// Those that would have been stopped for GPUs that others get.
+    given_up: BTreeSet<SlotId>,
     /// Requests for exact devices that wait, or whose turn it isn't.
     vain: BTreeMap<ResourceKey, Vec<Request>>,
 }
 
-impl Turns {
+impl<'o> Turns<'o> {
     /// Whether a request is looked at: others of its resource may have had the turn.
-    pub(super) fn is_on(&mut self, request: &Request) -> bool {
+    pub(super) fn is_on(&self, request: &Request) -> bool {
         let taken = self.taken.get(&request.slot.resource).copied().unwrap_or_default();
-        let on = request.turns.is_none_or(|most| taken < most);
-        if !on {
-            self.keep(request);
-        }
-        on
+        request.turns.is_none_or(|most| taken < most)
+    }
+
+    /// Whether the pod of this request is not stopped in this pass, because others get what its successor would have.
+    pub(super) fn was_given_up(&self, request: &Request) -> bool {
+        self.given_up.contains(&request.slot)
     }
 
     /// The outcome for who replaces a pod that works, which it can also do in that pod's place. That takes a turn, waiting does not.
@@ -36,12 +43,18 @@ impl Turns {
         outcome: Outcome,
     ) -> Outcome {
         let in_place = match &outcome {
-            Outcome::Waiting { .. } if request.round == Round::Beside => in_place(inventory, request),
+            Outcome::Waiting { .. } if request.round == Round::Beside && !self.was_given_up(request) => {
+                let home = request.previous.as_ref().and_then(|previous| self.changed.get(&previous.node));
+                match home {
+                    Some(home) => gpus_on(&without(home, request), request),
+                    None => in_place(inventory, request),
+                }
+            }
             _ => None,
         };
         let outcome = match in_place {
             Some(placement) => {
-                self.in_place.push((request.clone(), outcome));
+                self.in_place.push(request.clone());
                 Outcome::InPlace(placement)
             }
             None => outcome,
@@ -62,29 +75,68 @@ impl Turns {
         }
     }
 
-    /// When all requests were served: nobody is stopped for what others were granted since, and pods of one resource that keep
-    /// each other from their devices are stopped after all.
-    pub(super) fn end(self, inventory: &mut Inventory<'_>, outcomes: &mut BTreeMap<SlotId, Outcome>) {
-        // As it is once those are stopped that are to be, and their successors are there.
-        let mut changed: BTreeMap<String, NodeGpus<'_>> = BTreeMap::new();
-        for (request, waits) in self.in_place {
-            let Some(home) = request.previous.as_ref().map(|previous| previous.node.clone()) else {
-                continue;
-            };
-            let Some(now) = changed.get(&home).or_else(|| inventory.nodes.get(&home)) else { continue };
+    /// When all were served whose turn it is: the requests whose pods are not stopped after all, for what others get. They are
+    /// to be served once more, and then those whose turn theirs was.
+    pub(super) fn give_up(
+        &mut self,
+        inventory: &Inventory<'o>,
+        outcomes: &mut BTreeMap<SlotId, Outcome>,
+    ) -> Vec<Request> {
+        let mut given_up = Vec::new();
+        // What was granted since changes the nodes: each is looked at anew.
+        self.changed.clear();
+        for request in std::mem::take(&mut self.in_place) {
+            let Some(previous) = &request.previous else { continue };
+            let home = &previous.node;
+            let Some(now) = self.changed.get(home).or_else(|| inventory.nodes.get(home)) else { continue };
             let mut node = without(now, &request);
-            let outcome = match gpus_on(&node, &request) {
-                Some(placement) => {
-                    hold(&mut node, &request.slot.resource, &placement);
-                    changed.insert(home, node);
-                    Outcome::InPlace(placement)
+            if let Some(placement) = gpus_on(&node, &request) {
+                hold(&mut node, &request.slot.resource, &placement);
+                self.changed.insert(home.clone(), node);
+                if let Some(outcome) = outcomes.get_mut(&request.slot) {
+                    *outcome = Outcome::InPlace(placement);
                 }
-                None => waits,
-            };
-            outcomes.insert(request.slot, outcome);
+                self.in_place.push(request);
+            } else {
+                self.give_back(&request);
+                outcomes.remove(&request.slot);
+                self.given_up.insert(request.slot.clone());
+                given_up.push(request);
+            }
         }
-        for (key, requests) in self.vain.iter().filter(|(key, _)| !self.taken.contains_key(*key)) {
-            let moved = exchange(Later { changed: &changed, inventory: &*inventory }, key, requests);
+        given_up
+    }
+
+    /// Its turn is another's.
+    fn give_back(&mut self, request: &Request) {
+        let key = &request.slot.resource;
+        if request.turns.is_some()
+            && let Some(taken) = self.taken.get_mut(key)
+        {
+            *taken = taken.saturating_sub(1);
+            if *taken == 0 {
+                self.taken.remove(key);
+            }
+        }
+    }
+
+    /// When all requests were served but those whose turn it isn't: pods of one resource that keep each other from their devices
+    /// are stopped after all.
+    pub(super) fn end(
+        mut self,
+        inventory: &mut Inventory<'o>,
+        off: &[Request],
+        outcomes: &mut BTreeMap<SlotId, Outcome>,
+    ) {
+        for request in off {
+            if !self.taken.contains_key(&request.slot.resource) {
+                self.keep(request);
+            }
+        }
+        let Self { taken, in_place: _, mut changed, given_up: _, vain } = self;
+        for (key, mut requests) in vain.into_iter().filter(|(key, _)| !taken.contains_key(key)) {
+            requests.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
+            let moved = exchange(Later { changed: &changed, inventory: &*inventory }, &key, &requests);
             for mover in &moved {
                 let stops = change(inventory, mover, outcomes);
                 let Some(now) = inventory.nodes.get(&mover.to.node) else { continue };
@@ -92,7 +144,7 @@ impl Turns {
                 if stops || changed.contains_key(&mover.to.node) {
                     let later = changed.entry(mover.to.node.clone()).or_insert_with(|| now.clone());
                     release(later, mover.request);
-                    hold(later, key, &mover.to);
+                    hold(later, &key, &mover.to);
                 }
             }
         }

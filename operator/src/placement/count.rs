@@ -1,5 +1,6 @@
 //! A number of GPUs that the operator chooses: preferred first, then cool, then by strategy.
 
+use super::beside::in_place;
 use super::survey::impossible;
 use super::words::{brief, degrees, shortage, too_warm};
 use super::{CountNeed, Outcome, Placement, Request, Round, Wish, assigned, blocked};
@@ -28,11 +29,14 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
+    /// The former node if it can serve, else the one that was chosen before, else the best. `leaves` says that it does not wait for
+    /// what its own pod would leave it there: others get that.
     pub(super) fn choose(
         &mut self,
         inventory: &Inventory<'_>,
         request: &Request,
         need: &CountNeed,
+        leaves: bool,
         changed: &[usize],
     ) -> Outcome {
         let Ok(wanted) = usize::try_from(need.count) else {
@@ -43,7 +47,19 @@ impl Candidates {
         let former = request.previous.as_ref().and_then(|previous| inventory.nodes.get(&previous.node));
         let hinted = || request.hint.as_ref().and_then(|hint| inventory.nodes.get(hint));
         let fits = |node: &&NodeGpus<'_>| rank(node, wish, need, wanted).is_some();
-        if let Some(node) = former.filter(fits).or_else(|| hinted().filter(fits)) {
+        if let Some(node) = former.filter(fits) {
+            return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
+        }
+        // One that must stop first stays on its node where that has GPUs for it then.
+        if request.round == Round::Beside
+            && !(request.surge || leaves)
+            && let Some(home) = former
+            && in_place(inventory, request).is_some()
+        {
+            let message = shortage(home, need, able(home, need).count(), &against(home, need));
+            return Outcome::Waiting { message, kept: None };
+        }
+        if let Some(node) = hinted().filter(fits) {
             return Outcome::Granted(choose_on(node, need, wanted, &request.slot.resource));
         }
         if let Some(outcome) = self.refused.clone() {
@@ -174,7 +190,7 @@ fn spread(
         return (0, 0, rank.fit);
     }
     let gpus = best_on(node, need, wanted, resource);
-    let left = gpus.iter().map(|gpu| gpu.free() - need.wanted(gpu)).sum();
+    let left = left_on(gpus.iter().copied(), need);
     let own = |gpu: &GpuState<'_>| own(gpu, resource);
     (node.gpus.iter().map(own).sum(), gpus.iter().map(|gpu| own(gpu)).sum(), Fit::of(need, left))
 }
@@ -193,6 +209,12 @@ impl Fit {
             Strategy::Spread => Self::Loose(Reverse(left)),
         }
     }
+}
+
+/// Units that are left over on GPUs that can be granted.
+fn left_on<'n, 'o: 'n>(gpus: impl Iterator<Item = &'n GpuState<'o>>, need: &CountNeed) -> u32 {
+    // What a GPUNode says may be anything.
+    gpus.map(|gpu| gpu.free() - need.wanted(gpu)).fold(0, u32::saturating_add)
 }
 
 /// The best GPUs of this node, if it can serve.
@@ -223,7 +245,7 @@ fn rank(node: &NodeGpus<'_>, wish: &Wish, need: &CountNeed, wanted: usize) -> Op
         places: places().sum(),
         hottest_band: gpus().map(|gpu| band(gpu)).max().unwrap_or_default(),
         bands: gpus().fold(0, |sum, gpu| sum.saturating_add(band(gpu))),
-        fit: Fit::of(need, gpus().map(|gpu| gpu.free() - need.wanted(gpu)).sum()),
+        fit: Fit::of(need, left_on(gpus().copied(), need)),
     })
 }
 

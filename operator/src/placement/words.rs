@@ -7,6 +7,10 @@ use crate::inventory::{GpuState, HolderState, NodeGpus, Who};
 use principium_api::gpu::{GpuDevice, GpuMemory, MIB_PER_UNIT};
 use std::collections::BTreeMap;
 
+/// What is said of a holder that should have ended long ago.
+const OVERDUE: &str =
+    ", which should have ended by now: look at its finalizers and at the kubelet of its node";
+
 /// A sentence on what keeps a GPU from being granted.
 pub(super) fn explain(node: &NodeGpus<'_>, gpu: &GpuState<'_>, units: u32, why: Blocked<'_>) -> String {
     let place = format!("GPU {} on node {}", gpu.index, node.name);
@@ -30,22 +34,20 @@ pub(super) fn explain(node: &NodeGpus<'_>, gpu: &GpuState<'_>, units: u32, why: 
 
 /// Who has a GPU, for a sentence that begins with it.
 fn held(gpu: &GpuState<'_>) -> String {
-    let mut by_holder: BTreeMap<(&Who<'_>, &str), u32> = BTreeMap::new();
+    let mut by_holder: BTreeMap<(&Who<'_>, &str, &str), u32> = BTreeMap::new();
     for holder in &gpu.holders {
-        let state = match holder.state {
-            HolderState::Holds | HolderState::Granted => "is held by",
-            HolderState::Leaving => "is still held by",
-            HolderState::Reserved => "is kept for",
+        let (state, ending) = match holder.state {
+            HolderState::Holds | HolderState::Granted => ("is held by", ""),
+            HolderState::Leaving => ("is still held by", ", which is ending"),
+            HolderState::Overdue => ("is still held by", OVERDUE),
+            HolderState::Reserved => ("is kept for", ""),
         };
-        let sum = by_holder.entry((&holder.who, state)).or_default();
+        let sum = by_holder.entry((&holder.who, state, ending)).or_default();
         *sum = sum.saturating_add(holder.units);
     }
     let parts: Vec<String> = by_holder
         .into_iter()
-        .map(|((who, state), units)| {
-            let ending = if state == "is still held by" { ", which is ending" } else { "" };
-            format!("{state} {who} ({units} of {} GiB){ending}", gpu.units)
-        })
+        .map(|((who, state, ending), units)| format!("{state} {who} ({units} of {} GiB){ending}", gpu.units))
         .collect();
     if parts.is_empty() { format!("has {} GiB", gpu.units) } else { parts.join(" and ") }
 }

@@ -62,13 +62,14 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
     let held = prop_oneof![1 => Just(0u32), 1 => 0..=UNITS];
     let free = prop_oneof![4 => Just(8192u64), 1 => 0..8192u64];
     let own = prop_oneof![3 => Just(0u32), 1 => 1..3u32];
-    let gpu = (held, own, 20..95u32, any::<bool>(), 0..2usize, free);
+    let known = proptest::bool::weighted(0.9);
+    let gpu = (held, own, 20..95u32, known, any::<bool>(), 0..2usize, free);
     let gpus = proptest::collection::vec(gpu, 1..=GPUS as usize);
     let node = (gpus, proptest::bool::weighted(0.1), any::<bool>());
     proptest::collection::vec(node, 1..5).prop_map(|nodes| {
         let nodes = nodes.into_iter().enumerate().map(|(at, (gpus, closed, fast))| {
             let gpus = gpus.into_iter().zip(0u32..).map(
-                |((held, own, temperature, withheld, product, free), index)| {
+                |((held, own, temperature, known, withheld, product, free), index)| {
                     let holds = |who, units| Holder { who, units, state: HolderState::Holds };
                     let others = held.min(UNITS - own);
                     let mut holders = vec![holds(Who::Resource(Cow::Owned(key(0))), 1); own as usize];
@@ -83,7 +84,7 @@ fn inventory() -> impl Strategy<Value = Inventory<'static>> {
                         product: PRODUCTS[product].into(),
                         units: UNITS,
                         offered: if temperature % 7 == 0 { others + own } else { UNITS },
-                        temperature: Some(temperature),
+                        temperature: known.then_some(temperature),
                         memory_free: free,
                         closed,
                         holders,
@@ -113,9 +114,16 @@ fn previous() -> impl Strategy<Value = Option<Placement>> {
     proptest::option::weighted(0.3, placement)
 }
 
+/// How a pod replaces the one before it: whether it may run beside it, whether that gives up a unit of each of its GPUs, how many of
+/// its resource may change, and the node that was chosen for it before.
+fn way() -> impl Strategy<Value = (bool, bool, Option<usize>, Option<u32>)> {
+    let turns = proptest::option::weighted(0.3, 0..3usize);
+    (any::<bool>(), any::<bool>(), turns, proptest::option::weighted(0.3, 0..5u32))
+}
+
 /// Requests of few resources with several pods each, of which some want the same.
 fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
-    let pods = proptest::collection::vec((proptest::sample::select(rounds), previous()), 1..4);
+    let pods = proptest::collection::vec((proptest::sample::select(rounds), previous(), way()), 1..4);
     let resource = (need(), proptest::option::weighted(0.3, any::<bool>()), 0..3i32, 0..100i64, pods);
     proptest::collection::vec(resource, 1..8).prop_map(|found| {
         let resources = found.into_iter().enumerate();
@@ -126,17 +134,21 @@ fn requests(rounds: &'static [Round]) -> impl Strategy<Value = Vec<Request>> {
                     fast.map(|fast| ("fast".to_owned(), fast.to_string())).into_iter().collect();
                 let wish = Arc::new(Wish { need, node_selector, tolerations: Vec::new() });
                 let order = Order::new(priority, Timestamp::from_second(created).unwrap(), &resource);
-                pods.into_iter().zip(0u32..).map(move |((round, previous), ordinal)| Request {
-                    slot: SlotId { resource: resource.clone(), ordinal },
-                    order: order.clone(),
-                    round,
-                    wish: Arc::clone(&wish),
-                    previous,
-                    hint: None,
-                    stops: Vec::new(),
-                    surge: true,
-                    turns: None,
-                    patient: false,
+                pods.into_iter().zip(0u32..).map(move |((round, previous, way), ordinal)| {
+                    let (surge, stops, turns, hint) = way;
+                    let gives = previous.iter().filter(|_| stops).flat_map(|it| &it.gpus);
+                    Request {
+                        slot: SlotId { resource: resource.clone(), ordinal },
+                        order: order.clone(),
+                        round,
+                        wish: Arc::clone(&wish),
+                        stops: gives.map(|gpu| AssignedGpu { units: 1, ..gpu.clone() }).collect(),
+                        previous,
+                        hint: hint.map(|node| format!("n{node}")),
+                        surge,
+                        turns,
+                        patient: false,
+                    }
                 })
             })
             .collect()
@@ -150,7 +162,7 @@ const CHOSEN: &[Round] = &[Round::Fresh, Round::Beside];
 fn newcomer(requests: Vec<Request>) -> Option<(Request, CountNeed)> {
     let request = requests.into_iter().next()?;
     let Need::Count(need) = request.wish.need.clone() else { return None };
-    Some((Request { previous: None, ..request }, need))
+    Some((Request { previous: None, hint: None, turns: None, ..request }, need))
 }
 
 /// How good a choice is, by the documentation.
@@ -232,6 +244,10 @@ proptest! {
     fn requests_that_share_what_was_found_out_get_what_each_would_have_got_alone(
         before in inventory(), mut requests in requests(CHOSEN)
     ) {
+        // How many of a resource change is no matter of one, nor is who is stopped for what others leave.
+        for request in &mut requests {
+            (request.turns, request.stops) = (None, Vec::new());
+        }
         let (mut together, mut one_by_one) = (before.clone(), before);
         let outcomes = allocate(&mut together, requests.clone());
         requests.sort_by(|a, b| (a.round, &a.order, &a.slot).cmp(&(b.round, &b.order, &b.slot)));
@@ -292,6 +308,7 @@ proptest! {
     ) {
         requests.truncate(1);
         let Some(request) = requests.pop() else { return Ok(()) };
+        let request = Request { turns: None, ..request };
         let (Need::Count(need), Some(previous)) = (&request.wish.need, request.previous.clone()) else { return Ok(()) };
         let outcome = allocate(&mut before.clone(), vec![request.clone()]).remove(&request.slot).unwrap();
         let Some(node) = before.nodes.get(&previous.node) else { return Ok(()) };

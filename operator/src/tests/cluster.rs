@@ -343,12 +343,12 @@ impl Cluster {
                 Write::DeleteBudget { name, .. } => {
                     self.observed.budgets.retain(|found| found.metadata.name.as_ref() != Some(name));
                 }
-                Write::SetGate { name, open, reason, .. } => {
+                Write::SetGate { name, open, reason, not_before, .. } => {
                     let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
                     set_condition(pod, MODELS_READY_GATE, *open);
                     let gate = pod.status.as_mut().unwrap().conditions.as_mut().unwrap().last_mut().unwrap();
                     (gate.last_transition_time, gate.reason) =
-                        (Some(Time(self.now)), Some((*reason).to_owned()));
+                        (Some(self.now).max(*not_before).map(Time), Some((*reason).to_owned()));
                 }
             }
         }

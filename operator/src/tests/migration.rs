@@ -1,6 +1,7 @@
 //! Heat and failing GPUs under running pods.
 
 use super::cluster::{Cluster, factory, reranker};
+use super::rollout::image;
 use jiff::SignedDuration;
 use principium_api::gpu_node::{Withheld, WithheldReason};
 use serde_json::json;
@@ -156,5 +157,43 @@ fn of_a_pool_no_more_migrate_at_once_than_may_be_unavailable() {
             .iter()
             .all(|held| ["4:8", "5:8", "6:8", "7:8"].iter().any(|gpu| held.ends_with(gpu)));
         assert!(gone, "{:?}", cluster.held());
+    }
+}
+
+#[test]
+fn instances_that_stop_before_they_move_are_never_more_away_than_may_be() {
+    // How many may be away, whether one failed by itself, whether the spec changes with the heat, and how many move.
+    for (may, fails, changes, moved) in [
+        (1, false, false, 4),
+        (2, false, false, 4),
+        (1, true, false, 3),
+        (2, true, false, 3),
+        (1, true, true, 0),
+    ] {
+        let case = format!("{may} may be away, one fails: {fails}, the spec changes: {changes}");
+        let mut cluster = Cluster::new(&[8]);
+        let gpu = json!({"count": 1, "onOverheat": "Migrate"});
+        let spec = json!({"instances": 4, "models": [{"name": "tiny"}], "gpu": gpu, "maxUnavailable": may,
+            "hostPorts": {"start": 11434}});
+        cluster.apply("OllamaPool", "pool", spec.clone());
+        cluster.settle();
+        cluster.now += SignedDuration::from_mins(10);
+        for index in 0..4 {
+            cluster.heat("n0", index, 92);
+        }
+        if changes {
+            cluster.apply("OllamaPool", "pool", image(spec, "ollama:2"));
+        }
+        if fails {
+            cluster.fail("pool-3-1", "Evicted");
+        }
+        for _ in 0..80 {
+            cluster.pass_within_budgets();
+            cluster.run_pods();
+            cluster.now += SignedDuration::from_secs(1);
+        }
+        assert_eq!(cluster.ready("pool").0, "True", "{case}: {:?}", cluster.held());
+        assert_eq!(cluster.pod_names(), ["pool-0-2", "pool-1-2", "pool-2-2", "pool-3-2"], "{case}");
+        assert_eq!(cluster.noted("Migrating").len(), moved, "{case}: {:?}", cluster.notes);
     }
 }

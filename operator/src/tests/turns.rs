@@ -29,6 +29,13 @@ pub fn replicas(count: u32) -> Value {
     spec
 }
 
+/// A Reranker of high priority on these GPUs.
+fn gold(gpu: Value) -> Value {
+    let mut spec = reranker(gpu);
+    spec["priorityClassName"] = json!("gold");
+    spec
+}
+
 pub fn pool(devices: &[u32]) -> Value {
     let devices: Vec<Value> = devices.iter().map(|index| json!({"index": index})).collect();
     json!({"instances": devices.len(), "models": [{"name": "tiny"}], "gpu": {"devices": devices}})
@@ -93,6 +100,79 @@ fn a_device_that_was_chosen_anew_is_kept_while_the_pod_before_it_ends() {
     cluster.settle();
     assert_eq!(cluster.held(), ["df-0-2 n0 1:8"]);
     assert_eq!(cluster.ready("gold").1, "WaitingForGPU");
+}
+
+/// Something that happens to a cluster.
+type Change = fn(&mut Cluster);
+
+#[test]
+fn who_comes_back_is_before_who_is_new_and_that_one_before_who_replaces_whatever_their_priorities() {
+    let cases: [(&str, Change, Change, [&str; 2]); 5] = [
+        (
+            "both are new",
+            |cluster| cluster.reranker_on("other", 0),
+            |cluster| {
+                cluster.apply("Reranker", "low", replicas(1));
+                cluster.apply("Reranker", "gold", gold(json!({"count": 1})));
+            },
+            ["gold-0-1 n0 1:8", "other-0-1 n0 0:8"],
+        ),
+        (
+            "the lower one comes back",
+            |cluster| {
+                cluster.reranker_on("other", 0);
+                cluster.apply("Reranker", "low", replicas(1));
+            },
+            |cluster| {
+                cluster.kill(&("demo".to_owned(), "low-0-1".to_owned()));
+                cluster.apply("Reranker", "gold", gold(json!({"count": 1})));
+            },
+            ["low-0-2 n0 1:8", "other-0-1 n0 0:8"],
+        ),
+        (
+            "the higher one is rolled out",
+            |cluster| cluster.apply("Reranker", "gold", gold(json!({"count": 1}))),
+            |cluster| {
+                cluster.apply("Reranker", "gold", image(gold(json!({"count": 1})), "embedder:2"));
+                cluster.apply("Reranker", "low", replicas(1));
+            },
+            ["gold-0-2 n0 0:8", "low-0-1 n0 1:8"],
+        ),
+        (
+            "the higher one moves away from heat",
+            |cluster| cluster.apply("Reranker", "gold", gold(json!({"count": 1, "onOverheat": "Migrate"}))),
+            |cluster| {
+                cluster.now += SignedDuration::from_mins(10);
+                cluster.heat("n0", 0, 92);
+                cluster.apply("Reranker", "low", replicas(1));
+            },
+            ["gold-0-1 n0 0:8", "low-0-1 n0 1:8"],
+        ),
+        (
+            "the higher one has waited longer for the device, beside a pod that runs",
+            |cluster| {
+                cluster.reranker_on("other", 1);
+                cluster.apply("Reranker", "gold", gold(json!({"devices": [{"index": 0}]})));
+            },
+            |cluster| {
+                cluster.apply("Reranker", "gold", gold(json!({"devices": [{"index": 1}]})));
+                go_on(cluster, 5, |_| ());
+                cluster.reranker_on("low", 1);
+                go_on(cluster, 5, |_| ());
+                cluster.delete("other");
+            },
+            ["gold-0-1 n0 0:8", "low-0-1 n0 1:8"],
+        ),
+    ];
+    for (what, before, then, expected) in cases {
+        let mut cluster = Cluster::new(&[2]);
+        cluster.observed.priorities.by_name.insert("gold".to_owned(), 1000);
+        before(&mut cluster);
+        cluster.settle();
+        then(&mut cluster);
+        go_on(&mut cluster, 60, |_| ());
+        assert_eq!(cluster.held(), expected, "{what}");
+    }
 }
 
 #[test]

@@ -12,7 +12,8 @@ pub fn could_have(gpu: &GpuState<'_>, need: &CountNeed) -> bool {
     gpu.closed.is_none()
         && held + units(gpu, need) <= gpu.units.min(gpu.offered)
         && gpu.memory_free + 1024 >= u64::from(units(gpu, need)) * 1024
-        && need.max_temperature.is_none_or(|max| gpu.temperature.unwrap() < max)
+        // One whose temperature is not known is not cool.
+        && need.max_temperature.is_none_or(|max| gpu.temperature.is_some_and(|found| found < max))
         && product.is_none_or(|product| gpu.product.to_lowercase().contains(&product))
 }
 
@@ -34,7 +35,7 @@ pub fn sets<'n, 'o>(node: &'n NodeGpus<'o>, need: &CountNeed) -> Vec<Vec<&'n Gpu
 pub struct Quality {
     /// The place of each GPU among the preferred ones, most wanted first; those that are not preferred come last.
     wanted: Vec<usize>,
-    /// Bands of 10 °C, the coolest first.
+    /// Bands of 10 °C, the coolest first; those whose temperature is not known come last.
     bands: Vec<u32>,
     /// Among GPUs that are equally wanted and equally cool.
     strategy: (usize, usize, i64),
@@ -44,7 +45,8 @@ impl Quality {
     pub fn of(node: &NodeGpus<'_>, gpus: &[&GpuState<'_>], resource: &ResourceKey, need: &CountNeed) -> Self {
         let place = |gpu: &GpuState<'_>| need.prefer.iter().position(|index| *index == gpu.index);
         let mut wanted: Vec<usize> = gpus.iter().map(|gpu| place(gpu).unwrap_or(need.prefer.len())).collect();
-        let mut bands: Vec<u32> = gpus.iter().map(|gpu| gpu.temperature.unwrap() / 10).collect();
+        let band = |gpu: &&GpuState<'_>| gpu.temperature.map_or(u32::MAX, |found| found / 10);
+        let mut bands: Vec<u32> = gpus.iter().map(band).collect();
         wanted.sort_unstable();
         bands.sort_unstable();
         let own = |gpu: &GpuState<'_>| {

@@ -10,10 +10,11 @@ impl Cluster {
         let silent = |node: &Option<String>| {
             node.as_ref().is_some_and(|node| self.observed.nodes.get(node).is_some_and(|node| !node.ready))
         };
-        // What a silent node does about its pods is not heard.
+        // What a silent node does about its pods is not heard. A finalizer keeps a pod.
         let ends = |pod: &Pod| {
             let view = PodView::read(pod);
-            view.leaving && !(view.scheduled && silent(&view.node))
+            let kept = pod.metadata.finalizers.is_some() || view.scheduled && silent(&view.node);
+            view.leaving && !kept
         };
         let ending: Vec<_> =
             self.pods.iter().filter(|(_, pod)| ends(pod)).map(|(key, _)| key.clone()).collect();

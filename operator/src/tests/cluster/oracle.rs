@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 /// What a resource asks for.
 struct Wants<'c> {
+    uid: Option<&'c str>,
     gpu: &'c GpuRequest,
     settings: &'c PodSettings,
     pods: u32,
@@ -73,16 +74,19 @@ fn workers(pods: &BTreeMap<(String, String), Pod>, name: &str) -> Vec<(PodView, 
 
 impl Cluster {
     fn wants(&self, name: &str) -> Wants<'_> {
-        let (gpu, settings, pods, is_pool, ports) = if let Some(found) = self.try_factory(name) {
-            (&found.spec.gpu, &found.spec.pod, 1, false, None)
+        let (meta, gpu, settings, pods, is_pool, ports) = if let Some(found) = self.try_factory(name) {
+            (&found.metadata, &found.spec.gpu, &found.spec.pod, 1, false, None)
         } else if let Some(found) = self.try_reranker(name) {
-            (&found.spec.gpu, &found.spec.pod, found.spec.replicas.unwrap_or(1), false, None)
+            let spec = &found.spec;
+            (&found.metadata, &spec.gpu, &spec.pod, spec.replicas.unwrap_or(1), false, None)
         } else {
-            let spec = &self.pool(name).spec;
-            (&spec.gpu, &spec.pod, spec.instances.unwrap_or(1), true, spec.host_ports.as_ref())
+            let found = self.pool(name);
+            let spec = &found.spec;
+            let instances = spec.instances.unwrap_or(1);
+            (&found.metadata, &spec.gpu, &spec.pod, instances, true, spec.host_ports.as_ref())
         };
         let port = ports.map(|ports| ports.start);
-        Wants { gpu: gpu.as_ref().unwrap(), settings, pods, is_pool, port }
+        Wants { uid: meta.uid.as_deref(), gpu: gpu.as_ref().unwrap(), settings, pods, is_pool, port }
     }
 
     /// What a resource with exact devices that is Ready has: exactly those.
@@ -145,8 +149,23 @@ impl Cluster {
         })
     }
 
-    /// No more pods of a resource that work were stopped in a pass than may be away. Those that exchange devices go together.
-    pub fn check_stops(&self, before: &BTreeMap<(String, String), Pod>, plan: &Plan) {
+    /// One pass, which stops no more pods of a resource that work than may be away beyond those that are, whatever those are away
+    /// for: so the operator never has more away by its own doing.
+    pub fn pass_within_budgets(&mut self) {
+        let before = self.pods.clone();
+        let names = self.names().into_iter();
+        let assigned: BTreeMap<String, Vec<Assignment>> =
+            names.map(|name| (name.clone(), self.assignments(&name))).collect();
+        let plan = self.pass();
+        self.check_stops(&before, &assigned, &plan);
+    }
+
+    fn check_stops(
+        &self,
+        before: &BTreeMap<(String, String), Pod>,
+        assigned: &BTreeMap<String, Vec<Assignment>>,
+        plan: &Plan,
+    ) {
         let deleted: BTreeSet<&str> = plan
             .actions
             .iter()
@@ -157,23 +176,52 @@ impl Cluster {
             .collect();
         for name in self.names() {
             let wants = self.wants(&name);
+            // Those that exchange devices go together.
             if wants.is_pool && wants.gpu.devices.is_some() {
                 continue;
             }
+            let is_own = |pod: &PodView| pod.role == Role::Worker && pod.owner.as_deref() == wants.uid;
+            let own: Vec<PodView> = before.values().map(PodView::read).filter(is_own).collect();
+            let lives = |pod: &PodView| !pod.leaving && !pod.ended();
             let works = |pod: &PodView| {
-                !pod.leaving && pod.containers_ready && (!wants.is_pool || pod.gate == Some(true))
+                let open = !wants.is_pool || pod.gate == Some(true) || pod.rests;
+                lives(pod) && pod.containers_ready && open
             };
-            let own: Vec<PodView> =
-                workers(before, &name).into_iter().map(|(pod, _)| pod).filter(works).collect();
-            let (stopped, going): (Vec<&PodView>, Vec<&PodView>) =
-                own.iter().partition(|pod| deleted.contains(&*pod.uid));
-            let gone: BTreeSet<u32> = stopped
-                .iter()
-                .map(|pod| pod.ordinal)
-                .filter(|ordinal| *ordinal < wants.pods && !going.iter().any(|pod| pod.ordinal == *ordinal))
-                .collect();
+            // An instance that got hot before it took requests rests as well.
+            let rests = |pod: &PodView| pod.containers_ready && self.is_hot(pod);
+            let may_work = |pod: &PodView| works(pod) || lives(pod) && (pod.ready || rests(pod));
+            // Who waits for the port of another one, or for a GPU with none to come back to, keeps no other from being changed.
+            let waits = |ordinal: u32| {
+                let port = wants.port.map(|first| first + ordinal);
+                let has_it = |pod: &PodView| pod.ordinal != ordinal && lives(pod) && pod.host_port == port;
+                let its = format!("{name}-{ordinal}-");
+                let is_there = own.iter().any(|pod| pod.ordinal == ordinal)
+                    || assigned[&name].iter().any(|assigned| assigned.pod.starts_with(&its));
+                port.is_some() && own.iter().any(has_it) || !is_there
+            };
+            let (mut stopped, mut away) = (Vec::new(), Vec::new());
+            for ordinal in 0..wants.pods {
+                let pods = || own.iter().filter(move |pod| pod.ordinal == ordinal);
+                let goes = |pod: &PodView| deleted.contains(&*pod.uid);
+                let loses = pods().any(|pod| works(pod) && goes(pod));
+                if loses && !pods().any(|pod| may_work(pod) && !goes(pod)) {
+                    stopped.push(ordinal);
+                } else if !pods().any(may_work) && !waits(ordinal) {
+                    away.push(ordinal);
+                }
+            }
             let most = usize::try_from(wants.settings.max_unavailable.unwrap_or(1).max(1)).unwrap();
-            assert!(gone.len() <= most, "{name}: {gone:?} are stopped, and {most} may be away");
+            assert!(
+                stopped.is_empty() || stopped.len() + away.len() <= most,
+                "{name}: {stopped:?} are stopped while {away:?} are away, and {most} may be; {:?}",
+                before.keys().map(|(_, pod)| pod).collect::<Vec<_>>()
+            );
         }
+    }
+
+    /// Whether a GPU of a pod is withheld.
+    fn is_hot(&self, pod: &PodView) -> bool {
+        let gpus = pod.node.as_ref().and_then(|node| self.nodes.get(node));
+        gpus.into_iter().flatten().any(|gpu| gpu.withheld.is_some() && pod.units.contains_key(&gpu.index))
     }
 }

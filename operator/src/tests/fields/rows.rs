@@ -18,6 +18,9 @@ use Effect::{Nothing, Restart, Scale};
 /// A field, a change of the base by RFC 7386, and what it does.
 pub type Row = (&'static str, Value, Effect);
 
+/// What nobody but the pods is to see.
+pub const SECRET: &str = "secret";
+
 /// The product of one GPU of the cluster, the last of the second node.
 pub const OTHER_PRODUCT: &str = "NVIDIA A100";
 
@@ -108,10 +111,10 @@ fn common(kind: &str) -> Vec<Row> {
         ),
         (
             "env",
-            json!({"env": [{"name": "A", "value": "secret"}]}),
+            json!({"env": [{"name": "A", "value": SECRET}]}),
             Restart(
                 "env.A.name changed; env.A.value changed",
-                Has::In("/containers/0/env", json!({"name": "A", "value": "secret"})),
+                Has::In("/containers/0/env", json!({"name": "A", "value": SECRET})),
             ),
         ),
         ("maxUnavailable", json!({"maxUnavailable": 0}), Nothing),
