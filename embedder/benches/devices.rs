@@ -51,6 +51,7 @@ async fn run(folder: &str, devices: usize, documents: &Value) -> f64 {
         max_tokens: tokenizer.maximum(),
         model_name: "all-MiniLM-L6-v2".into(),
         model_digest: "none".into(),
+        similarity: files.similarity,
         reader: Reader::new(None),
         chunker: Chunker::Recursive,
         chunk_max_tokens: 200,
@@ -59,7 +60,12 @@ async fn run(folder: &str, devices: usize, documents: &Value) -> f64 {
         contexts: Arc::default(),
         metrics: Arc::default(),
     };
-    let embedder = PipelineEmbedder { engine: engine.clone(), tokenizer, prompts: files.prompts };
+    let embedder = PipelineEmbedder {
+        engine: engine.clone(),
+        tokenizer,
+        prompts: files.prompts,
+        similarity: files.similarity,
+    };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1/process", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router(Arc::new(config), Arc::new(embedder))).await });

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::future::BoxFuture;
 use principium_embedder::format::Reader;
+use principium_embedder::model::Similarity;
 use principium_embedder::ollama::{OllamaConfig, Timing, hosts};
 use principium_embedder::pipeline::{Chunker, EmbedTexts, Embedding, PipelineConfig, Purpose, router};
 use serde_json::{Value, json};
@@ -106,6 +107,7 @@ async fn run(instances: usize) -> (Value, f64, Vec<Instance>) {
         max_tokens: 512,
         model_name: "none".into(),
         model_digest: "none".into(),
+        similarity: Similarity::Cosine,
         reader: Reader::new(None),
         chunker: Chunker::Fixed,
         chunk_max_tokens: CHUNK_WORDS,

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::format::Format;
+use crate::http::Origins;
 use crate::model::Precision;
 use crate::pipeline::Chunker;
 
@@ -127,6 +128,10 @@ pub struct ServeArgs {
     /// A file with API keys, one a line, such as a mounted Secret; joined with those of the flag.
     #[arg(long, env = "PRINCIPIUM_API_KEYS_FILE")]
     pub api_keys_file: Option<PathBuf>,
+    /// Origins of web pages that may ask from a browser, divided by commas, such as `https://app.example.com`; `*` for any. None by
+    /// default.
+    #[arg(long, env = "PRINCIPIUM_CORS_ALLOW_ORIGIN", default_value = "")]
+    pub cors_allow_origin: Origins,
     /// Seconds that running requests get after SIGTERM.
     #[arg(long, env = "PRINCIPIUM_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,
@@ -291,8 +296,11 @@ pub struct EmbedArgs {
     /// How many of the first dimensions are kept.
     #[arg(long, value_parser = positive)]
     pub dimensions: Option<usize>,
-    /// Leaves vectors at the length that the model gives them.
-    #[arg(long)]
+    /// Gives dense vectors length 1, also where the model's files don't.
+    #[arg(long, overrides_with = "no_normalize")]
+    pub normalize: bool,
+    /// Leaves dense vectors at the length that the pooling and the dense layers give them, also where the files scale them.
+    #[arg(long, overrides_with = "normalize")]
     pub no_normalize: bool,
     /// Repeats each text beside its vector.
     #[arg(long)]
@@ -383,6 +391,15 @@ mod tests {
         assert_eq!(gpus.0, [Gpu { index: 6, uuid: "GPU-1".to_owned(), memory_mib: 5120 }]);
         assert_eq!(parse_gpus("").unwrap(), Gpus::default());
         assert!(parse_gpus("GPU-1").unwrap_err().contains("JSON list of GPUs"));
+    }
+
+    #[test]
+    fn a_wrong_origin_is_refused_with_the_flag_and_what_would_be_right() {
+        let flags = ["principium-embedder", "serve", "--cors-allow-origin", "https://a.example/app"];
+        let error = Args::try_parse_from(flags).unwrap_err().to_string();
+        for says in ["--cors-allow-origin", "\"https://a.example/app\"", "write https://a.example"] {
+            assert!(error.contains(says), "{error:?} does not say {says:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Puts a process together: model, workers, routes of the role, and the way from SIGTERM to the end.
 
+mod devices;
 mod model;
 
 use std::sync::Arc;
@@ -7,17 +8,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use devices::Devices;
 pub use model::{CPU_BATCH_TOKENS, GPU_BATCH_TOKENS};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Gpu, Gpus, Role, Secret, ServeArgs};
+use crate::args::{Role, Secret, ServeArgs};
 use crate::engine::{Engine, PipelineEmbedder};
 use crate::format::Reader;
-use crate::gpus::{Temperature, Watched};
-use crate::http::{self, GpuInfo, Info, Keys, ModelInfo, Probe, Routes, Served, Shared};
+use crate::http::{self, Info, Keys, ModelInfo, Probe, Routes, Served, Shared};
 use crate::jobs::{Jobs, Store, Tools};
 use crate::metrics::Metrics;
-use crate::model::{Accelerator, Card, accelerators, visible};
 use crate::objects::Objects;
 use crate::ollama::{self, OllamaConfig, Timing};
 use crate::pipeline::PipelineConfig;
@@ -51,18 +51,6 @@ struct RoleParts {
     jobs: Option<Jobs>,
 }
 
-/// Which devices are used for what was given.
-struct Devices {
-    /// The GPUs of this process.
-    given: Vec<Gpu>,
-    accelerators: Vec<Accelerator>,
-    info: Vec<GpuInfo>,
-    /// Of each GPU that was given.
-    temperatures: Vec<Temperature>,
-    /// Why not every GPU that was given is used.
-    missing: Option<String>,
-}
-
 /// Loads the model of the role and builds its routes. Blocks: it reads files and may download them.
 pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     crate::tls::install();
@@ -71,13 +59,13 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     let draining = CancellationToken::new();
     let RoleParts { routes, engine, probe, devices, model, jobs } = match args.role {
         Role::DocAnalyzer => {
-            let devices = devices(args);
+            let devices = Devices::of(args);
             let reader = Reader::new(args.reader_program.clone());
             let routes = Routes::analyzing(analyze::router(reader, llm(args, ollama)?));
             RoleParts { routes, engine: None, probe: None, devices, model: None, jobs: None }
         }
         Role::DataFactory | Role::Reranker => {
-            let devices = devices(args);
+            let devices = Devices::of(args);
             gpus::watch(args.nvml_library.clone(), devices.watched(), &metrics)
                 .context("starting the thread that watches the GPUs")?;
             let (served, info) = model::load(args, &devices, &metrics)?;
@@ -105,6 +93,8 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
     let info = Info {
         role: args.role.name(),
         version: env!("CARGO_PKG_VERSION"),
+        sha: None,
+        docker_label: None,
         model,
         device: if names.is_empty() { "cpu".to_owned() } else { names.join(",") },
         accelerated,
@@ -113,13 +103,14 @@ pub fn build(args: &ServeArgs) -> anyhow::Result<Service> {
         analyzer_url: given(args.analyzer_url.as_ref()),
     };
     let shared = Arc::new(Shared { info, not_ready, probe, draining, metrics });
-    let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys(args)?);
+    let (keys, origins) = (keys(args)?, &args.cors_allow_origin);
+    let router = http::with_common_routes(routes, Arc::clone(&shared), args.payload_limit, keys, origins);
     Ok(Service { router, shared, engine, jobs })
 }
 
 /// The model of `args` with its workers, without a server. Blocks: it reads files and may download them.
 pub fn load_model(args: &ServeArgs) -> anyhow::Result<Arc<Served>> {
-    let devices = devices(args);
+    let devices = Devices::of(args);
     if let Some(reason) = &devices.missing {
         tracing::warn!("computing on the CPU although GPUs were given: {reason}");
     }
@@ -228,41 +219,6 @@ fn llm(args: &ServeArgs, ollama: Option<OllamaConfig>) -> anyhow::Result<Option<
     Ok(Some(analyze::Llm::OpenAi(analyze::OpenAiConfig { url: parsed, model, key })))
 }
 
-fn devices(args: &ServeArgs) -> Devices {
-    let given = match &args.gpus {
-        // The analyzer computes nothing.
-        _ if args.role == Role::DocAnalyzer => Vec::new(),
-        Some(Gpus(gpus)) => gpus.clone(),
-        None => (0..)
-            .zip(visible())
-            .map(|(index, Card { uuid, memory_mib })| Gpu { index, uuid, memory_mib })
-            .collect(),
-    };
-    let mut names = gpus::names(&args.nvml_library, &given).into_iter();
-    let (accelerators, missing) = accelerators(given.len());
-    let used = accelerators.len();
-    let info = given.iter().enumerate().map(|(position, gpu)| GpuInfo {
-        index: gpu.index,
-        uuid: gpu.uuid.clone(),
-        name: names.next().flatten(),
-        memory_mib: gpu.memory_mib,
-        // CUDA counts the cards in the order of CUDA_VISIBLE_DEVICES, which is that of the list.
-        used: position < used,
-    });
-    let temperatures = given.iter().map(|_| Temperature::default()).collect();
-    Devices { info: info.collect(), given, accelerators, missing, temperatures }
-}
-
-impl Devices {
-    fn watched(&self) -> Vec<Watched> {
-        let watched = |(gpu, temperature): (&Gpu, &Temperature)| Watched {
-            gpu: gpu.clone(),
-            temperature: temperature.clone(),
-        };
-        self.given.iter().zip(&self.temperatures).map(watched).collect()
-    }
-}
-
 fn model_routes(
     args: &ServeArgs,
     served: &Arc<Served>,
@@ -297,6 +253,7 @@ fn model_routes(
         max_tokens: served.tokenizer.maximum().saturating_sub(prompt_tokens),
         model_name: served.name.clone(),
         model_digest: served.files.weights_digest.clone(),
+        similarity: served.files.similarity,
         reader: Reader::new(args.reader_program.clone()),
         chunker: args.chunker,
         chunk_max_tokens: args.chunk_max_tokens,
@@ -306,7 +263,8 @@ fn model_routes(
         metrics: Arc::clone(metrics),
     };
     let (engine, tokenizer) = (served.engine.clone(), served.tokenizer.clone());
-    let embedder = PipelineEmbedder { engine, tokenizer, prompts: served.files.prompts.clone() };
+    let (prompts, similarity) = (served.files.prompts.clone(), served.files.similarity);
+    let embedder = PipelineEmbedder { engine, tokenizer, prompts, similarity };
     let (config, embedder) = (Arc::new(config), Arc::new(embedder));
     let jobs = jobs(args, &config, &embedder, metrics)?;
     let mut kept = jobs::routes(jobs.as_ref(), draining);

@@ -18,6 +18,7 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+from llama_index.postprocessor.jinaai_rerank import JinaRerank
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from openapi_spec_validator import validate
 
@@ -45,9 +46,15 @@ def with_openai():
     assert answer.usage.total_tokens > len(TEXTS)
     short = client.embeddings.create(model="small", input=TEXTS[0], dimensions=16)
     assert len(short.data[0].embedding) == 16
-    tokens = client.embeddings.create(model="small", input=[[2784, 4003]])
-    words = client.embeddings.create(model="small", input=["red card"])
-    assert len(tokens.data[0].embedding) == len(words.data[0].embedding)
+    ids = [[token["id"] for token in tokens] for tokens in ask(f"{EMBED}/tokenize", TEXTS)]
+    tokens = client.embeddings.create(model="small", input=ids)
+    for one, two in zip(tokens.data, answer.data, strict=True):
+        same(one.embedding, two.embedding)
+    # A flat list is one input.
+    for flat, expected in zip(ids, answer.data, strict=True):
+        for given in [flat], flat:
+            [row] = client.embeddings.create(model="small", input=given).data
+            same(row.embedding, expected.embedding)
     try:
         client.embeddings.create(model="small", input=TEXTS[0], dimensions=100_000)
     except openai.UnprocessableEntityError as error:
@@ -85,6 +92,25 @@ def with_cohere(vectors):
         raise AssertionError("a request without texts was not refused")
 
 
+def with_jina(_):
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in TEXTS]
+    client = JinaRerank(base_url=f"{RERANK}/v1", api_key=KEY, model="small", top_n=len(TEXTS))
+    ranked = client.postprocess_nodes(nodes, query_str=QUERY)
+    # The same model in another dialect.
+    ranks = cohere.ClientV2(api_key=KEY, base_url=RERANK).rerank(model="small", query=QUERY, documents=TEXTS)
+    assert [node.text for node in ranked] == [TEXTS[rank.index] for rank in ranks.results], (ranked, ranks)
+    for node, rank in zip(ranked, ranks.results, strict=True):
+        assert math.isclose(node.score, rank.relevance_score, abs_tol=1e-5), (ranked, ranks)
+    client = JinaRerank(base_url=f"{RERANK}/v1", api_key=KEY, model="small", top_n=2)
+    assert [node.text for node in client.postprocess_nodes(nodes, query_str=QUERY)] == [TEXTS[2], TEXTS[0]]
+    try:
+        JinaRerank(base_url=f"{RERANK}/v1", api_key="wrong").postprocess_nodes(nodes, query_str=QUERY)
+    except RuntimeError as error:
+        assert "API key" in str(error), error
+    else:
+        raise AssertionError("a wrong key was not refused")
+
+
 def with_hub(vectors):
     client = InferenceClient(model=EMBED, token=KEY)
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -100,17 +126,17 @@ def with_hub(vectors):
     same(asyncio.run(one())[0].tolist(), vectors[0])
     # A classifier answers at the root, too; a reranker, whose only label is a label as well, reranks there.
     for url in f"{CLASSIFY}/predict", CLASSIFY, f"{RERANK}/predict":
-        ranked = predict(url, TEXTS[0])
+        ranked = ask(url, TEXTS[0])
         # Of several labels the client keeps the likeliest, as it does with text-embeddings-inference.
         best = InferenceClient(model=url, token=KEY).text_classification(TEXTS[0])
         assert best.label == ranked[0]["label"] and math.isclose(best.score, ranked[0]["score"], abs_tol=1e-5), best
         assert all(best.score >= other["score"] for other in ranked), ranked
 
 
-def predict(url, text):
-    """The labels of a text, asked for without any client."""
+def ask(url, inputs):
+    """The answer for some inputs in the dialect of text-embeddings-inference, without any client."""
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-    request = urllib.request.Request(url, json.dumps({"inputs": text}).encode(), headers)
+    request = urllib.request.Request(url, json.dumps({"inputs": inputs}).encode(), headers)
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
 
@@ -149,8 +175,8 @@ def main():
     vectors = with_openai()
     print("openai")
     for name, check in [
-        ("cohere", with_cohere), ("huggingface_hub", with_hub), ("langchain", with_langchain),
-        ("llama-index", with_llama_index), ("openapi", with_openapi),
+        ("cohere", with_cohere), ("jina", with_jina), ("huggingface_hub", with_hub),
+        ("langchain", with_langchain), ("llama-index", with_llama_index), ("openapi", with_openapi),
     ]:
         check(vectors)
         print(name)

@@ -1,7 +1,8 @@
 //! The small models on a real card, against the same references as on the CPU; and what happens when its memory runs out.
 //!
-//! Compiled with the feature `cuda` alone: `cargo test --package principium-embedder --features cuda --test cuda`, where a card and
-//! NVIDIA's toolkit are (images/README.md). Everything is computed on the first card that CUDA shows.
+//! Run with the feature `cuda` alone: `cargo test --package principium-embedder --features cuda --test cuda`, where a card and
+//! NVIDIA's toolkit are (images/README.md). Without it they are compiled and ignored, so that a change of what they call is seen
+//! everywhere. Everything is computed on the first card that CUDA shows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -121,6 +122,7 @@ fn off(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 #[test]
+#[cfg_attr(not(feature = "cuda"), ignore = "needs a card and the feature `cuda`")]
 fn every_model_computes_in_f32_what_its_reference_does() {
     let _alone = CARD.blocking_lock();
     for name in names() {
@@ -134,6 +136,7 @@ fn every_model_computes_in_f32_what_its_reference_does() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "cuda"), ignore = "needs a card and the feature `cuda`")]
 fn every_model_keeps_its_directions_in_16_bits() {
     let _alone = CARD.blocking_lock();
     for precision in [Precision::F16, Precision::Bf16] {
@@ -151,10 +154,11 @@ fn every_model_keeps_its_directions_in_16_bits() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(feature = "cuda"), ignore = "needs a card and the feature `cuda`")]
 async fn a_server_says_that_it_computes_on_the_card_and_does_with_any_share_of_it() {
     let _alone = CARD.lock().await;
     let model = folder("bert").display().to_string();
-    let card = visible().into_iter().next().unwrap();
+    let card = visible().next().unwrap();
     let text = "the operator moves the workload to the coolest healthy card ".repeat(20);
     for (share, smallest) in [(1024, false), (1, true)] {
         let gpus = json!([{ "index": 0, "uuid": card.uuid, "memoryMiB": share }]).to_string();
@@ -183,12 +187,21 @@ async fn a_server_says_that_it_computes_on_the_card_and_does_with_any_share_of_i
             assert!(cosine >= 0.999, "{cosine} of {}", row["text"]);
         }
     }
+    let other = json!([{ "index": 0, "uuid": "GPU-another", "memoryMiB": 1024 }]).to_string();
+    let server = start(&["--model", &model, "--gpus", &other, "--require-acceleration", "true"]);
+    let says = format!("GPU 0 was given as GPU-another, but CUDA shows {} in its place", card.uuid);
+    server.get("/ready").await.refused(503, "Unhealthy", &says);
+    let info = server.get("/info").await.json();
+    assert_eq!((&info["device"], &info["gpus"][0]["used"]), (&json!("cpu"), &json!(false)), "{info}");
 }
 
-/// A model on the card that keeps how many inputs each batch had, and why it failed where it did.
+/// How many inputs a batch had, and why it failed where it did.
+type Batch = (usize, Option<String>);
+
+/// A model on the card that keeps what became of each batch.
 struct Watched {
     model: Model,
-    batches: Arc<Mutex<Vec<(usize, Option<String>)>>>,
+    batches: Arc<Mutex<Vec<Batch>>>,
 }
 
 impl Replica for Watched {
@@ -224,6 +237,7 @@ fn fill(accelerator: Accelerator) -> Vec<Tensor> {
 }
 
 #[tokio::test]
+#[cfg_attr(not(feature = "cuda"), ignore = "needs a card and the feature `cuda`")]
 async fn a_batch_that_does_not_fit_is_halved_and_goes_on() {
     let _alone = CARD.lock().await;
     let accelerator = card();

@@ -54,28 +54,34 @@ fn names_heat_and_memory_are_those_of_the_given_cards_alone() {
     let labels = format!(r#"{{gpu="6",uuid="{uuid}"}}"#);
     until(&metrics, &format!("principium_embedder_gpu_temperature_celsius{labels} 61\n"), true);
     assert_eq!(temperatures.clone().map(|it| it.get()), [Some(61), None]);
+    // It is read after the temperature.
+    until(&metrics, &format!("principium_embedder_gpu_memory_used_bytes{labels} {}\n", 1000_u64 << 20), true);
     let text = metrics.render().unwrap();
     assert!(
         text.contains(&format!("principium_embedder_gpu_memory_share_bytes{labels} {}\n", 5120_u64 << 20))
     );
-    assert!(text.contains(&format!("principium_embedder_gpu_memory_used_bytes{labels} ")), "{text}");
     assert!(
         text.contains(r#"gpu_memory_share_bytes{gpu="9""#)
             && !text.contains(r#"temperature_celsius{gpu="9""#)
+            && !text.contains(r#"memory_used_bytes{gpu="9""#),
+        "{text}"
     );
     for other in state.gpus.iter().filter(|gpu| gpu.uuid != uuid) {
         assert!(!text.contains(&other.uuid), "a card of somebody else is there:\n{text}");
     }
-    let change = |lost: bool, temperature: u32| {
+    let change = |lost: bool, temperature: u32, used_mib: u64| {
         let changed = update(&path, |state| {
-            (state.gpus[6].lost, state.gpus[6].temperature) = (lost, temperature);
+            let gpu = &mut state.gpus[6];
+            (gpu.lost, gpu.temperature, gpu.memory_used_mib) = (lost, temperature, used_mib);
             Ok(())
         });
         changed.unwrap();
     };
-    change(true, 61);
+    change(true, 61, 1000);
     until(&metrics, &format!("gpu_temperature_celsius{labels}"), false);
+    until(&metrics, &format!("gpu_memory_used_bytes{labels}"), false);
     assert_eq!(temperatures[0].get(), None, "a card that does not answer is not cool");
-    change(false, 40);
+    change(false, 40, 2000);
     until(&metrics, &format!("gpu_temperature_celsius{labels} 40\n"), true);
+    until(&metrics, &format!("gpu_memory_used_bytes{labels} {}\n", 2000_u64 << 20), true);
 }

@@ -44,7 +44,7 @@ class Server:
         with urllib.request.urlopen(f"{url}/openapi.json") as answer:
             self.description = json.load(answer)
         validate(self.description)
-        for path in "/info", "/health", "/ping", "/ready", "/metrics", "/openapi.json", "/docs":
+        for path in "/info", "/health", "/ping", "/ready", "/metrics", "/openapi.json", "/api-doc/openapi.json", "/docs":
             self.get(path)
 
     def get(self, path, **rest):

@@ -11,6 +11,10 @@ const HASHES: usize = 64;
 const ROWS: usize = 4;
 /// Share of common runs from which on documents are near-duplicates.
 const NEAR: f64 = 0.8;
+/// Most documents that are kept of those with an equal band. Others are found by their other bands.
+const MEMBERS: usize = 16;
+/// Most documents that are kept, of about 2 KiB each.
+const MOST: usize = 1 << 16;
 
 /// What is kept of a document to compare it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +47,8 @@ impl Signature {
     }
 }
 
-/// Documents that have been seen.
+/// Documents that have been seen: so many, and of those that have a band in common so many. Further ones are compared with them,
+/// and not kept.
 #[derive(Default)]
 pub struct Seen {
     documents: Vec<(String, Signature)>,
@@ -63,11 +68,27 @@ impl Seen {
             .filter(|(similarity, _)| *similarity >= NEAR)
             .max_by(|one, two| one.0.total_cmp(&two.0).then(two.1.cmp(&one.1)));
         let best = best.map(|(similarity, place)| (self.documents[place].0.clone(), similarity));
-        for band in bands {
-            self.bands.entry(band).or_default().push(self.documents.len());
+        // The first of equal documents stands for all of them.
+        let known = best.as_ref().is_some_and(|(_, similarity)| *similarity >= 1.0);
+        if !known && self.documents.len() < MOST {
+            self.keep(id, signature, bands);
         }
-        self.documents.push((id.to_owned(), signature));
         best
+    }
+
+    fn keep(&mut self, id: &str, signature: Signature, bands: Vec<(usize, u64)>) {
+        let mut found = false;
+        for band in bands {
+            let members = self.bands.entry(band).or_default();
+            if members.len() < MEMBERS {
+                members.push(self.documents.len());
+                found = true;
+            }
+        }
+        // What is in no band is never compared.
+        if found {
+            self.documents.push((id.to_owned(), signature));
+        }
     }
 }
 
@@ -112,5 +133,28 @@ mod tests {
         assert_eq!(add("e", "Short."), None);
         assert_eq!(add("f", "short"), Some(("e".to_owned(), 1.0)));
         assert_eq!(Signature::of(" -- "), None);
+        assert_eq!((seen.documents.len(), seen.bands.len() >= 16), (4, true), "equal ones are kept once");
+    }
+
+    #[test]
+    fn a_chain_of_edits_is_followed_and_what_is_kept_of_many_alike_is_bounded() {
+        let text = |edits: usize| {
+            let word = |place: usize| if place < edits { place + 5000 } else { place };
+            (0..400).map(|place| format!("word{} ", word(place))).collect::<String>()
+        };
+        let mut seen = Seen::default();
+        for edits in (0..400).step_by(5) {
+            let near = seen.add(&edits.to_string(), Signature::of(&text(edits)).unwrap());
+            let last = edits.checked_sub(5).map(|before| before.to_string());
+            assert_eq!(near.is_some(), last.is_some(), "{edits}: {near:?}");
+        }
+        // The first row of the first band is the same in all of them, and the rest of their signatures is not.
+        let mut seen = Seen::default();
+        for number in 0..100 {
+            let mut hashes = [number; HASHES];
+            hashes[..ROWS].fill(7);
+            assert_eq!(seen.add(&number.to_string(), Signature(hashes)), None);
+        }
+        assert_eq!(seen.bands.values().map(Vec::len).max(), Some(MEMBERS));
     }
 }

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// One document.
 #[derive(Default, Deserialize, JsonSchema)]
@@ -46,6 +47,13 @@ struct Several {
     documents: Vec<AnalyzeRequest>,
 }
 
+/// What tells several documents from one; nothing of them is kept.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "that it is there is all")]
+struct Which {
+    documents: IgnoredAny,
+}
+
 /// The documents in a body: JSON, or a form of files.
 ///
 /// # Errors
@@ -55,8 +63,7 @@ pub async fn read(request: Request) -> Result<OneOrMany, ApiError> {
         return read_form(request).await;
     }
     let body = Bytes::from_request(request, &()).await?;
-    let several =
-        serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|body| body.get("documents").is_some());
+    let several = body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<Which>(&body).is_ok();
     match several {
         true => parse::<Several>(Ok(body)).map(|Several { documents }| OneOrMany::Many { documents }),
         false => parse(Ok(body)).map(OneOrMany::One),

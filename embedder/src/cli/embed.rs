@@ -44,7 +44,8 @@ pub async fn embed(args: &EmbedArgs) -> anyhow::Result<()> {
         outputs: args.outputs.clone(),
         query: args.query,
         prompt_name: args.prompt_name.clone(),
-        normalize: !args.no_normalize,
+        // Of the two flags at most one is set: the last.
+        normalize: (args.normalize || args.no_normalize).then_some(args.normalize),
         dimensions: args.dimensions,
     };
     let started = Instant::now();

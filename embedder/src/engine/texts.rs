@@ -1,10 +1,10 @@
-//! The engine as the document pipeline sees it: texts in, normalized vectors out, waiting while the queue is full.
+//! The engine as the document pipeline sees it: texts in, vectors out that can be compared, waiting while the queue is full.
 
 use futures::future::BoxFuture;
 
 use super::Engine;
 use crate::batch::Kind;
-use crate::model::{Input, Output, Prompts, TextTokenizer, Truncation, normalize};
+use crate::model::{Input, Output, Prompts, Similarity, TextTokenizer, Truncation, normalize};
 use crate::pipeline::{EmbedTexts, Embedding, Purpose};
 
 /// Embeds texts with the prompts that the model has for them.
@@ -15,6 +15,8 @@ pub struct PipelineEmbedder {
     pub tokenizer: TextTokenizer,
     /// What the model was trained to see before texts.
     pub prompts: Prompts,
+    /// By what vectors are compared: they keep their length where it counts, and have length 1 elsewhere.
+    pub similarity: Similarity,
 }
 
 impl EmbedTexts for PipelineEmbedder {
@@ -39,7 +41,9 @@ impl EmbedTexts for PipelineEmbedder {
             // A document is a long job: it waits where an interactive client is told to come back.
             let outputs = self.engine.run_patiently(kind, inputs).await.map_err(|error| error.to_string())?;
             let embedding = |((Output { mut vector, .. }, _), tokens)| {
-                normalize(&mut vector);
+                if self.similarity == Similarity::Cosine {
+                    normalize(&mut vector);
+                }
                 Embedding { vector, tokens }
             };
             Ok(outputs.into_iter().zip(tokens).map(embedding).collect())

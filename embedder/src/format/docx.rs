@@ -12,6 +12,8 @@ use zip::result::ZipError;
 
 /// Most bytes that one part of the archive may become.
 const PART: u64 = 128 << 20;
+/// Levels of headings.
+const LEVELS: usize = 9;
 /// Deepest chain of styles that are based on others.
 const STYLES: usize = 16;
 
@@ -105,7 +107,9 @@ fn levels(xml: &str) -> Result<HashMap<String, usize>, ReadError> {
             "style" => id = attribute(element, "styleId").unwrap_or_default(),
             "name" => {
                 let name = value().unwrap_or_default().to_lowercase();
-                let number = name.strip_prefix("heading ").and_then(|number| number.parse().ok());
+                let number = name.strip_prefix("heading ").and_then(|number| number.parse::<usize>().ok());
+                // A word processor has nine of them; what a file may say otherwise is no heading.
+                let number = number.filter(|level| (1..=LEVELS).contains(level));
                 style.level = style.level.or(if name == "title" { Some(1) } else { number });
             }
             "basedOn" => style.based_on = value(),
@@ -127,9 +131,9 @@ fn levels(xml: &str) -> Result<HashMap<String, usize>, ReadError> {
     Ok(styles.keys().filter_map(|id| Some((id.clone(), level(id)?))).collect())
 }
 
-/// Outline levels count from 0; 9 is body text.
+/// Outline levels count from 0; the one after the last is body text.
 fn outline_level(value: Option<String>) -> Option<usize> {
-    value?.parse::<usize>().ok().filter(|level| *level < 9).map(|level| level + 1)
+    value?.parse::<usize>().ok().filter(|level| *level < LEVELS).map(|level| level + 1)
 }
 
 /// The title in the document's properties.

@@ -1,6 +1,11 @@
 //! A text in the making: blocks are added one after another, and headings and pages keep their places.
 
-use super::{Extracted, Format, Heading, Markup, ReadError, check_length};
+use super::{Extracted, Format, Heading, Markup, ReadError, TEXT_LIMIT, check_length, cut_title};
+
+/// Deepest level of a heading, as word processors have them; Markdown has marks for six.
+const LEVELS: usize = 9;
+/// Columns to which the rows of a table are filled up: a wide one would grow with the product of its rows and its columns.
+const COLUMNS: usize = 1000;
 
 /// Text with Markdown's marks that grows block by block.
 #[derive(Default)]
@@ -36,6 +41,7 @@ impl Draft {
         }
         self.block(&format!("{} {title}", "#".repeat(level.clamp(1, 6))), false);
         let start = self.text.len() - title.len() - level.clamp(1, 6) - 1;
+        let (level, title) = (level.clamp(1, LEVELS), cut_title(title));
         self.headings.push(Heading { start, end: usize::MAX, level, title });
     }
 
@@ -58,17 +64,29 @@ impl Draft {
     pub fn table(&mut self, rows: &[Vec<String>]) {
         let width = rows.iter().map(Vec::len).max().unwrap_or_default();
         let filled = |row: &&Vec<String>| row.iter().any(|cell| !cell.trim().is_empty());
-        let mut lines = Vec::new();
-        for row in rows.iter().filter(filled) {
-            let cell = |place: usize| row.get(place).map(|cell| clean(cell)).unwrap_or_default();
-            let cells: Vec<String> = (0..width).map(cell).collect();
+        let mut lines = String::new();
+        for (place, row) in rows.iter().filter(filled).enumerate() {
+            // Enough for `finish` to refuse the document.
+            if self.text.len() + lines.len() > TEXT_LIMIT {
+                break;
+            }
+            if place > 0 {
+                lines.push('\n');
+            }
             // A table of one column is how pages were once laid out.
-            lines.push(if width == 1 { cells.concat() } else { format!("| {} |", cells.join(" | ")) });
-            if lines.len() == 1 && width > 1 {
-                lines.push(format!("|{}", " --- |".repeat(width)));
+            if width == 1 {
+                lines.extend(row.iter().map(|cell| clean(cell)));
+                continue;
+            }
+            lines.push('|');
+            lines.extend(row.iter().map(|cell| format!(" {} |", clean(cell))));
+            let columns = row.len().max(width.min(COLUMNS));
+            lines.push_str(&"  |".repeat(columns - row.len()));
+            if place == 0 {
+                lines.push_str(&format!("\n|{}", " --- |".repeat(columns)));
             }
         }
-        self.block(&lines.join("\n"), false);
+        self.block(&lines, false);
     }
 
     /// Ends it.
@@ -80,7 +98,7 @@ impl Draft {
         if self.new_page {
             self.pages.push(self.text.len());
         }
-        let title = title.map(|title| clean(&title)).filter(|title| !title.is_empty());
+        let title = title.map(|title| cut_title(clean(&title))).filter(|title| !title.is_empty());
         let Self { text, headings, pages, .. } = self;
         Ok(Extracted { format, encoding: None, title, text, markup: Markup::Markdown, headings, pages })
     }
@@ -147,5 +165,38 @@ mod tests {
         );
         assert_eq!(found.heading_path(place("| 1")), ["One", "Two three"]);
         assert_eq!(found.title.as_deref(), Some("A title"));
+    }
+
+    #[test]
+    fn levels_and_titles_of_headings_are_bounded_and_the_text_is_whole() {
+        let mut draft = Draft::default();
+        let long = "ä ".repeat(1000);
+        for level in [0, 9, usize::MAX] {
+            draft.heading(level, &long);
+        }
+        let found = draft.finish(Format::Docx, Some(long.clone())).unwrap();
+        assert_eq!(found.headings.iter().map(|heading| heading.level).collect::<Vec<_>>(), [1, 9, 9]);
+        for heading in &found.headings {
+            assert!(long.starts_with(&heading.title) && (190..=200).contains(&heading.title.len()));
+            assert!(found.text[heading.start..].trim_start_matches('#').starts_with(" ä ä"));
+        }
+        assert!(found.title.is_some_and(|title| title.len() <= 200));
+        assert_eq!(found.text.matches('ä').count(), 3000);
+    }
+
+    #[test]
+    fn a_wide_table_is_filled_up_so_far_and_a_long_one_is_refused_before_it_is_made() {
+        let cells = |count: usize| vec!["a".to_owned(); count];
+        let mut draft = Draft::default();
+        draft.table(&[cells(1), cells(COLUMNS + 5)]);
+        let found = draft.finish(Format::Html, None).unwrap();
+        let columns: Vec<usize> = found.text.lines().map(|line| line.matches('|').count() - 1).collect();
+        assert_eq!(columns, [COLUMNS, COLUMNS, COLUMNS + 5]);
+        let mut rows = vec![cells(COLUMNS)];
+        rows.resize(20_000, cells(1));
+        let mut draft = Draft::default();
+        draft.table(&rows);
+        assert!(draft.text.len() < TEXT_LIMIT + (1 << 20), "{} bytes", draft.text.len());
+        assert!(matches!(draft.finish(Format::Html, None), Err(ReadError::TooLarge { .. })));
     }
 }

@@ -1,6 +1,6 @@
 //! Markdown stays as it is; here its headings are found.
 
-use super::{Extracted, Format, Heading, Markup};
+use super::{Extracted, Format, Heading, Markup, cut_title};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 /// A Markdown text with its headings; the first one of the first level is its title.
@@ -30,7 +30,7 @@ pub fn headings(text: &str) -> Vec<Heading> {
             }
             Event::End(TagEnd::Heading(_)) => {
                 let heading = open.take().map(|mut heading| {
-                    heading.title = heading.title.split_whitespace().collect::<Vec<_>>().join(" ");
+                    heading.title = cut_title(heading.title.split_whitespace().collect::<Vec<_>>().join(" "));
                     heading
                 });
                 found.extend(heading.filter(|heading| !heading.title.is_empty()));
@@ -70,5 +70,15 @@ mod tests {
             let at = text.find(&format!("\n{place}")).map_or(0, |found| found + 1);
             assert_eq!(document.heading_path(at), path, "{place:?}");
         }
+    }
+
+    #[test]
+    fn a_heading_that_is_a_whole_text_has_its_beginning_as_its_title() {
+        let title = "日本 ".repeat(1000);
+        let document = read(format!("# {title}\n\na\n"));
+        for cut in document.heading_path(document.text.len()).iter().chain(&document.title) {
+            assert!(title.starts_with(cut.as_str()) && (190..=200).contains(&cut.len()), "{cut}");
+        }
+        assert_eq!((document.headings.len(), document.title.is_some()), (1, true));
     }
 }

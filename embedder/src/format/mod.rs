@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most text that one document may hold, in bytes.
 const TEXT_LIMIT: usize = 32 << 20;
+/// Longest title of a heading or of a document by itself, in bytes: each chunk below repeats it.
+const TITLE: usize = 200;
 
 /// How a document is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -120,8 +122,32 @@ pub struct Heading {
     pub end: usize,
     /// 1 is the outermost.
     pub level: usize,
-    /// What it says.
+    /// What it says, or the beginning of it.
     pub title: String,
+}
+
+/// The headings above one place after another, for all places in one pass.
+#[derive(Clone, Debug)]
+pub struct HeadingPaths<'a> {
+    /// Those that start later.
+    later: &'a [Heading],
+    /// Those above the last place, the outermost first.
+    above: Vec<&'a Heading>,
+}
+
+impl HeadingPaths<'_> {
+    /// The headings above a place, the outermost first; one that starts there is among them. Places come in their order.
+    pub fn at(&mut self, place: usize) -> Vec<String> {
+        while let Some((heading, later)) = self.later.split_first()
+            && heading.start <= place
+        {
+            self.above.retain(|above| above.level < heading.level);
+            self.above.push(heading);
+            self.later = later;
+        }
+        let above = self.above.iter().filter(|heading| place < heading.end);
+        above.map(|heading| heading.title.clone()).collect()
+    }
 }
 
 impl Extracted {
@@ -140,12 +166,12 @@ impl Extracted {
 
     /// The headings above a place, the outermost first; one that starts there is among them.
     pub fn heading_path(&self, place: usize) -> Vec<String> {
-        let mut path: Vec<&Heading> = Vec::new();
-        for heading in self.headings.iter().take_while(|heading| heading.start <= place) {
-            path.retain(|above| above.level < heading.level);
-            path.push(heading);
-        }
-        path.into_iter().filter(|heading| place < heading.end).map(|heading| heading.title.clone()).collect()
+        self.heading_paths().at(place)
+    }
+
+    /// The headings above places that are asked for in their order.
+    pub fn heading_paths(&self) -> HeadingPaths<'_> {
+        HeadingPaths { later: &self.headings, above: Vec::new() }
     }
 
     /// The page of a place, from 1.
@@ -244,6 +270,15 @@ pub fn read(bytes: &[u8], format: Option<Format>) -> Result<Vec<Result<Record, R
             }
             one(extracted)
         }
+    }
+}
+
+/// A title, or its beginning where it is too long to be one.
+fn cut_title(title: String) -> String {
+    match title.len() > TITLE {
+        // A copy: what is cut off takes no memory.
+        true => title[..title.floor_char_boundary(TITLE)].trim_end().to_owned(),
+        false => title,
     }
 }
 

@@ -64,6 +64,24 @@ fn a_table_and_json_lines_are_read_by_what_they_hold() {
 }
 
 #[test]
+fn a_docx_has_the_levels_of_headings_that_word_processors_have() {
+    let levels = ["0", "2", "9", "10", "1000000000000000", "99999999999999999999"];
+    let (mut styles, mut document) = (String::new(), String::new());
+    for level in levels {
+        styles += &format!(r#"<w:style w:styleId="s{level}"><w:name w:val="heading {level}"/></w:style>"#);
+        document += &format!(r#"<w:p><w:pStyle w:val="s{level}"/><w:t>Level {level}</w:t></w:p>"#);
+    }
+    let found = only(&docx(&[
+        ("word/document.xml", format!("<w:document>{document}</w:document>").as_bytes()),
+        ("word/styles.xml", format!("<w:styles>{styles}</w:styles>").as_bytes()),
+    ]));
+    let headings: Vec<(usize, &str)> =
+        found.headings.iter().map(|it| (it.level, it.title.as_str())).collect();
+    assert_eq!(headings, [(2, "Level 2"), (9, "Level 9")]);
+    assert!(levels.iter().all(|level| found.text.contains(&format!("Level {level}"))), "{}", found.text);
+}
+
+#[test]
 fn what_can_not_be_read_says_why() {
     let bomb = docx(&[("word/document.xml", &vec![b' '; (128 << 20) + 1])]);
     assert!(bomb.len() < 1 << 20);

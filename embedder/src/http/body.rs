@@ -10,6 +10,8 @@ use super::error::ApiError;
 
 /// How much of a wrong value is repeated, in characters.
 const SHOWN: usize = 60;
+/// Largest body of which a wrong value is repeated, in bytes: to look it up takes many times as much memory.
+const REPEATED: usize = 1 << 20;
 
 /// A request's body as JSON, whatever content type it claims.
 pub fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
@@ -21,6 +23,14 @@ pub fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result
 fn explain<T: DeserializeOwned>(body: &[u8], error: &serde_json::Error) -> String {
     let mut deserializer = Deserializer::from_slice(body);
     let found = serde_path_to_error::deserialize::<_, T>(&mut deserializer).err();
+    if body.len() > REPEATED {
+        let path = found.as_ref().map(serde_path_to_error::Error::path);
+        return match path.filter(|path| path.iter().len() > 0) {
+            Some(path) if error.is_data() => format!("{path}: {error}"),
+            None if error.is_data() => format!("the request's body: {error}"),
+            _ => format!("the request's body is not JSON: {error}"),
+        };
+    }
     let value = serde_json::from_slice::<Value>(body).ok();
     match (&found, &value) {
         (Some(found), Some(whole)) if found.path().iter().len() > 0 => {
@@ -64,6 +74,9 @@ mod tests {
     #[test]
     fn a_wrong_body_is_answered_with_the_field_and_its_value() {
         let long = format!(r#"{{"texts":["a"],"count":"{}"}}"#, "x".repeat(500));
+        let large = |rest: &str| format!(r#"{{"texts":["{}"{rest}"#, "x".repeat(REPEATED));
+        let (wrong, missing, broken) =
+            (large(",5]}"), format!("{{}}{}", " ".repeat(REPEATED)), large(",a]}"));
         for (body, expected) in [
             ("nonsense", "the request's body is not JSON: expected ident"),
             ("{}", "the request's body: missing field `texts`"),
@@ -71,6 +84,9 @@ mod tests {
             (r#"{"texts":[],"count":-1}"#, "count is -1: invalid value: integer `-1`"),
             (r#"{"texts":[],"top":1}"#, "top is 1: unknown field `top`, expected `texts` or `count`"),
             (&long, "xxx…: invalid type"),
+            (&wrong, "texts[1]: invalid type: integer `5`, expected a string"),
+            (&missing, "the request's body: missing field `texts`"),
+            (&broken, "the request's body is not JSON: expected value"),
         ] {
             let answer = parse::<Body>(Ok(Bytes::copy_from_slice(body.as_bytes()))).unwrap_err();
             assert!(answer.to_string().contains(expected), "{body}: {answer}");

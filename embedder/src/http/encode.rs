@@ -31,9 +31,9 @@ pub(super) struct EncodeRequest {
     truncation_direction: Option<Direction>,
     /// A prompt of the model's files that is put before each input.
     prompt_name: Option<String>,
-    /// Whether dense vectors have length one.
-    #[serde(default = "inputs::yes", deserialize_with = "inputs::flag::<_, true>")]
-    normalize: bool,
+    /// Whether dense vectors have length one, or the one that the pooling and the dense layers give them; as the model's files
+    /// say where nothing is said.
+    normalize: Option<bool>,
     /// How many of the first dimensions of dense vectors are kept.
     #[schemars(range(min = 1))]
     dimensions: Option<usize>,
@@ -142,8 +142,8 @@ pub struct EncodeOptions {
     pub query: bool,
     /// A prompt of the model's files.
     pub prompt_name: Option<String>,
-    /// Whether dense vectors have length one.
-    pub normalize: bool,
+    /// Whether dense vectors have length one; as the model's files say for `None`.
+    pub normalize: Option<bool>,
     /// How many of the first dimensions of dense vectors are kept.
     pub dimensions: Option<usize>,
 }
@@ -173,7 +173,7 @@ struct Forms {
     side: Side,
     truncation: Truncation,
     prompt_name: Option<String>,
-    normalize: bool,
+    normalize: Option<bool>,
     dimensions: Option<usize>,
 }
 
@@ -215,10 +215,12 @@ impl Forms {
         let multi =
             output.multi.into_iter().zip(ids).filter(|(_, id)| counts(**id)).map(|(vector, _)| vector);
         let (indices, values) = output.sparse.into_iter().unzip();
+        let as_trained = || model.files.heads.dense.as_ref().is_none_or(|head| head.normalized);
+        let normalize = self.normalize.unwrap_or_else(as_trained);
         Encoded {
             multi_vector: self.wants.multi.then(|| multi.collect()),
             sparse: self.wants.sparse.then_some(Sparse { indices, values }),
-            dense: self.wants.vector.then(|| inputs::finish(output.vector, self.dimensions, self.normalize)),
+            dense: self.wants.vector.then(|| inputs::finish(output.vector, self.dimensions, normalize)),
         }
     }
 }

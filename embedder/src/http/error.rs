@@ -1,4 +1,5 @@
-//! Refusals: one type inside, four dialects outside. The status codes are those of text-embeddings-inference.
+//! Refusals: one type inside, four dialects outside. The status codes are those of text-embeddings-inference in all of them. But
+//! the name of a prompt that is not there is a wrong field as any other, 422, where it says 413.
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
@@ -68,6 +69,11 @@ impl ApiError {
 
     /// An answer beyond the limit: 413.
     pub fn answer_too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Validation", message)
+    }
+
+    /// An input that is too long and must not be cut: 413.
+    pub fn too_long(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Validation", message)
     }
 
@@ -159,14 +165,12 @@ impl From<EngineError> for ApiError {
 
 impl From<TokenizeError> for ApiError {
     fn from(error: TokenizeError) -> Self {
-        let kind = match error {
-            TokenizeError::TooLong { .. }
-            | TokenizeError::FarTooLong { .. }
-            | TokenizeError::NoTokens
-            | TokenizeError::UnknownId { .. } => "Validation",
-            TokenizeError::Tokenizer(_) => "Tokenizer",
-        };
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, error.to_string())
+        let message = error.to_string();
+        match error {
+            TokenizeError::TooLong { .. } | TokenizeError::FarTooLong { .. } => Self::too_long(message),
+            TokenizeError::NoTokens | TokenizeError::UnknownId { .. } => Self::validation(message),
+            TokenizeError::Tokenizer(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Tokenizer", message),
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl OneInput {
     pub(super) fn into_text(self, tokenizer: &TextTokenizer) -> Result<String, ApiError> {
         match self {
             Self::Text(text) => Ok(text),
-            Self::Ids(ids) => Ok(tokenizer.decode(&ids, true)?),
+            Self::Ids(ids) => Ok(tokenizer.decode_input(&ids)?),
         }
     }
 }
@@ -257,7 +257,7 @@ pub(super) async fn excerpts(
     let cut = move |text: String| match model::excerpt(&tokenizer, &text, most, truncation) {
         Ok(part) => Ok(part.to_owned()),
         // It is the request that takes no more, and not the model.
-        Err(TokenizeError::TooLong { .. } | TokenizeError::FarTooLong { .. }) => Err(ApiError::validation(
+        Err(TokenizeError::TooLong { .. } | TokenizeError::FarTooLong { .. }) => Err(ApiError::too_long(
             format!("an input has more tokens than {field}, which is {most}: shorten it or set `truncate`"),
         )),
         Err(error) => Err(error.into()),

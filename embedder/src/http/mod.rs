@@ -4,6 +4,7 @@
 mod access;
 mod body;
 mod cohere;
+mod cors;
 mod cost;
 mod embed;
 mod encode;
@@ -33,6 +34,7 @@ use tracing::Instrument as _;
 
 pub use access::Keys;
 pub use body::parse;
+pub use cors::Origins;
 pub use encode::{EncodeOptions, Encoded, encode_texts};
 pub use error::{ApiError, Dialect, answer};
 pub use rerank::score_texts;
@@ -162,11 +164,19 @@ impl Routes {
     }
 }
 
-/// Adds to a role's routes what every role has: status, metrics, limits, keys, answers to what is not there.
-pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: usize, keys: Keys) -> Router {
+/// Adds to a role's routes what every role has: status, metrics, limits, keys, answers to what is not there and to browsers.
+/// `payload_limit` is in bytes.
+pub fn with_common_routes(
+    routes: Routes,
+    shared: Arc<Shared>,
+    payload_limit: usize,
+    keys: Keys,
+    origins: &Origins,
+) -> Router {
     let root = if routes.page.is_some() { PAGE } else { ROOT_HEALTH };
     let open: Vec<&Operation> = COMMON.iter().chain(root).collect();
     let document = Arc::new(openapi::document(&routes.operations, &open, !keys.is_empty()));
+    let description = async move || Json((*document).clone());
     let health = Router::new().route("/", get(status::health)).with_state(Arc::clone(&shared));
     let common = Router::new()
         .route("/info", get(status::info))
@@ -174,18 +184,24 @@ pub fn with_common_routes(routes: Routes, shared: Arc<Shared>, payload_limit: us
         .route("/ping", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
-        .route("/openapi.json", get(async move || Json((*document).clone())))
+        .route("/openapi.json", get(description.clone()))
+        .route("/api-doc/openapi.json", get(description))
         .route("/docs", get(async || Html(openapi::PAGE)))
         .with_state(Arc::clone(&shared));
-    routes
+    let router = routes
         .router
         .layer(DefaultBodyLimit::max(payload_limit))
         .route_layer(middleware::from_fn_with_state(Arc::new(keys), access::guard))
         .merge(common)
         .merge(routes.page.unwrap_or(health))
         .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(shared, measure))
+        .method_not_allowed_fallback(no_method);
+    // Around keys, which a browser's first question comes without, and inside of what counts.
+    let router = match origins.layer() {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    router.layer(middleware::from_fn_with_state(shared, measure))
 }
 
 /// Counts and names every request.
@@ -195,9 +211,10 @@ async fn measure(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let route = operations::known(matched).unwrap_or("other");
     let id = access::id_of(request.headers());
     let headers = request.headers().clone();
-    // Nobody asks for a computation with GET at the root.
-    let probed =
-        COMMON.iter().any(|it| it.path == route) || (route == "/" && request.method() == Method::GET);
+    // Nobody asks for a computation with GET at the root, nor a browser that asks whether it may.
+    let probed = COMMON.iter().any(|it| it.path == route)
+        || (route == "/" && request.method() == Method::GET)
+        || request.method() == Method::OPTIONS;
     let span = tracing::info_span!("request", id, route, trace = trace::id_of(&headers));
     let answer = cost::told(shared.info.compute_type(), room::bounded(next.run(request)));
     let mut response = trace::within(&headers, answer).instrument(span.clone()).await;

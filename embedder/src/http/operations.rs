@@ -385,12 +385,8 @@ pub(super) const COMMON: &[Operation] = &[
         refusals: &[424],
         ..GET
     },
-    Operation {
-        path: "/openapi.json",
-        summary: "This description",
-        response: Some((JSON, openapi::description)),
-        ..GET
-    },
+    DESCRIPTION,
+    Operation { path: "/api-doc/openapi.json", summary: "The same as /openapi.json", ..DESCRIPTION },
     Operation {
         path: "/docs",
         summary: "This description as a page",
@@ -399,6 +395,12 @@ pub(super) const COMMON: &[Operation] = &[
     },
 ];
 
+const DESCRIPTION: Operation = Operation {
+    path: "/openapi.json",
+    summary: "This description",
+    response: Some((JSON, openapi::description)),
+    ..GET
+};
 const SAME_AS_HEALTH: &str = "The same as /health";
 /// Beside [`COMMON`] where no page is there: text-embeddings-inference is asked for its health at its root as well.
 pub(super) const ROOT_HEALTH: &[Operation] = &[Operation { path: "/", summary: SAME_AS_HEALTH, ..HEALTH }];

@@ -20,6 +20,10 @@ pub struct Info {
     pub role: &'static str,
     /// Version of this program.
     pub version: &'static str,
+    /// Commit of this program; null, for `version` names the release.
+    pub sha: Option<&'static str>,
+    /// Label of the image; null: a program does not know in which image it is.
+    pub docker_label: Option<&'static str>,
     /// What is known about the model; absent in the doc-analyzer.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelInfo>,

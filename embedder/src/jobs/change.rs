@@ -6,7 +6,7 @@
 
 use super::corpus::{CHUNKS, CORPORA, CorpusRecord, DOCUMENTS, DocumentRecord, FILES, FileRecord, Place};
 use super::kept::KeptChunk;
-use super::outbox::{FORMER, OUTBOX, key_of};
+use super::outbox::{FORMER, OUTBOX, Task, key_of};
 use super::owner::Owner;
 use super::record::JobRecord;
 use super::store::{Store, StoreError, decode, encode, put_job};
@@ -60,6 +60,7 @@ impl Store {
             let mut tables = Tables {
                 corpus,
                 delivers: record.sink.as_ref().is_some_and(SinkSpec::takes_chunks),
+                generation: record.generation + 1,
                 chunks: transaction.open_table(CHUNKS)?,
                 documents: transaction.open_table(DOCUMENTS)?,
                 outbox: transaction.open_table(OUTBOX)?,
@@ -184,9 +185,11 @@ struct Tables<'a, 't> {
     corpus: &'a str,
     /// Whether the sink is to hear of every chunk.
     delivers: bool,
+    /// That of the corpus once it has changed.
+    generation: u64,
     chunks: redb::Table<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
     documents: redb::Table<'t, (&'static str, &'static str), &'static [u8]>,
-    outbox: redb::Table<'t, (&'static str, &'static str, &'static str), bool>,
+    outbox: redb::Table<'t, (&'static str, &'static str, &'static str), Task>,
     former: redb::Table<'t, (&'static str, &'static str, &'static str, &'static str), ()>,
     /// Those that took chunk by chunk before.
     former_sinks: Vec<String>,
@@ -218,7 +221,32 @@ impl Tables<'_, '_> {
         record.chunks += new.map_or(0, |new| new.chunks.len() as u64);
         record.chunks -= old.as_ref().map_or(0, |old| old.chunks.len() as u64);
         let wanted: HashSet<&str> = new.iter().flat_map(|new| &new.chunks).map(|it| it.id.as_str()).collect();
-        // Those of a version that was never whole are among them.
+        // Chunks of a document that goes are left to the sweep at the job's end: the job may be about to bring the document back
+        // from another file, with chunks that it has found here and does not make again.
+        if new.is_some() {
+            self.remove_surplus(id, &wanted)?;
+        }
+        if let Some(old) = &old {
+            for place in old.chunks.iter().filter(|place| !wanted.contains(place.id.as_str())) {
+                if self.delivers {
+                    self.outbox.insert((corpus, id, place.id.as_str()), (false, self.generation))?;
+                }
+                for sink in &self.former_sinks {
+                    self.former.insert((corpus, sink.as_str(), id, place.id.as_str()), ())?;
+                }
+            }
+        }
+        if let Some(new) = new.filter(|_| self.delivers) {
+            for id_of_changed in changed(old.as_ref(), new) {
+                self.outbox.insert((corpus, id, id_of_changed), (true, self.generation))?;
+            }
+        }
+        Ok(old)
+    }
+
+    /// Removes the chunks of a document that it does not want, those of a version that was never whole among them.
+    fn remove_surplus(&mut self, id: &str, wanted: &HashSet<&str>) -> Result<(), redb::Error> {
+        let corpus = self.corpus;
         let surplus: Vec<String> = self
             .chunks
             .range((corpus, id, "")..)?
@@ -234,22 +262,7 @@ impl Tables<'_, '_> {
         for chunk in &surplus {
             self.chunks.remove((corpus, id, chunk.as_str()))?;
         }
-        if let Some(old) = &old {
-            for place in old.chunks.iter().filter(|place| !wanted.contains(place.id.as_str())) {
-                if self.delivers {
-                    self.outbox.insert((corpus, id, place.id.as_str()), false)?;
-                }
-                for sink in &self.former_sinks {
-                    self.former.insert((corpus, sink.as_str(), id, place.id.as_str()), ())?;
-                }
-            }
-        }
-        if let Some(new) = new.filter(|_| self.delivers) {
-            for id_of_changed in changed(old.as_ref(), new) {
-                self.outbox.insert((corpus, id, id_of_changed), true)?;
-            }
-        }
-        Ok(old)
+        Ok(())
     }
 }
 

@@ -213,8 +213,8 @@ impl Store {
 }
 
 impl Store {
-    /// Removes what was made for documents that are not there: those of a job that was interrupted, whose file did not come
-    /// again. Gives their number.
+    /// Removes what was made for documents that are not there: those that were taken out, and those of a job that was interrupted,
+    /// whose file did not come again. Gives the number of chunks.
     pub fn sweep(&self, corpus: &str) -> Result<usize, StoreError> {
         let orphans = self.read(|transaction| {
             let (documents, chunks) = (transaction.open_table(DOCUMENTS)?, transaction.open_table(CHUNKS)?);

@@ -1,15 +1,20 @@
 //! From the store to the sink: chunk by chunk while the job runs, or a whole file at its end.
 
+use super::outbox::Portion;
 use super::record::JobRecord;
 use super::run::{Shared, Stop};
 use super::store::{Store, StoreError};
 use crate::sinks::{Chunk, ChunkSink, SinkError, SinkSpec, Snapshot};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Chunks in one request to a sink.
+/// Entries of the outbox that one request to a sink is made of.
 const BATCH: usize = 256;
+/// Bytes of the chunks in one request, as JSON. Qdrant takes requests of 32 MiB unless it is set otherwise, and in those vectors
+/// are about twice as long.
+const BATCH_BYTES: usize = 8 << 20;
 /// First wait after a sink has failed; doubled up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait.
@@ -25,16 +30,23 @@ pub(super) struct Deliverer {
     corpus: String,
     spec: Option<SinkSpec>,
     sink: Option<ChunkSink>,
+    /// What is read of the outbox next.
+    portion: Portion,
+    /// Why the sink has refused a chunk that came alone.
+    refusal: Option<String>,
 }
 
 impl Deliverer {
     pub fn new(shared: Arc<Shared>, corpus: String, spec: Option<SinkSpec>) -> Result<Self, Stop> {
-        let sink = spec.as_ref().map(|spec| ChunkSink::new(spec, &shared.tools.servers)).transpose();
+        let (servers, similarity) = (&shared.tools.servers, shared.tools.config.similarity);
+        let sink = spec.as_ref().map(|spec| ChunkSink::new(spec, servers, similarity)).transpose();
         let sink = sink.map_err(|error| Stop::Failed(error.to_string()))?.flatten();
-        Ok(Self { shared, corpus, spec, sink })
+        let portion = Portion { entries: BATCH, bytes: BATCH_BYTES, refused: HashSet::new() };
+        Ok(Self { shared, corpus, spec, sink, portion, refusal: None })
     }
 
-    /// Delivers while some work goes on, and what is left when it has ended. A sink that fails ends the work.
+    /// Delivers while some work goes on, and what is left when it has ended. A sink that fails ends the work; one that only finds a
+    /// chunk too large does not, so that a job can take that chunk out of the corpus.
     pub async fn deliver_while(&mut self, work: impl Future<Output = Result<(), Stop>>) -> Result<(), Stop> {
         let shared = self.shared.clone();
         let finished = AtomicBool::new(false);
@@ -47,9 +59,14 @@ impl Deliverer {
         let delivering = async {
             loop {
                 let last = finished.load(Ordering::Acquire);
+                if last {
+                    // What was too large may be gone by now.
+                    self.portion.refused.clear();
+                    self.refusal = None;
+                }
                 self.deliver().await?;
                 if last {
-                    return Ok::<(), Stop>(());
+                    return self.refusal.take().map_or(Ok(()), |message| Err(Stop::Failed(message)));
                 }
                 // Everything is delivered: something must be kept before there is more to do.
                 shared.kept.notified().await;
@@ -62,22 +79,44 @@ impl Deliverer {
         }
     }
 
-    /// Delivers everything that the sink has yet to hear.
+    /// Delivers everything that the sink has yet to hear, but for chunks that are too large for it.
     async fn deliver(&mut self) -> Result<(), Stop> {
         let (Some(sink), Some(spec)) = (&mut self.sink, &self.spec) else { return Ok(()) };
+        self.portion.entries = BATCH;
         loop {
-            let corpus = self.corpus.clone();
+            let (corpus, portion) = (self.corpus.clone(), self.portion.clone());
             let store = &self.shared.tools.store;
-            let delivery = store.blocking(move |store| store.undelivered(&corpus, BATCH)).await?;
+            let delivery = store.blocking(move |store| store.undelivered(&corpus, &portion)).await?;
             if delivery.is_empty() {
                 return Ok(());
             }
             let deletes: Vec<String> = delivery.deletes.iter().map(|(_, id)| id.clone()).collect();
             let mut patience = Patience::new(&self.shared, spec);
-            while let Err(error) = send(sink, &self.corpus, &delivery.upserts, &deletes).await {
-                patience.after(error).await?;
-            }
+            let too_large = loop {
+                match send(sink, &self.corpus, &delivery.upserts, &deletes).await {
+                    Ok(()) => break None,
+                    Err(SinkError::TooLarge(message)) => break Some(message),
+                    Err(error) => patience.after(error).await?,
+                }
+            };
             patience.end();
+            if let Some(message) = too_large {
+                self.shared.tools.metrics.jobs.sink_failed(spec.name());
+                if let [(document, id, _)] = delivery.done.as_slice() {
+                    let sink = spec.name();
+                    self.refusal = Some(format!(
+                        "the sink {sink}: chunk {id} of document {document:?} is too large: {message}; the other chunks are \
+                         delivered: process the document with less metadata, or delete it"
+                    ));
+                    self.portion.refused.extend(delivery.done);
+                    self.portion.entries = BATCH;
+                } else {
+                    self.portion.entries = delivery.done.len() / 2;
+                }
+                continue;
+            }
+            // Growing by one meets few chunks that are too large once more.
+            self.portion.entries = (self.portion.entries + 1).min(BATCH);
             let (upserts, deletes) = (delivery.upserts.len() as u64, deletes.len() as u64);
             let change = move |record: &mut JobRecord| {
                 record.progress.sink_upserts += upserts;
@@ -156,7 +195,9 @@ impl<'a> Patience<'a> {
         let kept = "what was made is kept, and the next job of the corpus delivers it";
         let sink = self.sink;
         match error {
-            SinkError::Lasting(message) => Err(Stop::Failed(format!("the sink {sink}: {message}; {kept}"))),
+            SinkError::Lasting(message) | SinkError::TooLarge(message) => {
+                Err(Stop::Failed(format!("the sink {sink}: {message}; {kept}")))
+            }
             SinkError::Passing(message) if self.failures == ATTEMPTS => Err(Stop::Failed(format!(
                 "the sink {sink} failed {ATTEMPTS} times in a row: {message}; {kept}"
             ))),
@@ -186,7 +227,10 @@ impl<'a> Patience<'a> {
 
 /// Writes all chunks of a corpus, by document and place.
 fn write_corpus(store: &Store, corpus: &str, mut snapshot: Snapshot) -> Result<(Snapshot, u64), SinkError> {
-    let failed = |error: StoreError| SinkError::Passing(error.to_string());
+    let failed = |error: StoreError| match error {
+        StoreError::Damaged { .. } => SinkError::Lasting(error.to_string()),
+        _ => SinkError::Passing(error.to_string()),
+    };
     let (mut after, mut count) = (None, 0);
     loop {
         let mut page = store.document_ids(corpus, after.as_deref(), PAGE).map_err(failed)?;

@@ -7,11 +7,21 @@ use super::kept::KeptChunk;
 use super::record::JobRecord;
 use super::store::{Store, StoreError, decode, encode, put_job};
 use crate::sinks::{Chunk, SinkSpec};
-use redb::{ReadableTable, TableDefinition};
-use std::collections::HashMap;
+use redb::{ReadOnlyTable, ReadableTable, TableDefinition, WriteTransaction};
+use std::collections::{HashMap, HashSet};
 
-/// Chunks that the sink has yet to take (`true`) or to remove, by corpus, document and chunk.
-pub(super) const OUTBOX: TableDefinition<'_, (&str, &str, &str), bool> = TableDefinition::new("outbox");
+/// What a sink has yet to do with a chunk: to take it (`true`) or to remove it, and since which generation of the corpus. By that
+/// a task is known from the one before it over the same chunk.
+pub(super) type Task = (bool, u64);
+
+/// An entry: document, chunk, and what the sink has to do with it.
+pub(super) type Entry = (String, String, Task);
+
+/// What the sink has yet to do, by corpus, document and chunk.
+pub(super) const OUTBOX: TableDefinition<'_, (&str, &str, &str), Task> = TableDefinition::new("deliveries");
+
+/// The outbox of the first format of the store, which does not know since when.
+const FIRST_OUTBOX: TableDefinition<'_, (&str, &str, &str), bool> = TableDefinition::new("outbox");
 
 /// Chunks that a former sink has and is to remove should it become the sink again: by corpus, sink, document and chunk.
 pub(super) const FORMER: TableDefinition<'_, (&str, &str, &str, &str), ()> =
@@ -25,7 +35,18 @@ pub struct Delivery {
     /// Chunks to remove, with the ids of their documents and their own.
     pub deletes: Vec<(String, String)>,
     /// What is done once the sink has taken all of this.
-    done: Vec<(String, String, bool)>,
+    pub(super) done: Vec<Entry>,
+}
+
+/// How much of the outbox is read at once.
+#[derive(Clone, Debug)]
+pub struct Portion {
+    /// Most entries.
+    pub entries: usize,
+    /// Most bytes of the chunks to take, as JSON. One chunk is read, however large it is.
+    pub bytes: usize,
+    /// What the sink has refused: these are passed over.
+    pub refused: HashSet<Entry>,
 }
 
 impl Delivery {
@@ -52,9 +73,9 @@ impl Store {
             let mut outbox = transaction.open_table(OUTBOX)?;
             let mut former = transaction.open_table(FORMER)?;
             let left = left.as_ref().map(key_of).transpose()?;
-            for (document, id, upsert) in entries(&outbox, corpus)? {
+            for (document, id, task) in entries(&outbox, corpus)? {
                 outbox.remove((corpus, document.as_str(), id.as_str()))?;
-                if let (Some(left), false) = (&left, upsert) {
+                if let (Some(left), (false, _)) = (&left, task) {
                     former.insert((corpus, left.as_str(), document.as_str(), id.as_str()), ())?;
                 }
             }
@@ -67,7 +88,7 @@ impl Store {
                 }
                 let found: DocumentRecord = decode(value.value())?;
                 for place in &found.chunks {
-                    outbox.insert((corpus, document, place.id.as_str()), true)?;
+                    outbox.insert((corpus, document, place.id.as_str()), (true, record.generation))?;
                 }
             }
             let own = key_of(sink)?;
@@ -76,43 +97,45 @@ impl Store {
                 let key = (corpus, document.as_str(), id.as_str());
                 // What came back meanwhile is among those to take.
                 if outbox.get(key)?.is_none() {
-                    outbox.insert(key, false)?;
+                    outbox.insert(key, (false, record.generation))?;
                 }
             }
             Ok(())
         })
     }
 
-    /// What the sink of a corpus has yet to do, up to `limit` chunks.
-    pub fn undelivered(&self, corpus: &str, limit: usize) -> Result<Delivery, StoreError> {
+    /// What the sink of a corpus has yet to do, up to a portion.
+    pub fn undelivered(&self, corpus: &str, portion: &Portion) -> Result<Delivery, StoreError> {
         self.read(|transaction| {
-            let documents = transaction.open_table(DOCUMENTS)?;
-            let chunks = transaction.open_table(CHUNKS)?;
+            let mut reader = Reader {
+                corpus,
+                documents: transaction.open_table(DOCUMENTS)?,
+                chunks: transaction.open_table(CHUNKS)?,
+                current: None,
+            };
             let mut delivery = Delivery::default();
-            let mut current: Option<(String, DocumentRecord, HashMap<String, usize>)> = None;
-            for entry in transaction.open_table(OUTBOX)?.range((corpus, "", "")..)?.take(limit) {
+            let mut bytes = 0;
+            for entry in transaction.open_table(OUTBOX)?.range((corpus, "", "")..)? {
                 let (key, value) = entry?;
                 let (in_corpus, document, id) = key.value();
-                if in_corpus != corpus {
+                if in_corpus != corpus || delivery.done.len() == portion.entries {
                     break;
                 }
-                delivery.done.push((document.to_owned(), id.to_owned(), value.value()));
-                if !value.value() {
-                    delivery.deletes.push((document.to_owned(), id.to_owned()));
+                let entry = (document.to_owned(), id.to_owned(), value.value());
+                if portion.refused.contains(&entry) {
                     continue;
                 }
-                if current.as_ref().is_none_or(|(known, ..)| known != document) {
-                    let Some(found) = documents.get((corpus, document))? else { continue };
-                    let record: DocumentRecord = decode(found.value())?;
-                    let places = record.chunks.iter().enumerate();
-                    let places = places.map(|(index, place)| (place.id.clone(), index)).collect();
-                    current = Some((document.to_owned(), record, places));
+                let (upsert, _) = value.value();
+                if !upsert {
+                    delivery.deletes.push((document.to_owned(), id.to_owned()));
+                } else if let Some(chunk) = reader.chunk(document, id)? {
+                    bytes += size(&chunk);
+                    if bytes > portion.bytes && !delivery.upserts.is_empty() {
+                        break;
+                    }
+                    delivery.upserts.push(chunk);
                 }
-                let Some((_, record, places)) = &current else { continue };
-                let Some(index) = places.get(id) else { continue };
-                let kept = chunks.get((corpus, document, id))?.ok_or_else(|| lost(corpus, document, id))?;
-                let kept = KeptChunk::decode(kept.value())?;
-                delivery.upserts.push(kept.in_document(corpus, document, record, *index));
+                delivery.done.push(entry);
             }
             Ok(delivery)
         })
@@ -122,10 +145,10 @@ impl Store {
     pub fn delivered(&self, job: &JobRecord, delivery: &Delivery) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut outbox = transaction.open_table(OUTBOX)?;
-            for (document, id, upsert) in &delivery.done {
+            for (document, id, task) in &delivery.done {
                 let key = (job.corpus.as_str(), document.as_str(), id.as_str());
-                // What has changed its mind meanwhile is still to be done.
-                if outbox.get(key)?.is_some_and(|now| now.value() == *upsert) {
+                // What has changed meanwhile is still to be done, be it to take the chunk once more.
+                if outbox.get(key)?.is_some_and(|now| now.value() == *task) {
                     outbox.remove(key)?;
                 }
             }
@@ -135,15 +158,61 @@ impl Store {
     }
 }
 
+/// Takes over what a store of the first format has in its outbox.
+pub(super) fn adopt(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    let first = transaction.open_table(FIRST_OUTBOX)?;
+    let mut outbox = transaction.open_table(OUTBOX)?;
+    for entry in first.iter()? {
+        let (key, upsert) = entry?;
+        // Every change has a generation after this one.
+        outbox.insert(key.value(), (upsert.value(), 0_u64))?;
+    }
+    transaction.delete_table(first)?;
+    Ok(())
+}
+
+/// Reads chunks as a sink gets them.
+struct Reader<'a> {
+    corpus: &'a str,
+    documents: ReadOnlyTable<(&'static str, &'static str), &'static [u8]>,
+    chunks: ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>,
+    /// The document that was read last, with its id and the places of its chunks.
+    current: Option<(String, DocumentRecord, HashMap<String, usize>)>,
+}
+
+impl Reader<'_> {
+    /// A chunk of a document; `None` where the document does not have it any more.
+    fn chunk(&mut self, document: &str, id: &str) -> Result<Option<Chunk>, redb::Error> {
+        let corpus = self.corpus;
+        if self.current.as_ref().is_none_or(|(known, ..)| known != document) {
+            let Some(found) = self.documents.get((corpus, document))? else { return Ok(None) };
+            let record: DocumentRecord = decode(found.value())?;
+            let places = record.chunks.iter().enumerate();
+            let places = places.map(|(index, place)| (place.id.clone(), index)).collect();
+            self.current = Some((document.to_owned(), record, places));
+        }
+        let Some((_, record, places)) = &self.current else { return Ok(None) };
+        let Some(index) = places.get(id) else { return Ok(None) };
+        let kept = self.chunks.get((corpus, document, id))?.ok_or_else(|| lost(corpus, document, id))?;
+        Ok(Some(KeptChunk::decode(kept.value())?.in_document(corpus, document, record, *index)))
+    }
+}
+
+/// Bytes of a chunk as JSON.
+fn size(chunk: &Chunk) -> usize {
+    // Chunks always serialize: their maps have strings for keys.
+    serde_json::to_vec(chunk).unwrap_or_default().len()
+}
+
 /// A sink as a part of a key.
 pub(super) fn key_of(sink: &SinkSpec) -> Result<String, redb::Error> {
     serde_json::to_string(sink).map_err(|error| redb::Error::Corrupted(format!("a sink: {error}")))
 }
 
 fn entries(
-    table: &impl ReadableTable<(&'static str, &'static str, &'static str), bool>,
+    table: &impl ReadableTable<(&'static str, &'static str, &'static str), Task>,
     corpus: &str,
-) -> Result<Vec<(String, String, bool)>, redb::Error> {
+) -> Result<Vec<Entry>, redb::Error> {
     let mut found = Vec::new();
     for entry in table.range((corpus, "", "")..)? {
         let (key, value) = entry?;

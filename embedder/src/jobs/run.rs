@@ -151,6 +151,8 @@ pub(super) async fn run(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stor
         Ok(()) => (State::Succeeded, None),
         Err(Stop::Cancelled) => (State::Cancelled, None),
         Err(Stop::Failed(error)) => (State::Failed, Some(error)),
+        // What is damaged is so however often the job is begun again, and the jobs behind it may do without it.
+        Err(Stop::Store(error @ StoreError::Damaged { .. })) => (State::Failed, Some(error.to_string())),
         Err(Stop::Store(error)) => {
             let message = error.to_string();
             live.note(|record| record.error = Some(message));
@@ -210,6 +212,7 @@ async fn work(tools: &Arc<Tools>, live: &Arc<Live>) -> Result<(), Stop> {
         documents_total: 0,
         settings,
         made: Arc::new(Known { store: tools.store.clone(), corpus: spec.corpus.clone() }),
+        describe: false,
     };
     let feeder = Arc::new(Feeder::new(shared.clone(), spec.clone(), settings));
     let mut deliverer = Deliverer::new(shared.clone(), spec.corpus.clone(), sink)?;

@@ -15,7 +15,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 /// Name of the database's file in the data folder.
 const FILE: &str = "jobs.redb";
 /// Changes with what is kept, so that an older program does not misread a newer file.
-const SCHEMA: &str = "1";
+const SCHEMA: &str = "2";
+/// The format before it, which is taken over.
+const FIRST_SCHEMA: &str = "1";
 /// Jobs that have ended are forgotten, the oldest first, once there are more than this.
 const ENDED_JOBS_KEPT: usize = 1000;
 
@@ -106,10 +108,10 @@ impl Store {
             {
                 let mut meta = transaction.open_table(META)?;
                 let found = meta.get("schema")?.map(|value| value.value().to_owned());
-                match found {
-                    Some(found) if found != SCHEMA => return Ok(Some(found)),
-                    Some(_) => {}
-                    None => drop(meta.insert("schema", SCHEMA)?),
+                match found.as_deref() {
+                    Some(SCHEMA) => {}
+                    None | Some(FIRST_SCHEMA) => drop(meta.insert("schema", SCHEMA)?),
+                    Some(newer) => return Ok(Some(newer.to_owned())),
                 }
                 transaction.open_table(JOBS)?;
                 transaction.open_table(JOB_NUMBERS)?;
@@ -117,6 +119,9 @@ impl Store {
                 super::corpus::make_tables(&transaction)?;
                 transaction.open_table(super::outbox::OUTBOX)?;
                 transaction.open_table(super::outbox::FORMER)?;
+                if found.as_deref() == Some(FIRST_SCHEMA) {
+                    super::outbox::adopt(&transaction)?;
+                }
             }
             transaction.commit()?;
             Ok(None)

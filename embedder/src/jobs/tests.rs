@@ -7,16 +7,22 @@ use crate::pipeline::tests::{Lengths, config};
 use crate::sinks::{SinkServers, SinkSpec};
 use crate::sources::Reach;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::Path;
 
+mod delivering;
 mod leaving;
 mod owning;
 
 /// Jobs that are taken and not begun.
 fn at_rest(folder: &Path) -> Jobs {
+    with_servers(folder, SinkServers::default())
+}
+
+/// The same, with servers for sinks.
+fn with_servers(folder: &Path, servers: SinkServers) -> Jobs {
     let objects = Objects { volumes: Some(folder.join("volumes")) };
-    let servers =
-        SinkServers { objects: objects.clone(), scratch: folder.to_owned(), ..SinkServers::default() };
+    let servers = SinkServers { objects: objects.clone(), scratch: folder.to_owned(), ..servers };
     let tools = Tools {
         store: Arc::new(Store::open(&folder.join("data")).unwrap()),
         config: Arc::new(config(false)),
@@ -287,8 +293,9 @@ async fn a_sink_that_comes_back_hears_of_what_went_while_it_was_away() {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         store.commit(&job, &store.without("c", &ids).unwrap()).unwrap();
     };
+    let all = outbox::Portion { entries: 100, bytes: usize::MAX, refused: HashSet::new() };
     let told = || {
-        let delivery = store.undelivered("c", 100).unwrap();
+        let delivery = store.undelivered("c", &all).unwrap();
         let takes: Vec<String> = delivery.upserts.iter().map(|chunk| chunk.document_id.clone()).collect();
         let gives: Vec<String> = delivery.deletes.iter().map(|(document, _)| document.clone()).collect();
         store.delivered(&job, &delivery).unwrap();

@@ -49,6 +49,8 @@ const CLASSES: &[(&str, Family, Top)] = &[
     ("XLMRobertaForMaskedLM", Family::Roberta, Top::MaskedLm),
     ("XLMRobertaForSequenceClassification", Family::Roberta, Top::Classifier),
     ("CamembertModel", Family::Roberta, Top::Bare),
+    ("CamembertForMaskedLM", Family::Roberta, Top::MaskedLm),
+    ("CamembertForSequenceClassification", Family::Roberta, Top::Classifier),
     ("DistilBertModel", Family::DistilBert, Top::Bare),
     ("DistilBertForMaskedLM", Family::DistilBert, Top::MaskedLm),
     ("DistilBertForSequenceClassification", Family::DistilBert, Top::Classifier),
@@ -108,6 +110,14 @@ impl Family {
 }
 
 impl Backbone {
+    /// The table of words among the encoder's weights.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Bert(_) => "embeddings.word_embeddings.weight".to_owned(),
+            Self::Transformer(plan) => format!("{}.weight", plan.names.words),
+        }
+    }
+
     /// Width of the hidden states.
     pub(super) fn width(&self) -> usize {
         match self {

@@ -42,9 +42,9 @@ pub struct Card {
     pub memory_mib: u64,
 }
 
-/// The CUDA devices that this process sees, by ordinal; none without the feature `cuda` or without a driver. One that can't be
-/// asked ends the list.
-pub fn visible() -> Vec<Card> {
+/// The CUDA devices that this process sees, by ordinal; none without the feature `cuda` or without a driver. Each is asked as it
+/// is taken, and one that can't be asked ends the list.
+pub fn visible() -> impl Iterator<Item = Card> {
     #[cfg(feature = "cuda")]
     {
         use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
@@ -57,12 +57,10 @@ pub fn visible() -> Vec<Card> {
         };
         let count = CudaContext::device_count().ok().and_then(|count| usize::try_from(count).ok());
         let cards = (0..count.unwrap_or_default()).map(card);
-        cards
-            .map_while(|card| card.inspect_err(|error| tracing::warn!(%error, "a GPU can't be asked")).ok())
-            .collect()
+        cards.map_while(|card| card.inspect_err(|error| tracing::warn!(%error, "a GPU can't be asked")).ok())
     }
     #[cfg(not(feature = "cuda"))]
-    Vec::new()
+    std::iter::empty()
 }
 
 /// As NVML writes it.

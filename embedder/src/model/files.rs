@@ -1,5 +1,5 @@
-//! What the files of a model folder say: architecture, what can be had of it, lengths, prompts, digest. No tensor's
-//! numbers are read here.
+//! What the files of a model folder say: architecture, what can be had of it, lengths, similarity, prompts, digest. No
+//! tensor's numbers are read here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,10 @@ use serde_json::Value;
 use super::ModelError;
 use super::architecture::{self, Backbone, Family, Top};
 use super::attention::MOST_BYTES;
+use super::heads::BLOCK;
 use super::markers::{Markers, markers};
 use super::precision::Precision;
-use super::sentence::{self, Dense, Modules, Pooling, Prompts, SparsePooling};
+use super::sentence::{self, Dense, Modules, Pooling, Prompts, Similarity, SparsePooling};
 use super::weights;
 
 /// Everything known about a model before its weights are loaded.
@@ -29,6 +30,9 @@ pub struct ModelFiles {
     pub max_input_length: usize,
     /// Prefixes, from `config_sentence_transformers.json`.
     pub prompts: Prompts,
+    /// By what vectors are compared where they are kept, from the same file. The dot product only where vectors have a length of
+    /// their own: at length 1 it is the cosine.
+    pub similarity: Similarity,
     /// SHA-256 of the weights, in hexadecimal.
     pub weights_digest: String,
     pub(super) family: Family,
@@ -68,6 +72,8 @@ pub struct DenseHead {
     pub pooling: Vec<Pooling>,
     /// Width of the vector.
     pub width: usize,
+    /// Whether the model scales it to length 1.
+    pub normalized: bool,
     /// Whether the tokens of the prompt are left out.
     pub(super) without_prompt: bool,
     pub(super) layers: Vec<Dense>,
@@ -102,6 +108,8 @@ pub struct Footprint {
     pub attention: u64,
     /// The most that the attention of a batch takes, whatever its texts.
     pub most_attention: u64,
+    /// The scores of all words for as many tokens as are scored at once, where a masked language model weighs words.
+    pub words: u64,
 }
 
 /// The linear layer between a token's state and its vector.
@@ -142,12 +150,31 @@ impl ModelFiles {
         let token = precision.bytes() * 40 * width;
         // Three times the scores and once the mask, which are f32.
         let attention = 4 * 4 * heads * self.max_input_length;
+        // Each step from scores to weights is a tensor of its own where they are added up; the largest are found among the scores.
+        let tensors = match &self.heads.sparse {
+            Some(SparseHead::MaskedLm(SparsePooling { sum: true, .. })) => 4,
+            Some(SparseHead::MaskedLm(_)) => 1,
+            _ => 0,
+        };
+        let words = tensors * 4 * BLOCK * self.rows_in(&shapes).unwrap_or_default();
         Ok(Footprint {
             weights: weights as u64,
             token: token as u64,
             attention: attention as u64,
             most_attention: MOST_BYTES,
+            words: words as u64,
         })
+    }
+
+    /// Rows of the table of words: ids from there on have no vector. `None` for weights without the table, which can't be loaded.
+    pub(super) fn rows(&self) -> Result<Option<usize>, ModelError> {
+        Ok(self.rows_in(&weights::shapes(&self.folder, &self.weights)?))
+    }
+
+    fn rows_in(&self, shapes: &BTreeMap<String, Vec<usize>>) -> Option<usize> {
+        let words = self.backbone.words();
+        let prefixed = self.family.prefixes().iter().map(|prefix| format!("{prefix}.{words}"));
+        std::iter::once(words.clone()).chain(prefixed).find_map(|name| shapes.get(&name)?.first().copied())
     }
 
     /// Reads the files of `folder` and refuses what could only be computed wrongly.
@@ -166,12 +193,17 @@ impl ModelFiles {
         let weights = weights::paths(folder)?;
         let heads = heads(folder, &config, &weights, top, &backbone)?;
         let max_input_length = max_input_length(folder, backbone.positions())?;
+        let similarity = match &heads.dense {
+            Some(DenseHead { normalized: false, .. }) => sentence::similarity(folder)?,
+            _ => Similarity::Cosine,
+        };
         Ok(Self {
             folder: folder.to_owned(),
             architecture,
             heads,
             max_input_length,
             prompts: sentence::prompts(folder)?,
+            similarity,
             weights_digest: weights::digest(&weights)?,
             family,
             backbone,
@@ -209,10 +241,10 @@ fn heads(
                 "a sparse pooling of what is no masked language model".to_owned(),
             ));
         }
-        (_, Some(Modules { pooling, without_prompt, dense, .. })) if !pooling.is_empty() => {
+        (_, Some(Modules { pooling, without_prompt, dense, normalized, .. })) if !pooling.is_empty() => {
             let pooled = width * pooling.len();
             let width = dense.last().map_or(pooled, |last| last.width);
-            heads.dense = Some(DenseHead { pooling, width, without_prompt, layers: dense });
+            heads.dense = Some(DenseHead { pooling, width, normalized, without_prompt, layers: dense });
         }
         (Top::Colbert, modules) => {
             let markers = Some(markers(folder, modules.and_then(|modules| modules.mask).as_ref())?);
@@ -235,7 +267,13 @@ fn heads(
         (_, None) => {
             tracing::warn!(folder = %folder.display(), "no modules.json: pooling by the mean, as sentence-transformers does");
             let pooling = vec![Pooling::Mean];
-            heads.dense = Some(DenseHead { pooling, width, without_prompt: false, layers: Vec::new() });
+            heads.dense = Some(DenseHead {
+                pooling,
+                width,
+                normalized: true,
+                without_prompt: false,
+                layers: Vec::new(),
+            });
         }
     }
     // BGE-M3 has all three in one model.

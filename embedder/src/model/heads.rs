@@ -16,6 +16,10 @@ use super::tokens::Input;
 /// Ids of XLM-RoBERTa's special tokens, which have no weight as words: `<s>`, `<pad>`, `</s>`, `<unk>`.
 const NO_WORDS: u32 = 4;
 
+/// Tokens whose scores of all words are in memory at once. Those of a long text are gigabytes: a vocabulary has up to 250,000
+/// words. With fewer tokens the product would mostly read weights.
+pub(super) const BLOCK: usize = 64;
+
 /// Weights of all heads of one model on one device.
 pub(super) struct Heads {
     /// Poolings, and the layers behind them.
@@ -123,14 +127,21 @@ impl Sparse {
     fn weights(&self, states: &Tensor, input: &Input) -> Result<Vec<(u32, f32)>> {
         match self {
             Self::MaskedLm { transform, decoder, bias, pooling } => {
-                let scores = transform.forward(states)?.matmul(&decoder.t()?)?.broadcast_add(bias)?.relu()?;
-                let mut scores = (scores + 1.0)?.log()?;
-                if pooling.twice {
-                    scores = (scores + 1.0)?.log()?;
-                }
-                let scores = if pooling.sum { scores.sum(0) } else { scores.max(0) }?;
-                let scores: Vec<f32> = scores.to_dtype(DType::F32)?.to_vec1()?;
-                Ok((0..).zip(scores).filter(|(_, weight)| *weight > 0.0).collect())
+                let decoder = decoder.t()?;
+                let weigh = |scores: &Tensor| {
+                    let weights = (scores.broadcast_add(bias)?.relu()? + 1.0)?.log()?;
+                    if pooling.twice { (weights + 1.0)?.log() } else { Ok(weights) }
+                };
+                let pool = |states: &Tensor| {
+                    let scores = transform.forward(states)?.matmul(&decoder)?;
+                    // A weight never falls where its score grows: the largest score has the largest weight.
+                    if pooling.sum { weigh(&scores)?.sum(0) } else { scores.max(0) }
+                };
+                let pooled =
+                    in_blocks(states, pool, |a, b| if pooling.sum { a.add(b) } else { a.maximum(b) })?;
+                let weights = if pooling.sum { pooled } else { weigh(&pooled)? };
+                let weights: Vec<f32> = weights.to_dtype(DType::F32)?.to_vec1()?;
+                Ok((0..).zip(weights).filter(|(_, weight)| *weight > 0.0).collect())
             }
             Self::Tokens(layer) => {
                 let weights: Vec<f32> =
@@ -146,6 +157,21 @@ impl Sparse {
             }
         }
     }
+}
+
+/// What `each` makes of [`BLOCK`] rows after another, put together by `join`.
+fn in_blocks(
+    rows: &Tensor,
+    each: impl Fn(&Tensor) -> Result<Tensor>,
+    join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let count = rows.dim(0)?;
+    let mut all = each(&rows.narrow(0, 0, count.min(BLOCK))?)?;
+    for start in (BLOCK..count).step_by(BLOCK) {
+        let block = rows.narrow(0, start, BLOCK.min(count - start))?;
+        all = join(&all, &each(&block)?)?;
+    }
+    Ok(all)
 }
 
 impl Multi {
@@ -333,5 +359,61 @@ mod tests {
         let outputs = heads.outputs(&states, &[&input(7), &input(8)]).unwrap();
         assert_eq!(outputs[0].sparse, [(7, 3.0)]);
         assert!(outputs[0].is_finite() && !outputs[1].is_finite());
+    }
+
+    #[test]
+    fn the_scores_of_a_long_text_are_never_in_memory_all_at_once() {
+        let rows = Tensor::ones((2 * BLOCK + 1, 3), DType::F32, &Device::Cpu).unwrap();
+        let seen = std::cell::RefCell::new(Vec::new());
+        let each = |block: &Tensor| {
+            seen.borrow_mut().push(block.dim(0)?);
+            block.sum(0)
+        };
+        let sums = in_blocks(&rows, each, Tensor::add).unwrap();
+        assert_eq!(seen.into_inner(), [BLOCK, BLOCK, 1]);
+        assert_eq!(sums.to_vec1::<f32>().unwrap(), [129.0; 3]);
+    }
+
+    #[test]
+    fn words_weigh_the_same_however_many_blocks_a_text_has() {
+        // The score of the first word is largest at the end of the text, that of the second at its beginning.
+        let places: Vec<f32> = (0..150_u8).map(f32::from).collect();
+        let states: Vec<[f32; 2]> = places.iter().map(|place| [place / 149.0, 1.0 - place / 149.0]).collect();
+        let (decoder, bias) = ([[2.0_f32, -1.0], [-1.0, 3.0], [-1.0, -1.0]], [0.5_f32, 0.0, 0.25]);
+        let tensor =
+            |rows: &[[f32; 2]]| Tensor::from_vec(rows.concat(), (rows.len(), 2), &Device::Cpu).unwrap();
+        let input = Input {
+            ids: vec![7; states.len()],
+            type_ids: vec![0; states.len()],
+            unpooled: 0,
+            unseen: 0,
+            wants: Wants::SPARSE,
+        };
+        for (sum, twice) in [(false, false), (false, true), (true, false), (true, true)] {
+            let weight = tensor(&[[1.0, 0.0], [0.0, 1.0]]);
+            let head = Sparse::MaskedLm {
+                transform: Layer { weight, bias: None, squash: Squash::Nothing, norm: None },
+                decoder: tensor(&decoder),
+                bias: Tensor::new(&bias, &Device::Cpu).unwrap(),
+                pooling: SparsePooling { sum, twice },
+            };
+            let expected = (0..3).map(|word| {
+                let weights = states.iter().map(|state| {
+                    let score = state[0] * decoder[word][0] + state[1] * decoder[word][1] + bias[word];
+                    let weight = score.max(0.0).ln_1p();
+                    if twice { weight.ln_1p() } else { weight }
+                });
+                weights.fold(0.0, |all: f32, one| if sum { all + one } else { all.max(one) })
+            });
+            let found = head.weights(&tensor(&states), &input).unwrap();
+            assert_eq!(
+                found.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+                [0, 1],
+                "no word has a score below 0"
+            );
+            for ((_, found), expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-5 * expected.max(1.0), "{found} instead of {expected}");
+            }
+        }
     }
 }

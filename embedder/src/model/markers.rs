@@ -147,12 +147,22 @@ fn native(
 
 /// The tokenizer's token for words that are to be guessed, or the one that ends a text.
 pub(super) fn mask_token(folder: &Path) -> Result<Option<String>, ModelError> {
+    special_token(folder, &["mask_token", "eos_token"])
+}
+
+/// The tokenizer's token for what its vocabulary does not have.
+pub(super) fn unknown_token(folder: &Path) -> Result<Option<String>, ModelError> {
+    special_token(folder, &["unk_token"])
+}
+
+/// The first of the tokens that the tokenizer has under these names.
+fn special_token(folder: &Path, names: &[&str]) -> Result<Option<String>, ModelError> {
     let config: Value = optional(folder, "tokenizer_config.json")?.unwrap_or_default();
-    let named = |name: &str| {
-        let token = config.get(name)?;
+    let token = |name: &&str| {
+        let token = config.get(*name)?;
         token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
     };
-    Ok(named("mask_token").or_else(|| named("eos_token")))
+    Ok(names.iter().find_map(token))
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub use excerpt::excerpt;
 pub use files::{DenseHead, Footprint, Heads, ModelFiles, MultiHead, SparseHead};
 pub use output::{Output, Wants, normalize};
 pub use precision::Precision;
-pub use sentence::{Pooling, Prompts, SparsePooling};
+pub use sentence::{Pooling, Prompts, Similarity, SparsePooling};
 pub use source::{ModelSource, fetch};
 pub use tokens::{Input, Side, TextTokenizer, TokenizeError, Tokens, Truncation};
 
@@ -289,11 +289,7 @@ fn parts<'a, 'i>(inputs: &'a [&'i Input], cores: usize) -> Vec<&'a [&'i Input]> 
 
 /// Where the encoder's weights lie among all.
 fn encoder_root<'a>(files: &ModelFiles, root: &VarBuilder<'a>) -> candle_core::Result<VarBuilder<'a>> {
-    let first = match &files.backbone {
-        Backbone::Bert(_) => "embeddings.word_embeddings.weight".to_owned(),
-        Backbone::Transformer(plan) => format!("{}.weight", plan.names.words),
-    };
-    weights::encoder(root, files.family.prefixes(), &first)
+    weights::encoder(root, files.family.prefixes(), &files.backbone.words())
 }
 
 /// Reads the tokenizer of the model that `files` describe.
@@ -401,6 +397,12 @@ mod tests {
         // Of the width 32; the scores of 4 heads are f32 in any case.
         assert_eq!((exact.token, half.token), (4 * 40 * 32, 2 * 40 * 32));
         assert_eq!((exact.attention, half.attention), (4 * 4 * 4 * 126, 4 * 4 * 4 * 126));
+        assert_eq!(exact.words, 0);
+        // The scores of 54 words are f32 in any case; where they are added up, each is a weight before.
+        for (name, most) in [("splade-bert", 1), ("splade-sum", 4)] {
+            let words = fixture(name).footprint(Precision::Bf16).unwrap().words;
+            assert_eq!(words, (most * 4 * heads::BLOCK * 54) as u64, "{name}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Precision {
 #[derive(Clone)]
 pub(super) struct Place {
     pub(super) device: Device,
-    /// Never `Auto`.
+    /// What is computed in: never `Auto`, and f32 where bf16 was asked for and is slower.
     pub(super) precision: Precision,
     /// What multiplies weights on the CPU.
     pub(super) microkernel: Microkernel,
@@ -58,7 +58,17 @@ pub(super) struct Place {
 impl Place {
     /// What `wanted` means on `device`.
     pub(super) fn new(device: Device, wanted: Precision) -> Result<Self, ModelError> {
-        let precision = match (wanted, has_own_kernels(&device)) {
+        Self::choosing(device, wanted, Microkernel::best_for_16_bits)
+    }
+
+    /// The same, with what finds out how a processor computes best where bf16 is wanted.
+    fn choosing(
+        device: Device,
+        wanted: Precision,
+        best_for_16_bits: impl FnOnce() -> Microkernel,
+    ) -> Result<Self, ModelError> {
+        let own_kernels = has_own_kernels(&device);
+        let precision = match (wanted, own_kernels) {
             (Precision::Auto, true) => Precision::F32,
             (Precision::Auto, false) if device.supports_bf16() => Precision::Bf16,
             (Precision::Auto, false) => Precision::F16,
@@ -79,11 +89,19 @@ impl Place {
             (wanted, _) => wanted,
         };
         let (microkernel, attention_microkernel) = match precision {
-            Precision::Int8 => (Microkernel::best(Format::Int8), Microkernel::best_for_16_bits()),
-            Precision::Bf16 => (Microkernel::best_for_16_bits(), Microkernel::best_for_16_bits()),
+            Precision::Int8 => (Microkernel::best(Format::Int8), best_for_16_bits()),
+            Precision::Bf16 => {
+                let best = best_for_16_bits();
+                (best, best)
+            }
             Precision::Auto | Precision::F32 | Precision::F16 => {
                 (Microkernel::best(Format::F32), Microkernel::best(Format::F32))
             }
+        };
+        // What is told is what is computed. On a GPU no microkernel computes, so that its format says nothing.
+        let precision = match (precision, microkernel.format) {
+            (Precision::Bf16, Format::F32) if own_kernels => Precision::F32,
+            (precision, _) => precision,
         };
         Ok(Self { device, precision, microkernel, attention_microkernel })
     }
@@ -100,5 +118,31 @@ impl Place {
     /// Instruction set or library, as `/info` shows it.
     pub(super) fn kernel_name(&self) -> &'static str {
         if has_own_kernels(&self.device) { self.microkernel.name } else { "cuda" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::tests::generally;
+
+    fn told(wanted: Precision, best: Format) -> &'static str {
+        let place = Place::choosing(Device::Cpu, wanted, || Microkernel::best(best)).unwrap();
+        place.precision.name()
+    }
+
+    #[test]
+    fn the_number_format_that_is_told_is_the_one_that_is_computed_in() {
+        for (wanted, best, expected) in [
+            (Precision::Bf16, Format::Bf16, "bfloat16"),
+            (Precision::Bf16, Format::F32, "float32"),
+            (Precision::Int8, Format::F32, "int8"),
+            (Precision::F32, Format::Bf16, "float32"),
+            (Precision::Auto, Format::Bf16, "float32"),
+        ] {
+            assert_eq!(told(wanted, best), expected, "{wanted:?} where {best:?} is the fastest");
+        }
+        let on_a_gpu = generally(|| told(Precision::Bf16, Format::F32));
+        assert_eq!(on_a_gpu, "bfloat16", "what the CPU is good at says nothing of a GPU");
     }
 }

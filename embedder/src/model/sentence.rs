@@ -1,5 +1,6 @@
 //! The files of sentence-transformers (and of its sparse and multi-vector kin) beside a model: which modules follow the
-//! encoder, how states are pooled, which prompts there are, how long inputs may be.
+//! encoder, how states are pooled, how long vectors are and by what they are compared, which prompts there are, how long
+//! inputs may be.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use super::markers::Mask;
 
 /// What sentence-transformers notes of the encoder.
 const SENTENCE_BERT: &str = "sentence_bert_config.json";
+/// What it notes of the whole model.
+const WHOLE: &str = "config_sentence_transformers.json";
 
 /// How the hidden states of a text become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,8 @@ pub(super) struct Modules {
     /// Whether the pooling leaves out the tokens of the prompt.
     pub(super) without_prompt: bool,
     pub(super) dense: Vec<Dense>,
+    /// Whether the vector is scaled to length 1 behind all of these.
+    pub(super) normalized: bool,
     pub(super) sparse: Option<SparsePooling>,
     /// Which of the vectors of tokens count.
     pub(super) mask: Option<Mask>,
@@ -121,17 +126,15 @@ struct DenseFile {
 pub(super) fn modules(folder: &Path) -> Result<Option<Modules>, ModelError> {
     let Some(list) = optional::<Vec<Module>>(folder, "modules.json")? else { return Ok(None) };
     let mut modules = Modules::default();
-    let mut normalized = false;
     for module in list {
         let file = format!("{}/config.json", module.path);
         let kind = module.kind.rsplit('.').next().unwrap_or_default();
-        if normalized && kind != "MultiVectorMask" {
+        if modules.normalized && kind != "MultiVectorMask" {
             return Err(unsupported(folder, format!("the module {kind} behind the normalization")));
         }
         match kind {
             "Transformer" | "MLMTransformer" => {}
-            // Vectors are normalized on request, which is the default of every API here.
-            "Normalize" => normalized = true,
+            "Normalize" => modules.normalized = true,
             "Pooling" => {
                 let file: Value = required(folder, &file)?;
                 modules.pooling = read_pooling(folder, &file)?;
@@ -247,7 +250,28 @@ impl Prompts {
 
 /// Reads the prompts of `config_sentence_transformers.json`.
 pub(super) fn prompts(folder: &Path) -> Result<Prompts, ModelError> {
-    Ok(optional(folder, "config_sentence_transformers.json")?.unwrap_or_default())
+    Ok(optional(folder, WHOLE)?.unwrap_or_default())
+}
+
+/// By what the vectors of a model are compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Similarity {
+    /// Their cosine: their length says nothing.
+    #[default]
+    Cosine,
+    /// Their dot product: their length counts.
+    Dot,
+}
+
+/// Reads `similarity_fn_name` of `config_sentence_transformers.json`. Without one it is the cosine, and any other than the two
+/// counts as that: the distances of sentence-transformers order vectors of length 1 as the cosine does, or nearly so.
+pub(super) fn similarity(folder: &Path) -> Result<Similarity, ModelError> {
+    let file = optional::<Value>(folder, WHOLE)?;
+    let name = file.as_ref().and_then(|file| file.get("similarity_fn_name")).and_then(Value::as_str);
+    Ok(match name {
+        Some("dot" | "dot_product") => Similarity::Dot,
+        _ => Similarity::Cosine,
+    })
 }
 
 /// The part of `sentence_bert_config.json` that says how texts become tokens.
@@ -304,6 +328,44 @@ mod tests {
         assert_eq!(read(both).unwrap(), [Pooling::Cls]);
         assert!(read(json!({ "pooling_mode": "median" })).unwrap_err().contains("the pooling \"median\""));
         assert!(read(json!({ "pooling_mode_mean_tokens": false })).unwrap_err().contains("no known mode"));
+    }
+
+    #[test]
+    fn length_and_similarity_are_what_the_files_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, value: Value| {
+            std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        };
+        assert!(modules(folder.path()).unwrap().is_none());
+        let normalized = |kinds: &[&str]| {
+            let module =
+                |kind: &&str| json!({ "path": "", "type": format!("sentence_transformers.models.{kind}") });
+            write("modules.json", kinds.iter().map(module).collect());
+            modules(folder.path()).unwrap().unwrap().normalized
+        };
+        assert!(!normalized(&["Transformer"]));
+        assert!(normalized(&["Transformer", "Normalize"]));
+
+        let read = || similarity(folder.path()).unwrap();
+        assert_eq!(read(), Similarity::Cosine, "there is no file");
+        let prompts_alone = json!({ "prompts": { "query": "query: " } });
+        write(WHOLE, prompts_alone.clone());
+        assert_eq!(read(), Similarity::Cosine, "the file says nothing");
+        for (name, expected) in [
+            (Value::Null, Similarity::Cosine),
+            (json!("cosine"), Similarity::Cosine),
+            (json!("dot"), Similarity::Dot),
+            (json!("dot_product"), Similarity::Dot),
+            (json!("euclidean"), Similarity::Cosine),
+            (json!("manhattan"), Similarity::Cosine),
+            (json!("MaxSim"), Similarity::Cosine),
+        ] {
+            let mut file = prompts_alone.clone();
+            file["similarity_fn_name"] = name.clone();
+            write(WHOLE, file);
+            assert_eq!(read(), expected, "{name}");
+            assert_eq!(prompts(folder.path()).unwrap().query(), "query: ", "{name}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokenizers::{Encoding, NormalizerWrapper, PostProcessor as _, Token, Tokeniz
 use super::ModelError;
 use super::excerpt::{enough, too_long};
 use super::files::{ModelFiles, unsupported};
-use super::markers::{Markers, mask_token};
+use super::markers::{Markers, mask_token, unknown_token};
 use super::output::Wants;
 use super::sentence;
 
@@ -131,6 +131,10 @@ pub struct TextTokenizer {
     skipped: Arc<HashSet<u32>>,
     /// The token that queries are filled with.
     fill: Option<u32>,
+    /// Rows of the model's table of words. Some tokenizers have tokens behind it.
+    rows: usize,
+    /// The token that stands for those, where the tokenizer has one.
+    unknown: Option<u32>,
 }
 
 impl TextTokenizer {
@@ -159,6 +163,9 @@ impl TextTokenizer {
             Some(fill) => Some(fill_id(files, &plain, fill.token.clone())?),
             None => None,
         };
+        // Weights without the table are refused where they are loaded.
+        let rows = files.rows()?.unwrap_or(usize::MAX);
+        let unknown = unknown_token(&files.folder)?.and_then(|token| plain.token_to_id(&token));
         Ok(Self {
             plain: Arc::new(plain),
             maximum,
@@ -166,6 +173,8 @@ impl TextTokenizer {
             markers: Arc::new(markers),
             skipped: Arc::new(skipped),
             fill,
+            rows,
+            unknown: unknown.filter(|id| (*id as usize) < rows),
         })
     }
 
@@ -275,11 +284,14 @@ impl TextTokenizer {
         self.finish(tokens.kept(most.saturating_sub(added), truncation), None)
     }
 
-    /// Tokens of a text of which a model takes at most `most`.
+    /// Tokens of a text of which a model takes at most `most`. One that the model has no row for counts as unknown or is left out:
+    /// it would fail all texts that are computed with it.
     fn tokens(&self, text: &str, most: usize, truncation: Truncation) -> Result<Tokens, TokenizeError> {
         let encode = |part: &str| self.plain.encode_fast(part, false);
         let (encoding, left_out) = enough(text, most, truncation, encode)?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), bytes: text.len(), left_out })
+        let known = |id: &u32| if (*id as usize) < self.rows { Some(*id) } else { self.unknown };
+        let ids = encoding.get_ids().iter().filter_map(known).collect();
+        Ok(Tokens { ids, bytes: text.len(), left_out })
     }
 
     /// How many special tokens a text gets, or a pair.
@@ -334,6 +346,14 @@ impl TextTokenizer {
         let length = |tokens: &Tokens| tokens.ids.len().min(self.maximum);
         let (first, second) = shares(length(query), length(&document), most);
         self.finish(query.kept(first, truncation), Some(document.kept(second, truncation)))
+    }
+
+    /// The text behind the token ids of an input, without special ones. Refuses an id that the model has no row for.
+    pub fn decode_input(&self, ids: &[u32]) -> Result<String, TokenizeError> {
+        match ids.iter().find(|id| **id as usize >= self.rows) {
+            Some(id) => Err(TokenizeError::UnknownId { id: *id, last: self.rows.saturating_sub(1) }),
+            None => self.decode(ids, true),
+        }
     }
 
     /// The text behind token ids, with or without special ones.

@@ -4,6 +4,7 @@ use super::PipelineConfig;
 use super::chunk::Chunk;
 use super::document::Document;
 use super::request::Settings;
+use crate::model::Similarity;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -14,17 +15,19 @@ pub fn document_id(content: &[u8]) -> String {
 
 /// What a chunk's vector depends on beside its document and its text: another recipe gives other vectors, and so other ids.
 pub fn recipe(config: &PipelineConfig, enrich: bool) -> String {
-    match config.ollama.as_ref().filter(|_| enrich) {
-        None => digest(&[config.model_digest.as_bytes()]),
-        Some(ollama) => {
-            let most_tokens = ollama.context_max_tokens.to_string();
-            let mut parts =
-                vec![config.model_digest.as_bytes(), ollama.model.as_bytes(), most_tokens.as_bytes()];
-            // The usual instruction leaves ids what they were before it could be changed.
-            parts.extend(ollama.prompt.as_deref().map(str::as_bytes));
-            digest(&parts)
-        }
+    let ollama = config.ollama.as_ref().filter(|_| enrich);
+    let most_tokens = ollama.map(|ollama| ollama.context_max_tokens.to_string());
+    let mut parts = vec![config.model_digest.as_bytes()];
+    if let (Some(ollama), Some(most_tokens)) = (ollama, &most_tokens) {
+        parts.extend([ollama.model.as_bytes(), most_tokens.as_bytes()]);
+        // The usual instruction leaves ids what they were before it could be changed.
+        parts.extend(ollama.prompt.as_deref().map(str::as_bytes));
     }
+    // Vectors of length 1 leave ids what they were before there were others.
+    if config.similarity == Similarity::Dot {
+        parts.push(b"similarity: dot");
+    }
+    digest(&parts)
 }
 
 /// All that a document's chunks depend on beside the document itself.
@@ -94,11 +97,14 @@ mod tests {
         let (plain, enriched) = (config(false), config(true));
         let mut other_model = plain.clone();
         other_model.model_digest = "other".into();
+        let mut other_length = plain.clone();
+        other_length.similarity = Similarity::Dot;
         let mut other_llm = enriched.clone();
         other_llm.ollama.as_mut().unwrap().model = "other".into();
         let recipes = [
             recipe(&plain, false),
             recipe(&other_model, false),
+            recipe(&other_length, false),
             recipe(&enriched, true),
             recipe(&other_llm, true),
         ];

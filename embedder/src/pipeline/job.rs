@@ -33,6 +33,8 @@ pub struct Job {
     pub settings: Settings,
     /// What is known of chunks that were made before.
     pub made: Arc<dyn MadeBefore>,
+    /// Whether what can be seen of a document is told with its end. Nobody looks where nobody reads it.
+    pub describe: bool,
 }
 
 impl From<Request> for Job {
@@ -42,6 +44,7 @@ impl From<Request> for Job {
             documents: stream::iter(request.documents).boxed(),
             settings: request.settings,
             made: Arc::new(NothingMade),
+            describe: true,
         }
     }
 }
@@ -130,11 +133,11 @@ async fn prepare(
     outcomes: mpsc::Sender<Outcome>,
     arrivals: mpsc::Sender<Arrival>,
 ) {
-    let Job { documents, documents_total: _, settings, made } = job;
+    let Job { documents, documents_total: _, settings, made, describe } = job;
     let Settings { enrich, cut } = settings;
     let recipe: Arc<str> = recipe(&config, enrich).into();
     let at_once = config.reader.at_once();
-    let preparer = Preparer { config, embedder, cut, recipe };
+    let preparer = Preparer { config, embedder, cut, recipe, describe };
     let prepared = documents.enumerate().map(|(number, source)| {
         let preparer = preparer.clone();
         async move {
@@ -157,7 +160,8 @@ async fn prepare(
         });
         let prepared = document.as_ref().ok().cloned();
         let near_duplicate_of = prepared.as_ref().and_then(|prepared| {
-            let (id, similarity) = similar.add(&prepared.document.id, prepared.about.signature.clone()?)?;
+            let signature = prepared.about.as_ref()?.signature.clone()?;
+            let (id, similarity) = similar.add(&prepared.document.id, signature)?;
             Some(NearDuplicate { id, similarity })
         });
         if arrivals.send(Arrival { place, origin, document, near_duplicate_of }).await.is_err() {

@@ -122,9 +122,9 @@ pub struct ReadAs {
     pub pages: Option<usize>,
     /// By what it was cut.
     pub chunker: &'static str,
-    /// What can be seen of it.
+    /// What can be seen of it, where the job tells.
     #[serde(flatten)]
-    pub about: About,
+    pub about: Option<About>,
 }
 
 /// What it all came to.

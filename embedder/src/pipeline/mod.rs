@@ -30,6 +30,7 @@ pub(crate) use upload::{form, is_form, refused};
 use crate::format::Reader;
 use crate::http::{ApiError, Dialect, answer};
 use crate::metrics::Metrics;
+use crate::model::Similarity;
 use crate::ollama::OllamaConfig;
 use crate::trace;
 use axum::Router;
@@ -54,7 +55,7 @@ const LINE_BUFFER: usize = 64;
 /// One text's vector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
-    /// The vector, of length 1 where the model normalizes.
+    /// The vector, of length 1 where vectors are compared by their cosine.
     pub vector: Vec<f32>,
     /// How many tokens were embedded.
     pub tokens: usize,
@@ -89,6 +90,8 @@ pub struct PipelineConfig {
     pub model_name: String,
     /// Digest of the model's weights: other weights make other vectors.
     pub model_digest: String,
+    /// By what its vectors are compared.
+    pub similarity: Similarity,
     /// Reads documents.
     pub reader: Reader,
     /// By what documents are cut.

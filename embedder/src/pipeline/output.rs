@@ -341,6 +341,6 @@ fn read_as(prepared: &Prepared, near_duplicate_of: Option<NearDuplicate>) -> Rea
         },
         pages: Some(content.pages.len()).filter(|pages| *pages > 0),
         chunker: prepared.chunker.name(),
-        about: About { near_duplicate_of, ..prepared.about.clone() },
+        about: prepared.about.clone().map(|about| About { near_duplicate_of, ..about }),
     }
 }

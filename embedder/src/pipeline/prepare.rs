@@ -7,7 +7,11 @@ use super::enrich::Prepared;
 use super::identity::chunk_ids;
 use super::{EmbedTexts, PipelineConfig, Purpose};
 use crate::format::Record;
+use futures::stream::{self, StreamExt as _};
 use std::sync::Arc;
+
+/// Sentences in one call of the embedder: what is computed of a document is never held for all of them.
+const PAGE: usize = 256;
 
 /// Prepares the documents of one job.
 #[derive(Clone)]
@@ -20,6 +24,8 @@ pub struct Preparer {
     pub cut: Cut,
     /// What else a chunk's vector depends on.
     pub recipe: Arc<str>,
+    /// Whether what can be seen of a document is told.
+    pub describe: bool,
 }
 
 impl Preparer {
@@ -72,8 +78,8 @@ impl Preparer {
             Ok(chunks) => {
                 let chunk_ids = chunk_ids(&document, &chunks, &self.recipe);
                 let chunker = self.cut.chunker.for_document(&document.content);
-                let looked_at = document.clone();
-                match self.beside(move |_| About::of(&looked_at.content)).await {
+                let looked_at = self.describe.then(|| document.clone());
+                match self.beside(move |_| looked_at.map(|document| About::of(&document.content))).await {
                     Ok(about) => Ok(Arc::new(Prepared { document, about, chunker, chunks, chunk_ids })),
                     Err(error) => Err(rejected(error)),
                 }
@@ -86,23 +92,31 @@ impl Preparer {
         let most = self.cut.most;
         let text = document.clone();
         let units = self.beside(move |config| semantic::units(&config.tokenizer, text.text(), most)).await?;
-        let texts = units.iter().map(|(unit, _)| document.text()[unit.clone()].to_owned()).collect();
-        let embedded = self
-            .embedder
-            .embed(texts, Purpose::Document)
-            .await
-            .map_err(|error| format!("comparing its sentences: {error}"))?;
-        let vectors: Vec<_> = embedded.into_iter().map(|embedding| embedding.vector).collect();
-        if vectors.len() != units.len() {
-            return Err(format!("{} vectors came for {} sentences", vectors.len(), units.len()));
+        let texts = |start: usize| -> Vec<String> {
+            let page = &units[start..units.len().min(start + PAGE)];
+            page.iter().map(|(unit, _)| document.text()[unit.clone()].to_owned()).collect()
+        };
+        let calls =
+            (0..units.len()).step_by(PAGE).map(|start| self.embedder.embed(texts(start), Purpose::Document));
+        // All devices have a batch to compute and another one ready.
+        let tokens = PAGE * semantic::unit_tokens(most).max(1);
+        let at_once = (2 * self.embedder.capacity()).div_ceil(tokens).max(2);
+        let mut calls = stream::iter(calls).buffered(at_once);
+        let mut neighbors = semantic::Neighbors::default();
+        while let Some(embedded) = calls.next().await {
+            let embedded = embedded.map_err(|error| format!("comparing its sentences: {error}"))?;
+            embedded.into_iter().for_each(|embedding| neighbors.add(embedding.vector));
+        }
+        drop(calls);
+        if neighbors.units() != units.len() {
+            return Err(format!("{} vectors came for {} sentences", neighbors.units(), units.len()));
         }
         let document = document.clone();
         self.beside(move |config| {
             let fits = |part: std::ops::Range<usize>| {
                 chunk::count(&config.tokenizer, &document.text()[part]) <= most
             };
-            let parts = semantic::group(&units, &vectors, most, fits);
-            parts.into_iter().map(|part| Chunk::of(&document.content, part)).collect()
+            Chunk::all(&document.content, semantic::group(&units, &neighbors, most, fits))
         })
         .await
     }

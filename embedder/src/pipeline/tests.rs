@@ -5,6 +5,7 @@ use super::request::ProcessRequest;
 use super::*;
 use crate::ollama::tests::{pool, stand_in, well};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pipeline whose tokens are words, with or without a pool that nobody asks.
 pub(crate) fn config(ollama: bool) -> PipelineConfig {
@@ -13,6 +14,7 @@ pub(crate) fn config(ollama: bool) -> PipelineConfig {
         max_tokens: 256,
         model_name: "m".into(),
         model_digest: "d".into(),
+        similarity: Similarity::Cosine,
         reader: Reader::new(None),
         chunker: Chunker::Auto,
         chunk_max_tokens: 200,
@@ -102,6 +104,61 @@ async fn documents_that_are_wrong_or_fail_do_not_touch_the_others() {
     assert_eq!((&summary["documents"], &summary["failed"]), (&json!(2), &json!(3)));
 }
 
+/// All lines of a job whose documents are cut by meaning, and the most texts that were embedded in one call.
+async fn process_by_meaning(text: &str, describe: bool) -> (Vec<Value>, usize) {
+    let config = PipelineConfig { chunker: Chunker::Semantic, ..config(false) };
+    let request = json!({ "documents": [{ "id": "one", "text": text }, { "id": "two", "text": text }] });
+    let request = serde_json::from_value::<ProcessRequest>(request).unwrap().validate(&config).unwrap();
+    let job = Job { describe, ..request.into() };
+    let (lines, mut receiver) = tokio::sync::mpsc::channel(LINE_BUFFER);
+    let embedder = Arc::new(Counts::default());
+    tokio::spawn(job::run(job, Arc::new(config), embedder.clone(), lines));
+    let mut read = Vec::new();
+    while let Some(line) = receiver.recv().await {
+        read.push(serde_json::to_value(&line).unwrap());
+    }
+    (read, embedder.0.load(Ordering::Relaxed))
+}
+
+/// Keeps the most texts that it was given in one call.
+#[derive(Default)]
+struct Counts(AtomicUsize);
+
+impl EmbedTexts for Counts {
+    fn embed(&self, texts: Vec<String>, purpose: Purpose) -> BoxFuture<'_, Result<Vec<Embedding>, String>> {
+        self.0.fetch_max(texts.len(), Ordering::Relaxed);
+        Box::pin(async move { Lengths.embed(texts, purpose).await })
+    }
+
+    fn capacity(&self) -> usize {
+        0
+    }
+}
+
+#[tokio::test]
+async fn the_sentences_of_a_large_document_are_compared_page_by_page() {
+    let text: String = (0..3000).map(|n| format!("Word {n} of a long document stands here. ")).collect();
+    let (lines, most) = process_by_meaning(&text, true).await;
+    let summary = lines.last().unwrap();
+    assert_eq!((&summary["documents"], &summary["failed"]), (&json!(2), &json!(0)), "{summary}");
+    assert_eq!(most, 256, "a page of sentences is full, and no call is larger");
+}
+
+#[tokio::test]
+async fn nobody_looks_at_the_documents_of_a_job_that_does_not_tell() {
+    let text = "Write to anna@example.org. ".repeat(20);
+    for describe in [true, false] {
+        let (lines, _) = process_by_meaning(&text, describe).await;
+        for document in of_type(&lines, "document") {
+            assert_eq!(document["error"], Value::Null, "{document}");
+            assert_eq!(document.get("document_type").is_some(), describe, "{document}");
+            assert_eq!(document.get("personal_data").is_some(), describe, "{document}");
+        }
+        let similar = of_type(&lines, "document").iter().any(|it| it.get("near_duplicate_of").is_some());
+        assert_eq!(similar, describe);
+    }
+}
+
 #[tokio::test]
 async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
     let lines = process(config(false), json!({ "documents": [{ "id": "bad", "text": "poison" }] })).await;
@@ -113,9 +170,9 @@ async fn a_batch_that_can_not_be_embedded_fails_its_documents() {
 fn arrival(place: usize) -> job::Arrival {
     let content = crate::format::Extracted::plain("all is well".to_owned());
     let prepared = enrich::Prepared {
-        chunks: vec![chunk::Chunk::of(&content, 0..3)],
+        chunks: chunk::Chunk::all(&content, std::iter::once(0..3)),
         chunk_ids: vec!["c".into()],
-        about: about::About::of(&content),
+        about: None,
         chunker: Chunker::Recursive,
         document: Arc::new(document::Document {
             id: place.to_string(),

@@ -41,7 +41,8 @@ struct Search {
 
 /// The route.
 pub fn router(jobs: Jobs, reranker: Option<Reranker>) -> Router {
-    let search = Search { jobs, indexes: Indexes::default(), reranker: reranker.map(Arc::new) };
+    let indexes = Indexes::new(&jobs.tools().config.model_digest);
+    let search = Search { jobs, indexes, reranker: reranker.map(Arc::new) };
     Router::new().route("/v1/search", post(search_corpus)).with_state(search)
 }
 
@@ -81,7 +82,8 @@ pub struct SearchResponse {
 struct SearchResult {
     #[serde(flatten)]
     chunk: Chunk,
-    /// Of the last list that it went through: cosine, BM25, fused ranks, or the reranker's.
+    /// Of the last list that it went through: cosine (the dot product, where the model's vectors keep their length), BM25,
+    /// fused ranks, or the reranker's.
     score: f64,
     ranks: Ranks,
 }

@@ -14,6 +14,7 @@ pub use files::Snapshot;
 pub use postgres::Postgres;
 pub use qdrant::Qdrant;
 
+use crate::model::Similarity;
 use crate::objects::{self, Objects};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -146,6 +147,9 @@ pub enum SinkError {
     /// Somebody has to change something.
     #[error("{0}")]
     Lasting(String),
+    /// It takes no request of this size.
+    #[error("{0}")]
+    TooLarge(String),
 }
 
 /// Where the servers are, and what opens them. From the configuration alone: a job can't send a secret elsewhere.
@@ -172,11 +176,17 @@ pub enum ChunkSink {
 }
 
 impl ChunkSink {
-    /// The sink of this kind, which is asked nothing yet; `None` for a file.
-    pub fn new(spec: &SinkSpec, servers: &SinkServers) -> Result<Option<Self>, SinkError> {
+    /// The sink of this kind for vectors that are compared by `similarity`. It is asked nothing yet; `None` for a file.
+    pub fn new(
+        spec: &SinkSpec,
+        servers: &SinkServers,
+        similarity: Similarity,
+    ) -> Result<Option<Self>, SinkError> {
         match spec {
             SinkSpec::Jsonl { .. } | SinkSpec::Parquet { .. } => Ok(None),
-            SinkSpec::Qdrant { collection } => Qdrant::new(collection, servers).map(Self::Qdrant).map(Some),
+            SinkSpec::Qdrant { collection } => {
+                Qdrant::new(collection, servers, similarity).map(|sink| Some(Self::Qdrant(sink)))
+            }
             SinkSpec::Postgres { table } => {
                 Postgres::new(table, servers).map(|sink| Some(Self::Postgres(Box::new(sink))))
             }

@@ -2,6 +2,7 @@
 
 use super::{Chunk, SinkError, SinkServers};
 use crate::answer::{AnswerError, read_at_most};
+use crate::model::Similarity;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub struct Qdrant {
     base: String,
     api_key: Option<String>,
     collection: String,
+    /// By what a collection that is made compares.
+    similarity: Similarity,
     /// Width of its vectors, once it is known to be there.
     dimension: Option<usize>,
     /// Whether it is known to have an index of the corpora.
@@ -26,7 +29,11 @@ pub struct Qdrant {
 }
 
 impl Qdrant {
-    pub(super) fn new(collection: &str, servers: &SinkServers) -> Result<Self, SinkError> {
+    pub(super) fn new(
+        collection: &str,
+        servers: &SinkServers,
+        similarity: Similarity,
+    ) -> Result<Self, SinkError> {
         let Some(base) = &servers.qdrant_url else {
             return Err(SinkError::Lasting(
                 "there is no Qdrant server: set PRINCIPIUM_QDRANT_URL for the process".to_owned(),
@@ -39,6 +46,7 @@ impl Qdrant {
             base: base.trim_end_matches('/').to_owned(),
             api_key: servers.qdrant_api_key.clone(),
             collection: collection.to_owned(),
+            similarity,
             dimension: None,
             indexed: false,
         })
@@ -70,7 +78,11 @@ impl Qdrant {
         }
         let path = format!("/collections/{}", self.collection);
         let Some(found) = self.ask(Method::GET, &path, None).await? else {
-            let body = json!({ "vectors": { "size": dimension, "distance": "Cosine" } });
+            let distance = match self.similarity {
+                Similarity::Cosine => "Cosine",
+                Similarity::Dot => "Dot",
+            };
+            let body = json!({ "vectors": { "size": dimension, "distance": distance } });
             match self.put(&path, &body).await {
                 // Somebody else may have been faster; then the next attempt finds it.
                 Err(SinkError::Lasting(message)) if message.contains("already exists") => {
@@ -81,6 +93,13 @@ impl Qdrant {
             self.dimension = Some(dimension);
             return Ok(());
         };
+        let distance = found.pointer("/result/config/params/vectors/distance").and_then(Value::as_str);
+        if (self.similarity, distance) == (Similarity::Dot, Some("Cosine")) {
+            tracing::warn!(
+                collection = self.collection,
+                "the collection compares by the cosine, and the model's vectors are to be compared by their dot product"
+            );
+        }
         match found.pointer("/result/config/params/vectors/size").and_then(Value::as_u64) {
             Some(size) if size == dimension as u64 => {
                 self.dimension = Some(dimension);
@@ -159,6 +178,12 @@ impl Qdrant {
         }
         let shown: String = String::from_utf8_lossy(&body).chars().take(SHOWN).collect();
         let message = format!("Qdrant at {} answered {status}: {shown}", self.base);
+        // Qdrant answers 400 and says so; what stands before it answers 413.
+        let too_large = status == StatusCode::PAYLOAD_TOO_LARGE
+            || (status == StatusCode::BAD_REQUEST && shown.contains("larger than allowed"));
+        if too_large {
+            return Err(SinkError::TooLarge(message));
+        }
         let passes = status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
         Err(if passes { SinkError::Passing(message) } else { SinkError::Lasting(message) })

@@ -1,6 +1,7 @@
-//! PDF files made to do harm, read by the real program: each is a failure of its own, told in words, and what stands beside it in
+//! Files made to do harm, read by the real program: each is a failure of its own, told in words, and what stands beside it in
 //! the job is done.
 
+use super::ollama::{Behavior, instance};
 use super::program::Program;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -119,6 +120,39 @@ async fn a_bomb_is_a_failure_of_its_own_file() {
     for id in ["nested", "itself"] {
         assert!(why(id).starts_with("reading it as pdf"), "{id}: {}", why(id));
     }
+}
+
+/// A DOCX too long to be sent whole to a language model, whose heading has a style of a level as deep as can be named.
+fn deep() -> Vec<u8> {
+    const STYLES: &str =
+        r#"<w:styles><w:style w:styleId="s"><w:name w:val="heading 1000000000000000"/></w:style></w:styles>"#;
+    let paragraph =
+        |n: usize| format!("<w:p><w:r><w:t>Card {n} is moved to the cool node.</w:t></w:r></w:p>");
+    let paragraphs: String = (0..1000).map(paragraph).collect();
+    let heading = r#"<w:p><w:pPr><w:pStyle w:val="s"/></w:pPr><w:r><w:t>Deep</w:t></w:r></w:p>"#;
+    let document = format!("<w:document><w:body>{heading}{paragraphs}</w:body></w:document>");
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, content) in [("word/document.xml", document.as_str()), ("word/styles.xml", STYLES)] {
+        archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        archive.write_all(content.as_bytes()).unwrap();
+    }
+    archive.finish().unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_heading_as_deep_as_can_be_named_is_put_in_context_like_any_other_text() {
+    let (url, _) = instance(Behavior::Well(0)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start_with(folder.path(), |command| {
+        command.args(["--ollama-url", &url, "--ollama-model", "small"])
+    });
+    let document = json!({ "id": "deep", "format": "docx", "data": STANDARD.encode(deep()) });
+    let job = program.run_job(&json!({ "documents": [document] })).await;
+    assert_eq!(
+        (&job["state"], &job["progress"]["documents_done"], &job["progress"]["chunks_without_context"]),
+        (&json!("succeeded"), &json!(1), &json!(0)),
+        "{job}"
+    );
 }
 
 #[test]

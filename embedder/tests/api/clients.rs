@@ -20,6 +20,6 @@ fn clients_from_the_package_index_understand_the_answers() {
     assert!(output.status.success(), "after {text:?}:\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(
         text.lines().collect::<Vec<_>>(),
-        ["openai", "cohere", "huggingface_hub", "langchain", "llama-index", "openapi"]
+        ["openai", "cohere", "jina", "huggingface_hub", "langchain", "llama-index", "openapi"]
     );
 }

@@ -8,10 +8,10 @@ use principium_embedder::batch::Budget;
 use principium_embedder::engine::{Engine, EngineLimits, PipelineEmbedder, Replica, Worker};
 use principium_embedder::format::Reader;
 use principium_embedder::gpus::Temperature;
-use principium_embedder::http::{Info, Keys, Probe, Routes, Served, Shared, with_common_routes};
+use principium_embedder::http::{Info, Keys, Origins, Probe, Routes, Served, Shared, with_common_routes};
 use principium_embedder::metrics::Metrics;
 use principium_embedder::model::{
-    Input, ModelError, ModelFiles, Output, TextTokenizer, Truncation, load_tokenizer,
+    Input, ModelError, ModelFiles, Output, Similarity, TextTokenizer, Truncation, load_tokenizer,
 };
 use principium_embedder::pipeline::{Chunker, EmbedTexts, PipelineConfig, Purpose, router};
 use principium_embedder::serve::GPU_BATCH_TOKENS;
@@ -27,25 +27,63 @@ use tokio_util::sync::CancellationToken;
 
 const DEVICES: usize = 8;
 
-/// Where devices wait until all of them have a batch.
-#[derive(Default)]
+/// Where devices meet: in each of its rounds the batch of a device ends only when every device has one. After
+/// the last round nobody waits any more.
 struct Meeting {
-    present: Mutex<BTreeSet<usize>>,
+    devices: usize,
+    rounds: usize,
+    gathering: Mutex<Gathering>,
     came: Condvar,
 }
 
+/// What has come of a meeting.
+#[derive(Debug, Default)]
+struct Gathering {
+    /// Devices that have a batch in this round.
+    present: BTreeSet<usize>,
+    /// Rounds that are over.
+    rounds: usize,
+    /// Batches that were begun in the rounds.
+    batches: usize,
+    /// Whether a device waited in vain: then none of the others waits as long again.
+    in_vain: bool,
+}
+
 impl Meeting {
-    /// Whether all came within a minute.
+    fn new(devices: usize, rounds: usize) -> Arc<Self> {
+        Arc::new(Self { devices, rounds, gathering: Mutex::default(), came: Condvar::new() })
+    }
+
+    fn replicas(self: &Arc<Self>) -> impl Iterator<Item = Met> {
+        (0..self.devices).map(move |number| Met { number, meeting: Arc::clone(self) })
+    }
+
+    /// Whether all come within a minute, as they did in every round before.
     fn wait(&self, device: usize) -> bool {
-        let mut present = self.present.lock().unwrap();
-        present.insert(device);
-        self.came.notify_all();
-        let wait = |present: &mut BTreeSet<usize>| present.len() < DEVICES;
-        !self.came.wait_timeout_while(present, Duration::from_secs(60), wait).unwrap().1.timed_out()
+        let mut gathering = self.gathering.lock().unwrap();
+        if gathering.in_vain || gathering.rounds == self.rounds {
+            return !gathering.in_vain;
+        }
+        let round = gathering.rounds;
+        gathering.batches += 1;
+        gathering.present.insert(device);
+        if gathering.present.len() == self.devices {
+            gathering.present.clear();
+            gathering.rounds += 1;
+            self.came.notify_all();
+            return true;
+        }
+        let alone = |it: &mut Gathering| it.rounds == round && !it.in_vain;
+        gathering = self.came.wait_timeout_while(gathering, Duration::from_secs(60), alone).unwrap().0;
+        if gathering.rounds == round {
+            gathering.in_vain = true;
+            self.came.notify_all();
+        }
+        gathering.rounds > round
     }
 }
 
-/// A device whose first batch ends only when all the others have one, too.
+/// A device whose batches end as its meeting says.
 struct Met {
     number: usize,
     meeting: Arc<Meeting>,
@@ -53,7 +91,8 @@ struct Met {
 
 impl Replica for Met {
     fn run(&self, inputs: &[&Input]) -> Result<Vec<Output>, ModelError> {
-        assert!(self.meeting.wait(self.number), "{:?} alone had work", self.meeting.present.lock().unwrap());
+        let met = self.meeting.wait(self.number);
+        assert!(met, "not all devices had work: {:?}", self.meeting.gathering.lock().unwrap());
         Ok(vec![Output { vector: vec![1.0], ..Output::default() }; inputs.len()])
     }
 
@@ -84,7 +123,10 @@ impl Replica for Kept {
 }
 
 fn engine<R: Replica>(replicas: impl IntoIterator<Item = R>) -> Engine {
-    let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 };
+    engine_of(Budget { tokens: GPU_BATCH_TOKENS, inputs: 1024 }, replicas)
+}
+
+fn engine_of<R: Replica>(budget: Budget, replicas: impl IntoIterator<Item = R>) -> Engine {
     let workers = replicas.into_iter().map(|replica| Worker {
         replica,
         budget,
@@ -105,6 +147,8 @@ fn info() -> Info {
     Info {
         role: Role::DataFactory.name(),
         version: "0",
+        sha: None,
+        docker_label: None,
         model: None,
         device: "cuda:0".to_owned(),
         accelerated: true,
@@ -112,6 +156,10 @@ fn info() -> Info {
         gpus: Vec::new(),
         analyzer_url: None,
     }
+}
+
+fn with_routes(routes: Routes, shared: Shared) -> axum::Router {
+    with_common_routes(routes, Arc::new(shared), 1 << 20, Keys::parse(""), &Origins::None)
 }
 
 async fn serve(router: axum::Router) -> String {
@@ -122,16 +170,15 @@ async fn serve(router: axum::Router) -> String {
     url
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_job_has_all_devices_of_a_data_factory_compute_at_once() {
+/// The chunks of a job over one document of so many words.
+async fn process(engine: Engine, words: usize) -> u64 {
     let (files, tokenizer) = model();
-    let meeting = Arc::new(Meeting::default());
-    let engine = engine((0..DEVICES).map(|number| Met { number, meeting: Arc::clone(&meeting) }));
     let config = PipelineConfig {
         tokenizer: tokenizer.plain(),
         max_tokens: tokenizer.maximum(),
         model_name: "m".into(),
         model_digest: "d".into(),
+        similarity: files.similarity,
         reader: Reader::new(None),
         chunker: Chunker::Fixed,
         chunk_max_tokens: 200,
@@ -140,16 +187,40 @@ async fn one_job_has_all_devices_of_a_data_factory_compute_at_once() {
         contexts: Arc::default(),
         metrics: Arc::default(),
     };
-    let embedder = PipelineEmbedder { engine, tokenizer, prompts: files.prompts };
+    let embedder =
+        PipelineEmbedder { engine, tokenizer, prompts: files.prompts, similarity: files.similarity };
     let url = serve(router(Arc::new(config), Arc::new(embedder))).await;
-    let text: String = (0..40_000).map(|word| format!("word{} ", word % 97)).collect();
+    let text: String = (0..words).map(|word| format!("word{} ", word % 97)).collect();
     let request = reqwest::Client::new()
         .post(format!("{url}/v1/process"))
         .json(&json!({ "documents": [{ "text": text }] }));
     let answer = request.send().await.unwrap().text().await.unwrap();
     let summary: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
     assert_eq!((&summary["documents"], &summary["failed"]), (&json!(1), &json!(0)), "{summary}");
-    assert!(summary["chunks"].as_u64().unwrap() > 300, "{summary}");
+    summary["chunks"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_job_has_all_devices_of_a_data_factory_compute_at_once() {
+    // Batches of any size: what waits is shared out among the devices that are free.
+    let meeting = Meeting::new(DEVICES, 1);
+    let chunks = process(engine(meeting.replicas()), 40_000).await;
+    assert!(chunks > 300, "{chunks}");
+}
+
+/// Devices of one pace are through with a round together: n of them compute n times as much meanwhile as one.
+#[tokio::test(flavor = "multi_thread")]
+async fn n_devices_compute_n_batches_in_the_time_of_one_in_every_round() {
+    const ROUNDS: usize = 10;
+    // One chunk in each: then no batch takes the work of another device.
+    let budget = Budget { tokens: GPU_BATCH_TOKENS, inputs: 1 };
+    for devices in [1, 2, 4, DEVICES] {
+        let meeting = Meeting::new(devices, ROUNDS);
+        let chunks = process(engine_of(budget, meeting.replicas()), 16_000).await;
+        assert!(chunks >= 100, "{chunks} are too few for {ROUNDS} rounds");
+        let gathering = meeting.gathering.lock().unwrap();
+        assert_eq!((gathering.rounds, gathering.batches), (ROUNDS, devices * ROUNDS), "{gathering:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,8 +229,12 @@ async fn documents_and_queries_are_embedded_with_the_prompts_that_the_model_has_
     let device = Kept::default();
     let prompts = json!({ "prompts": { "query": "query: ", "passage": "passage: " } });
     let prompts = serde_json::from_value(prompts).unwrap();
-    let embedder =
-        PipelineEmbedder { engine: engine([device.clone()]), tokenizer: tokenizer.clone(), prompts };
+    let embedder = PipelineEmbedder {
+        engine: engine([device.clone()]),
+        tokenizer: tokenizer.clone(),
+        prompts,
+        similarity: Similarity::Cosine,
+    };
     for (purpose, prompt) in [(Purpose::Query, "query: "), (Purpose::Document, "passage: ")] {
         embedder.embed(vec!["heat".to_owned()], purpose).await.unwrap();
         let expected = tokenizer.prompted(prompt, "heat", Truncation::DropEnd).unwrap();
@@ -176,8 +251,7 @@ async fn a_process_that_computes_nothing_any_more_says_so_and_is_restarted() {
     let probe = Some(Probe::new(&model).unwrap());
     let metrics = Arc::new(Metrics::default());
     let shared = Shared { info: info(), not_ready: None, probe, draining: CancellationToken::new(), metrics };
-    let url =
-        serve(with_common_routes(Routes::embedding(model), Arc::new(shared), 1 << 20, Keys::parse(""))).await;
+    let url = serve(with_routes(Routes::embedding(model), shared)).await;
     let client = reqwest::Client::new();
     let get = async |path: &str| {
         let answer = client.get(format!("{url}{path}")).send().await.unwrap();
@@ -243,7 +317,7 @@ async fn instances_of_vertex_ai_come_to_the_device_by_and_by_and_go_back_in_thei
         metrics: Arc::clone(&metrics),
     };
     let routes = Routes::embedding(model);
-    let url = serve(with_common_routes(routes, Arc::new(shared), 1 << 20, Keys::parse(""))).await;
+    let url = serve(with_routes(routes, shared)).await;
     let instances: Vec<Value> = (0..1000)
         .map(|number| json!({ "inputs": "hot ".repeat(1 + number % 7), "normalize": false }))
         .collect();
@@ -286,6 +360,7 @@ async fn work_goes_to_the_gpu_that_the_driver_calls_the_cooler_one() {
         [state.gpus[6].temperature, state.gpus[7].temperature] = celsius;
     };
     heat(&mut state, [70, 45]);
+    state.gpus[7].product = "NVIDIA L4".to_owned();
     std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
     let gpus: Vec<Value> = [6, 7]
         .map(|index| json!({ "index": index, "uuid": state.gpus[index].uuid, "memoryMiB": 1024 }))
@@ -297,7 +372,10 @@ async fn work_goes_to_the_gpu_that_the_driver_calls_the_cooler_one() {
         command.arg("--nvml-library").arg(&library)
     });
     let client = reqwest::Client::new();
-    program.ask(client.get(format!("{}/info", program.url))).await;
+    let info = program.ask(client.get(format!("{}/info", program.url))).await;
+    for (place, index) in [(0, 6), (1, 7)] {
+        assert_eq!(info["gpus"][place]["name"], state.gpus[index].product, "{info}");
+    }
     for (celsius, cooler) in [([70, 45], 1), ([50, 65], 0)] {
         update(&path, |state| {
             heat(state, celsius);

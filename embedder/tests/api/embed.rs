@@ -61,7 +61,7 @@ async fn a_long_text_is_cut_at_the_end_that_the_request_names_or_refused() {
     let [kept, cold, hot] = cut("Left").await;
     assert!(cosine(&kept, &hot) > 0.999_99 && cosine(&kept, &cold) < 0.99);
     let refused = data_factory().post("/embed", &json!({ "inputs": long, "truncate": false })).await;
-    refused.refused(422, "Validation", "602 tokens, and the model takes 256");
+    refused.refused(413, "Validation", "602 tokens, and the model takes 256");
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn of_a_long_text_no_more_is_tokenized_than_the_model_takes() {
     let short = data_factory().post("/embed", &json!({ "inputs": "hot ".repeat(254) })).await.json();
     assert!(cosine(&floats(&cut[0]), &floats(&short[0])) > 0.999_999);
     let refused = data_factory().post("/embed", &json!({ "inputs": long, "truncate": false })).await;
-    refused.refused(422, "Validation", "15600000 bytes is too long, as the model takes 256 tokens");
+    refused.refused(413, "Validation", "15600000 bytes is too long, as the model takes 256 tokens");
 }
 
 #[tokio::test]

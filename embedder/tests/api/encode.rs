@@ -1,6 +1,6 @@
 //! `/embed_sparse`, `/embed_all`, `/similarity`, `/v1/encode` and Cohere's `/v2/embed`, on a small model that has all heads.
 
-use super::models::{changed, folder};
+use super::models::{changed, first_state, folder, unnormalized};
 use super::server::{Server, cosine, data_factory, floats, norm, start};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -42,6 +42,41 @@ async fn one_request_gives_all_three_forms() {
         close(&floats(&found["sparse"]["values"]), &weights);
         let vectors: Vec<f64> = found["multi_vector"].as_array().unwrap().iter().flat_map(floats).collect();
         close(&vectors, &floats(&row["multi"]));
+    }
+}
+
+#[tokio::test]
+async fn vectors_are_as_long_as_sentence_transformers_makes_them_where_no_dialect_says_otherwise() {
+    let references = references("modernbert");
+    for (similarity, kept) in [("cosine", false), ("dot", true)] {
+        let model = unnormalized(similarity);
+        let server = start(&["--model", &model.path().display().to_string()]);
+        for row in &references {
+            let (text, unit, own) = (&row["text"], floats(&row["vector"]), first_state(row));
+            assert!((norm(&unit) - 1.0).abs() < 1e-4 && norm(&own) > 5.0);
+            for (normalize, expected) in [(Value::Null, &own), (json!(false), &own), (json!(true), &unit)] {
+                let body = json!({ "inputs": text, "normalize": normalize });
+                let answer = server.post("/v1/encode", &body).await.json();
+                close(&floats(&answer["data"][0]["dense"]), expected);
+            }
+            // Here others have defaults of their own.
+            let answer = server.post("/embed", &json!({ "inputs": text })).await.json();
+            close(&floats(&answer[0]), &unit);
+            let answer = server.post("/embed", &json!({ "inputs": text, "normalize": false })).await.json();
+            close(&floats(&answer[0]), &own);
+            let answer = server.post("/v1/embeddings", &json!({ "input": text })).await.json();
+            close(&floats(&answer["data"][0]["embedding"]), &unit);
+            let answer = server.post("/v2/embed", &json!({ "texts": [text] })).await.json();
+            close(&floats(&answer["embeddings"]["float"][0]), &unit);
+            let answer = server.post("/vertex", &json!({ "instances": [{ "inputs": text }] })).await.json();
+            close(&floats(&answer["predictions"][0][0]), &unit);
+        }
+        // Documents are to be compared.
+        let row = &references[0];
+        let body = json!({ "documents": [{ "text": row["text"] }] });
+        let lines = server.post("/v1/process", &body).await.lines();
+        let chunk = lines.iter().find(|line| line["type"] == "chunk").unwrap();
+        close(&floats(&chunk["vector"]), &if kept { first_state(row) } else { floats(&row["vector"]) });
     }
 }
 
@@ -247,10 +282,10 @@ async fn cohere_is_refused_in_its_own_form() {
             "output_dimension is 385; the model has 1 to 384",
         ),
         (json!({ "texts": ["a"], "embedding_types": ["int4"] }), 422, "embedding_types[0] is \"int4\""),
-        (json!({ "texts": ["hot ".repeat(600)], "truncate": "NONE" }), 422, "the model takes 256"),
+        (json!({ "texts": ["hot ".repeat(600)], "truncate": "NONE" }), 413, "the model takes 256"),
         (
             json!({ "texts": ["a hot card"], "max_tokens": 2, "truncate": "NONE" }),
-            422,
+            413,
             "more tokens than max_tokens, which is 2",
         ),
         (json!({ "inputs": [{ "content": [{ "type": "image_url" }] }] }), 422, "unknown variant `image_url`"),

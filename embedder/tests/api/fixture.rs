@@ -41,8 +41,15 @@ pub const CLASSIFIERS: [(&str, &[&str]); 7] = [
 ];
 
 /// Models that weigh words.
-pub const WORDS: [&str; 5] =
-    ["splade-bert", "splade-distilbert", "splade-roberta", "splade-modernbert", "bge-m3"];
+pub const WORDS: [&str; 7] = [
+    "splade-bert",
+    "splade-distilbert",
+    "splade-roberta",
+    "splade-modernbert",
+    "splade-sum",
+    "splade-log",
+    "bge-m3",
+];
 
 /// Models with a vector for each token of a query or a document, which are marked as such.
 pub const MARKED: [&str; 3] = ["colbert", "pylate", "pylate-unseen"];

@@ -42,7 +42,7 @@ async fn a_full_queue_refuses_with_a_time_to_come_back_and_then_serves_again() {
         assert!((1..=60).contains(&seconds), "{seconds} s");
     }
     assert_eq!(server.metric("principium_embedder_overloaded_requests_total").await, 2.0);
-    server.post("/embed", &long).await.refused(422, "Validation", "302 tokens");
+    server.post("/embed", &long).await.refused(413, "Validation", "302 tokens");
     assert_eq!(
         first.json().as_array().unwrap().len(),
         1000,

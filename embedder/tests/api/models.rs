@@ -4,7 +4,7 @@
 use super::fixture::{CLASSIFIERS, FAMILIES, Fixture, MARKED, WORDS};
 use super::server::{cosine, start};
 use principium_embedder::model::{
-    Input, Model, ModelFiles, Precision, Side, Truncation, Wants, load_tokenizer, normalize,
+    Input, Model, ModelFiles, Precision, Side, Similarity, Truncation, Wants, load_tokenizer, normalize,
 };
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -74,6 +74,27 @@ fn weights_of_words_are_those_of_the_reference() {
             let weights: Vec<f32> = found.iter().map(|(_, weight)| *weight).collect();
             fixture.close("weights", &weights, &expected.iter().map(|pair| pair[1].clone()).collect());
         }
+    }
+}
+
+#[test]
+fn camembert_is_roberta_by_another_name() {
+    for (name, class, wants) in [
+        ("roberta-classifier", "CamembertForSequenceClassification", Wants::VECTOR),
+        ("splade-roberta", "CamembertForMaskedLM", Wants::SPARSE),
+    ] {
+        let fixture = Fixture::load(name);
+        let copy = changed(name, "config.json", |it| {
+            it["architectures"] = json!([class]);
+            it["model_type"] = json!("camembert");
+        });
+        let files = ModelFiles::read(copy.path()).unwrap();
+        assert_eq!(files.architecture, class);
+        let model = Model::load(&files, None, Precision::F32).unwrap();
+        let inputs = fixture.inputs(wants);
+        let found = model.run(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(found, fixture.run(&inputs), "{class}");
+        assert!(found.iter().any(|output| !output.vector.is_empty() || !output.sparse.is_empty()), "{class}");
     }
 }
 
@@ -232,6 +253,42 @@ pub fn changed(name: &str, file: &str, change: impl Fn(&mut Value)) -> tempfile:
     copy
 }
 
+/// A model that pools the first token's state and has no module behind that, with the similarity that its files name.
+pub fn unnormalized(similarity: &str) -> tempfile::TempDir {
+    let copy = changed("modernbert", "modules.json", |it| {
+        it.as_array_mut().unwrap().retain(|module| !module["type"].as_str().unwrap().ends_with(".Normalize"));
+    });
+    let file = json!({ "similarity_fn_name": similarity });
+    std::fs::write(copy.path().join("config_sentence_transformers.json"), file.to_string()).unwrap();
+    copy
+}
+
+/// What `SentenceTransformer.encode()` gives of [`unnormalized`] for a row of the references: the first token's state as it is.
+pub fn first_state(row: &Value) -> Vec<f64> {
+    let states = row["states"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap());
+    states.take(row["vector"].as_array().unwrap().len()).collect()
+}
+
+#[test]
+fn a_model_without_a_normalization_has_the_length_and_the_similarity_that_its_files_say() {
+    let read = |path: &Path| {
+        let files = ModelFiles::read(path).unwrap();
+        (files.heads.dense.unwrap().normalized, files.similarity)
+    };
+    for (named, similarity) in
+        [("dot", Similarity::Dot), ("cosine", Similarity::Cosine), ("euclidean", Similarity::Cosine)]
+    {
+        let copy = unnormalized(named);
+        assert_eq!(read(copy.path()), (false, similarity), "{named}");
+        // Without any modules it is as sentence-transformers would make it, and vectors have length 1.
+        std::fs::remove_file(copy.path().join("modules.json")).unwrap();
+        assert_eq!(read(copy.path()), (true, Similarity::Cosine), "{named}");
+    }
+    let copy = unnormalized("dot");
+    std::fs::copy(folder("modernbert").join("modules.json"), copy.path().join("modules.json")).unwrap();
+    assert_eq!(read(copy.path()), (true, Similarity::Cosine), "at length 1 both are the same");
+}
+
 /// All files below a folder.
 pub fn walk(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -297,6 +354,18 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
         ("qwen3", "config.json", |it| it["use_sliding_window"] = json!(true), "a sliding window"),
         ("gemma3", "2_Dense/config.json", |it| it["use_residual"] = json!(true), "a residual"),
         ("roberta", "modules.json", |it| it[1]["type"] = json!("models.LSTM"), "module LSTM"),
+        (
+            "splade-sum",
+            "1_SpladePooling/config.json",
+            |it| it["pooling_strategy"] = json!("mean"),
+            "the sparse pooling \"mean\"",
+        ),
+        (
+            "splade-log",
+            "1_SpladePooling/config.json",
+            |it| it["activation_function"] = json!("log"),
+            "the activation \"log\" of a sparse pooling",
+        ),
         (
             "modernbert",
             "config.json",

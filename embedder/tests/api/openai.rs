@@ -34,6 +34,24 @@ async fn base64_holds_the_same_floats() {
 }
 
 #[tokio::test]
+async fn token_ids_are_embedded_like_their_text() {
+    let tokens = data_factory().post("/tokenize", &json!({ "inputs": "a hot graphics card" })).await.json();
+    let ids: Vec<Value> = tokens[0].as_array().unwrap().iter().map(|token| token["id"].clone()).collect();
+    let embed = async |input: &Value| {
+        let body = json!({ "input": input });
+        data_factory().post("/v1/embeddings", &body).await.json()
+    };
+    let text = embed(&json!("a hot graphics card")).await;
+    for input in [json!(ids), json!([ids])] {
+        let found = embed(&input).await;
+        let count = found["data"].as_array().unwrap().len();
+        assert_eq!((count, &found["usage"]), (1, &text["usage"]), "{input}");
+        let [found, expected] = [&found, &text].map(|answer| floats(&answer["data"][0]["embedding"]));
+        assert!(cosine(&found, &expected) > 0.999_999, "{input}");
+    }
+}
+
+#[tokio::test]
 async fn null_is_as_good_as_nothing() {
     let body = json!({ "input": "warm", "encoding_format": null, "dimensions": null });
     let answer = data_factory().post("/v1/embeddings", &body).await.json();

@@ -1,6 +1,9 @@
 //! The sink Qdrant against a stand-in that keeps points as Qdrant's REST API documents it, and fails on demand.
 
 use super::jobs::with_folder;
+use super::models::{first_state, folder, unnormalized};
+use super::server::{floats, start};
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post, put};
@@ -15,11 +18,16 @@ struct StandIn(Arc<Mutex<Kept>>);
 #[derive(Default)]
 struct Kept {
     size: Option<u64>,
+    /// By what it compares.
+    distance: Option<String>,
     /// Whether there is an index of the corpora.
     indexed: bool,
     points: BTreeMap<String, Value>,
+    vectors: BTreeMap<String, Value>,
     /// Requests that are turned away before any is taken.
     failing: usize,
+    /// Most bytes of a request, and how a larger one is turned away.
+    limit: Option<(usize, StatusCode, &'static str)>,
     /// Requests that find that somebody has deleted the collection.
     vanishing: usize,
     writes: usize,
@@ -29,7 +37,7 @@ async fn collection(State(it): State<StandIn>, Path(name): Path<String>) -> (Sta
     let kept = it.0.lock().unwrap();
     match kept.size {
         Some(size) => {
-            let vectors = json!({ "size": size, "distance": "Cosine" });
+            let vectors = json!({ "size": size, "distance": kept.distance });
             let indexes =
                 if kept.indexed { json!({ "corpus": { "data_type": "keyword" } }) } else { json!({}) };
             let result = json!({ "config": { "params": { "vectors": vectors } }, "payload_schema": indexes });
@@ -42,34 +50,42 @@ async fn collection(State(it): State<StandIn>, Path(name): Path<String>) -> (Sta
 }
 
 async fn create(State(it): State<StandIn>, Json(body): Json<Value>) -> Json<Value> {
-    assert_eq!(body["vectors"]["distance"], "Cosine");
-    it.0.lock().unwrap().size = body["vectors"]["size"].as_u64();
+    let mut kept = it.0.lock().unwrap();
+    kept.size = body["vectors"]["size"].as_u64();
+    kept.distance = body["vectors"]["distance"].as_str().map(str::to_owned);
     Json(json!({ "result": true, "status": "ok" }))
 }
 
-async fn upsert(State(it): State<StandIn>, headers: HeaderMap, Json(body): Json<Value>) -> StatusCode {
+async fn upsert(State(it): State<StandIn>, headers: HeaderMap, body: Bytes) -> (StatusCode, &'static str) {
     assert_eq!(headers["api-key"], "key");
     let mut kept = it.0.lock().unwrap();
     kept.writes += 1;
     if kept.failing > 0 {
         kept.failing -= 1;
-        return StatusCode::SERVICE_UNAVAILABLE;
+        return (StatusCode::SERVICE_UNAVAILABLE, "");
     }
+    if let Some((most, status, says)) = kept.limit
+        && body.len() > most
+    {
+        return (status, says);
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap();
     if kept.vanishing > 0 {
         kept.vanishing -= 1;
         (kept.size, kept.indexed) = (None, false);
         kept.points.clear();
     }
     if kept.size.is_none() {
-        return StatusCode::NOT_FOUND;
+        return (StatusCode::NOT_FOUND, "");
     }
     for point in body["points"].as_array().unwrap() {
         let id = point["id"].as_str().unwrap();
         assert_eq!((id.len(), id.matches('-').count()), (36, 4), "{id} is a UUID");
         assert_eq!(point["vector"].as_array().unwrap().len() as u64, kept.size.unwrap());
         kept.points.insert(id.to_owned(), point["payload"].clone());
+        kept.vectors.insert(id.to_owned(), point["vector"].clone());
     }
-    StatusCode::OK
+    (StatusCode::OK, "")
 }
 
 async fn index(State(it): State<StandIn>, Json(body): Json<Value>) -> StatusCode {
@@ -120,6 +136,7 @@ async fn points_follow_the_corpus_through_failures() {
     {
         let kept = it.0.lock().unwrap();
         assert_eq!((kept.points.len(), kept.size), (2, Some(384)));
+        assert_eq!(kept.distance.as_deref(), Some("Cosine"));
         assert!(kept.writes >= 3, "two that were turned away, and one or two that were not");
         let vasa = kept.points.values().find(|payload| payload["document_id"] == "vasa").unwrap();
         assert_eq!((&vasa["text"], &vasa["metadata"]["year"]), (&json!("She sank."), &json!(1628)));
@@ -140,6 +157,50 @@ async fn points_follow_the_corpus_through_failures() {
     let kept = it.0.lock().unwrap();
     let texts: Vec<&Value> = kept.points.values().map(|payload| &payload["text"]).collect();
     assert_eq!(texts, [&json!("She was raised.")]);
+}
+
+#[tokio::test]
+async fn vectors_that_are_compared_by_their_dot_product_are_kept_and_searched_at_their_length() {
+    let expected = std::fs::read_to_string(folder("modernbert").join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let row = |index: usize| &expected["references"][index];
+    let dot = |one: &[f64], two: &[f64]| one.iter().zip(two).map(|(a, b)| a * b).sum::<f64>();
+    for (similarity, distance) in [("dot", "Dot"), ("cosine", "Cosine")] {
+        let (it, url) = stand_in().await;
+        let vector = |index| match similarity {
+            "dot" => first_state(row(index)),
+            _ => floats(&row(index)["vector"]),
+        };
+        let (model, data) = (unnormalized(similarity), tempfile::tempdir().unwrap());
+        let [model, data] = [&model, &data].map(|folder| folder.path().display().to_string());
+        let server =
+            start(&["--model", &model, "--data-dir", &data, "--qdrant-url", &url, "--qdrant-api-key", "key"]);
+        let document = |index: usize| json!({ "id": index.to_string(), "text": row(index)["text"] });
+        let documents: Value = [0, 1, 3].map(document).into_iter().collect();
+        let sink = json!({ "type": "qdrant", "collection": "lengths" });
+        let job = server.run_job(&json!({ "documents": documents, "sink": sink })).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+        {
+            let kept = it.0.lock().unwrap();
+            assert_eq!((kept.distance.as_deref(), kept.vectors.len()), (Some(distance), 3));
+            for (id, payload) in &kept.points {
+                let expected = vector(payload["document_id"].as_str().unwrap().parse().unwrap());
+                let found = floats(&kept.vectors[id]);
+                let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(found.len() == expected.len() && off < 1e-4, "{payload} is off by {off}");
+            }
+        }
+        let question = json!({ "query": row(0)["text"], "mode": "vector" });
+        let answer = server.post("/v1/search", &question).await.json();
+        let results = answer["results"].as_array().unwrap();
+        assert_eq!(results.len(), 3, "{answer}");
+        for result in results {
+            let index = result["document_id"].as_str().unwrap().parse().unwrap();
+            let expected = dot(&vector(0), &vector(index));
+            let off = (result["score"].as_f64().unwrap() - expected).abs();
+            assert!(off < 1e-4 * expected.abs().max(10.0), "{result} is off by {off}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -176,6 +237,34 @@ async fn a_collection_that_goes_in_the_middle_of_a_job_is_made_again_and_takes_t
     assert_eq!((&job["state"], &job["progress"]["sink_upserts"]), (&json!("succeeded"), &json!(1)), "{job}");
     let kept = it.0.lock().unwrap();
     assert_eq!((kept.points.len(), kept.size, kept.writes), (1, Some(384), 2));
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_the_server_is_sent_in_parts_and_one_chunk_stops_no_other() {
+    let as_qdrant = "Payload error: JSON payload (1 bytes) is larger than allowed (limit: 1 bytes).";
+    let answers = [(StatusCode::BAD_REQUEST, as_qdrant), (StatusCode::PAYLOAD_TOO_LARGE, "no")];
+    for (status, says) in answers {
+        let (it, url) = stand_in().await;
+        it.0.lock().unwrap().limit = Some((100_000, status, says));
+        let folder = tempfile::tempdir().unwrap();
+        let server = with_folder(folder.path(), &["--qdrant-url", &url, "--qdrant-api-key", "key"]);
+        let document = |id: &str, bytes: usize| {
+            let note = "n".repeat(bytes);
+            json!({ "id": id, "text": format!("The ship {id}."), "metadata": { "note": note } })
+        };
+        // Before and behind the one that does not fit.
+        let mut documents: Vec<Value> =
+            ["a", "b", "c", "x", "y", "z"].into_iter().map(|id| document(id, 40_000)).collect();
+        documents.push(document("huge", 200_000));
+        let sink = json!({ "type": "qdrant", "collection": "ships" });
+        let job = server.run_job(&json!({ "documents": documents, "sink": sink })).await;
+        let error = job["error"].as_str().unwrap_or_default();
+        assert!(job["state"] == "failed" && error.contains(r#"document "huge" is too large"#), "{job}");
+        assert_eq!((it.0.lock().unwrap().points.len(), &job["progress"]["sink_upserts"]), (6, &json!(6)));
+        let job = server.run_job(&json!({ "delete": ["huge"] })).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+        assert_eq!(it.0.lock().unwrap().points.len(), 6);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! The numbers against those of the reference implementations, which `fixtures/make_references.py` wrote down.
 
-use super::server::{bge_small, colbert, cosine, data_factory, floats, norm, reranker, start};
+use super::program::Program;
+use super::server::{
+    Server, bge_small, colbert, cosine, data_factory, floats, minilm, norm, reranker, start,
+};
 use serde_json::{Value, json};
 
 const EMBEDDINGS: &str = include_str!("../../fixtures/embeddings.json");
@@ -32,6 +35,42 @@ async fn embeddings_are_those_of_sentence_transformers() {
             let worst = vector.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(worst < 1e-5, "{}: a component is off by {worst}", reference["text"]);
         }
+    }
+}
+
+#[tokio::test]
+async fn smaller_number_formats_are_named_and_keep_the_directions() {
+    let (_, references) = references(EMBEDDINGS);
+    let texts: Vec<&Value> = references.iter().map(|reference| &reference["text"]).collect();
+    // One by its flag, the other by its variable.
+    let bf16 = start(&["--model", &minilm(), "--dtype", "bf16"]);
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start_with(folder.path(), |command| command.env("PRINCIPIUM_DTYPE", "int8"));
+    let int8 = Server { url: program.url.clone() };
+    program.ask(reqwest::Client::new().get(format!("{}/info", int8.url))).await;
+    // A processor that is faster with f32 computes that for bf16, and says so.
+    let cases: [(Server, &[&str], f64); 2] =
+        [(bf16, &["bfloat16", "float32"], 0.999), (int8, &["int8"], 0.98)];
+    for (server, named, least) in cases {
+        let info = server.get("/info").await.json();
+        let (name, kernel) = (info["model_dtype"].as_str().unwrap(), info["kernel"].as_str().unwrap());
+        let kernels: &[&str] = match name {
+            "float32" => &["avx512", "avx2", "portable"],
+            "bfloat16" => &["avx512-bf16", "avx2", "portable"],
+            _ => &["avx512-vnni", "avx-vnni", "portable"],
+        };
+        assert!(named.contains(&name) && kernels.contains(&kernel), "{name} by {kernel}");
+        let answer = server.post("/v1/embeddings", &json!({ "input": texts })).await.json();
+        let mut worst = 0.0;
+        for (index, reference) in references.iter().enumerate() {
+            let (found, expected) =
+                (floats(&answer["data"][index]["embedding"]), floats(&reference["vector"]));
+            let cosine = cosine(&found, &expected);
+            assert!(cosine >= least, "{name}, {}: cosine {cosine}", reference["text"]);
+            worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(worst, f64::max);
+        }
+        // Kernels of several formats have one name, but not the same numbers.
+        assert_eq!(worst < 1e-5, name == "float32", "{name} by {kernel}: a component is off by {worst}");
     }
 }
 

@@ -79,7 +79,7 @@ async fn pairs_that_are_too_long_are_cut_or_refused() {
     assert_eq!(cut.as_array().unwrap().len(), 1);
     let refused =
         reranker().post("/rerank", &json!({ "query": QUERY, "texts": [long], "truncate": false })).await;
-    refused.refused(422, "Validation", "the model takes 512");
+    refused.refused(413, "Validation", "the model takes 512");
 }
 
 #[tokio::test]

@@ -79,7 +79,7 @@ async fn platforms_find_what_the_model_is_for_on_their_routes() {
             json!({ "instances": [embed, { "text": "hot" }] }),
             422,
             "Validation",
-            "instances[1]: missing field `inputs`",
+            "instances[1] is {\"text\":\"hot\"}: missing field `inputs`",
         ),
         (json!({ "inputs": "hot" }), 422, "Validation", "missing field `instances`"),
         (json!({ "instances": [{ "inputs": [] }] }), 400, "Empty", "inputs is []"),
@@ -200,4 +200,30 @@ async fn null_in_an_optional_field_means_what_its_absence_does() {
             assert!(alike(&null, &absent), "{path} {field}: {null}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_it_says_about_itself_has_every_field_and_stands_where_clients_look() {
+    let info = data_factory().get("/info").await.json();
+    for name in [
+        "model_id",
+        "model_sha",
+        "model_dtype",
+        "served_model_name",
+        "model_type",
+        "max_concurrent_requests",
+        "max_input_length",
+        "max_batch_tokens",
+        "max_batch_requests",
+        "max_client_batch_size",
+        "auto_truncate",
+        "tokenization_workers",
+        "version",
+        "sha",
+        "docker_label",
+    ] {
+        assert!(info.get(name).is_some(), "{name} is not in {info}");
+    }
+    let [theirs, ours] = ["/api-doc/openapi.json", "/openapi.json"].map(|path| data_factory().get(path));
+    assert_eq!(theirs.await.json(), ours.await.json());
 }

@@ -95,6 +95,29 @@ async fn a_document_that_is_replaced_while_a_corpus_is_read_is_read_as_it_is_the
 }
 
 #[tokio::test]
+async fn an_upload_finds_the_chunks_of_a_record_that_its_file_loses_before_the_upload_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = jobs(folder.path());
+    write_records(folder.path(), &[("vasa", "one"), ("mary", "two")]);
+    let job = run(&jobs, source()).await;
+    let store = jobs.store();
+    let record = store.document("c", VASA).unwrap().unwrap();
+    let lost_by = |file: &str| {
+        let removed = vec![(file.to_owned(), VASA.to_owned())];
+        store.commit(&job, &change::Changes { removed, ..change::Changes::default() }).unwrap();
+    };
+    lost_by("ships.jsonl");
+    assert_eq!(store.document("c", VASA).unwrap(), None);
+    // Its chunk was found as it had been made, and is not made again.
+    let documents = vec![(VASA.to_owned(), DocumentRecord { file: VASA.to_owned(), ..record })];
+    store.commit(&job, &change::Changes { documents, ..change::Changes::default() }).unwrap();
+    assert_eq!(vasa(&jobs).as_deref(), Some("one"));
+    assert_eq!(store.sweep("c").unwrap(), 0);
+    lost_by(VASA);
+    assert_eq!(store.sweep("c").unwrap(), 1, "what nobody has brought back goes at the end of the job");
+}
+
+#[tokio::test]
 async fn a_new_version_of_a_file_leaves_what_has_become_of_it_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let jobs = jobs(folder.path());

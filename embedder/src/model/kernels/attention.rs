@@ -239,6 +239,7 @@ impl Text<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::level::tests::on_each_level;
     use super::*;
     use proptest::prelude::*;
 
@@ -310,15 +311,18 @@ mod tests {
             let parts = [part(0), part(queries * width), part((queries + keys) * width)];
             let expected = reference(parts, &lengths, &heads);
             for format in [Format::F32, Format::Bf16] {
+                let bound = if format == Format::F32 { 2e-5 } else { 4e-2 };
                 for microkernel in Microkernel::all(format) {
-                    let got = attend(microkernel, parts, &lengths, &heads);
-                    prop_assert_eq!(got.len(), expected.len());
-                    let bound = if format == Format::F32 { 2e-5 } else { 4e-2 };
-                    for (got, expected) in got.iter().zip(&expected) {
-                        prop_assert!(
-                            (f64::from(*got) - expected).abs() < bound,
-                            "{} {:?}: {} instead of {}", microkernel.name, format, got, expected
-                        );
+                    let made = on_each_level(|level| (level, attend(microkernel, parts, &lengths, &heads)));
+                    for (level, got) in made {
+                        prop_assert_eq!(got.len(), expected.len());
+                        for (got, expected) in got.iter().zip(&expected) {
+                            prop_assert!(
+                                (f64::from(*got) - expected).abs() < bound,
+                                "{} {:?} {:?}: {} instead of {}",
+                                microkernel.name, level, format, got, expected
+                            );
+                        }
                     }
                 }
             }

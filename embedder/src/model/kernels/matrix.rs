@@ -200,6 +200,8 @@ impl Converted {
 
 #[cfg(test)]
 mod tests {
+    use super::super::level::tests::on_each_level;
+    use super::super::level::{Level, level};
     use super::*;
     use proptest::prelude::*;
 
@@ -225,7 +227,9 @@ mod tests {
         }
     }
 
-    fn check(microkernel: Microkernel, rows: usize, inner: usize, columns: usize, seed: u32) {
+    /// `shape` is of rows, what a row has, and columns.
+    fn check(microkernel: Microkernel, level: Level, shape: [usize; 3], seed: u32) {
+        let [rows, inner, columns] = shape;
         let (left, weight) = (numbers(rows * inner, seed), numbers(columns * inner, seed ^ 1));
         let bias = numbers(columns, seed ^ 2);
         let format = microkernel.format;
@@ -244,7 +248,7 @@ mod tests {
                 let got = f64::from(product[row * columns + column]);
                 assert!(
                     (got - expected).abs() <= bound,
-                    "{} {format:?} {rows}×{inner}×{columns} at {row}, {column}: {got} instead of {expected}",
+                    "{} {level:?} {format:?} {shape:?} at {row}, {column}: {got} instead of {expected}",
                     microkernel.name
                 );
             }
@@ -260,7 +264,7 @@ mod tests {
         ) {
             for format in [Format::F32, Format::Bf16, Format::Int8] {
                 for microkernel in Microkernel::all(format) {
-                    check(microkernel, rows, inner, columns, seed);
+                    on_each_level(|level| check(microkernel, level, [rows, inner, columns], seed));
                 }
             }
         }
@@ -269,15 +273,17 @@ mod tests {
     #[test]
     fn tasks_cover_every_row_and_column_of_a_large_product() {
         for format in [Format::F32, Format::Bf16, Format::Int8] {
-            check(Microkernel::best(format), 2 * ROWS + 5, 33, 4 * PANEL + 1, 7);
+            check(Microkernel::best(format), level(), [2 * ROWS + 5, 33, 4 * PANEL + 1], 7);
         }
     }
 
     #[test]
     fn bytes_are_the_same_on_every_instruction_set() {
         let (left, weight) = (numbers(5 * 67, 1), numbers(45 * 67, 2));
-        let mut products = Microkernel::all(Format::Int8)
-            .map(|it| Matrix::new(it, &weight, 67, None).multiply(&left, Activation::Relu));
+        let mut products = Microkernel::all(Format::Int8).flat_map(|it| {
+            let matrix = Matrix::new(it, &weight, 67, None);
+            on_each_level(|_| matrix.multiply(&left, Activation::Relu))
+        });
         let first = products.next().unwrap();
         assert!(products.all(|product| product == first));
     }

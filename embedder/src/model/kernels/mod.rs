@@ -3,6 +3,7 @@
 
 mod attention;
 mod dot;
+mod level;
 mod math;
 mod matrix;
 mod output;

@@ -3,6 +3,7 @@
 //! The bodies are plain Rust that the compiler vectorizes.
 
 use super::dot::PANEL;
+use super::level::{Level, level};
 use super::math::{ROUND, exp2, fused, gelu, gelu_tanh, silu};
 use super::reduce::{LANES, halve, larger, range, reduce, sum};
 
@@ -41,30 +42,6 @@ pub(super) struct Columns {
     pub(super) sum: [f32; PANEL],
 }
 
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-enum Level {
-    Avx512,
-    Avx2,
-    Portable,
-}
-
-#[cfg(target_arch = "x86_64")]
-fn level() -> Level {
-    // std caches the answer of CPUID: these are loads and bit tests.
-    if is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-    {
-        Level::Avx512
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        Level::Avx2
-    } else {
-        Level::Portable
-    }
-}
-
 /// Whether an instruction set has a fused multiply-add. The compiler never makes one of two operations by itself, because the
 /// result is another one.
 mod fma {
@@ -80,24 +57,24 @@ macro_rules! by_instruction_set {
         #[allow(unsafe_code, reason = "functions with a target feature, called after the feature was detected")]
         pub(in super::super) fn $name($($argument: $kind),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-                fn avx512($($argument: $kind),*) $(-> $result)? {
-                    $body$(::<{ $fma::THERE }>)?($($argument),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($argument: $kind),*) $(-> $result)? {
-                    $body$(::<{ $fma::THERE }>)?($($argument),*)
-                }
-                match level() {
-                    // SAFETY: the processor has these features, as `level` found out.
-                    Level::Avx512 => return unsafe { avx512($($argument),*) },
-                    // SAFETY: the processor has these features, as `level` found out.
-                    Level::Avx2 => return unsafe { avx2($($argument),*) },
-                    Level::Portable => {}
-                }
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn avx512($($argument: $kind),*) $(-> $result)? {
+                $body$(::<{ $fma::THERE }>)?($($argument),*)
             }
-            $body$(::<{ $fma::MISSING }>)?($($argument),*)
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($argument: $kind),*) $(-> $result)? {
+                $body$(::<{ $fma::THERE }>)?($($argument),*)
+            }
+            match level() {
+                // SAFETY: the processor has these features, as `level` found out.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { avx512($($argument),*) },
+                // SAFETY: the processor has these features, as `level` found out.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { avx2($($argument),*) },
+                Level::Portable => $body$(::<{ $fma::MISSING }>)?($($argument),*),
+            }
         }
     };
 }
@@ -152,7 +129,7 @@ by_instruction_set! {
 #[allow(unsafe_code, reason = "a function with a target feature, called after the feature was detected")]
 pub(in super::super) fn to_bf16(row: &[f32], words: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+    if level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the processor has these features.
         return unsafe { to_bf16_avx512(row, words) };
     }
@@ -363,6 +340,7 @@ fn quantize_body(row: &[f32], words: &mut [u32]) -> (f32, f32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::level::tests::on_each_level;
     use super::super::math::tests::reference_erf;
     use super::*;
 
@@ -378,48 +356,88 @@ mod tests {
             (Activation::Silu, |x| x / (1.0 + (-x).exp())),
             (Activation::Relu, |x| x.max(0.0)),
         ];
-        for (activation, formula) in cases {
-            for step in -50..=50_i8 {
-                let x = f32::from(step) / 10.0;
-                let mut out = [0.0];
-                gate_row(&[x], &[2.0], &mut out, activation);
-                let expected = 2.0 * formula(f64::from(x));
-                assert!(
-                    (f64::from(out[0]) - expected).abs() < 5e-6,
-                    "{activation:?}({x}) = {}",
-                    out[0] / 2.0
-                );
+        let inputs: Vec<f32> = (-50..=50_i8).map(|step| f32::from(step) / 10.0).collect();
+        on_each_level(|level| {
+            for (activation, formula) in cases {
+                let mut gated = vec![0.0; inputs.len()];
+                gate_row(&inputs, &vec![2.0; inputs.len()], &mut gated, activation);
+                let mut activated: Vec<u32> = inputs.iter().map(|x| x.to_bits()).collect();
+                activate(&mut activated, activation);
+                for ((x, gated), activated) in inputs.iter().zip(gated).zip(activated) {
+                    let expected = formula(f64::from(*x));
+                    for found in [gated / 2.0, f32::from_bits(activated)] {
+                        let off = (f64::from(found) - expected).abs();
+                        assert!(off < 2.5e-6, "{activation:?}({x}) = {found} with {level:?}");
+                    }
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn every_row_of_a_softmax_adds_up_to_its_sum_at_any_length() {
-        for length in [1, 2, 15, 16, 17, 250, 512_u16] {
-            let mut row: Vec<f32> = (0..length).map(|i| f32::from(i % 37) - 5.0).collect();
-            let expected: Vec<f64> = row.iter().map(|x| f64::from(*x * 0.25).exp()).collect();
-            row.resize(row.len().next_multiple_of(LANES), f32::NEG_INFINITY);
-            let sum = f64::from(softmax_exp(row.as_chunks_mut().0, 0.25));
-            let total: f64 = expected.iter().sum();
-            for (value, expected) in row.iter().zip(&expected) {
-                assert!((f64::from(*value) / sum - expected / total).abs() < 1e-6);
+        on_each_level(|level| {
+            for length in [1, 2, 15, 16, 17, 250, 512_u16] {
+                let mut row: Vec<f32> = (0..length).map(|i| f32::from(i % 37) - 5.0).collect();
+                let expected: Vec<f64> = row.iter().map(|x| f64::from(*x * 0.25).exp()).collect();
+                row.resize(row.len().next_multiple_of(LANES), f32::NEG_INFINITY);
+                let sum = f64::from(softmax_exp(row.as_chunks_mut().0, 0.25));
+                let total: f64 = expected.iter().sum();
+                for (value, expected) in row.iter().zip(&expected) {
+                    let off = (f64::from(*value) / sum - expected / total).abs();
+                    assert!(off < 1e-6, "{length} with {level:?}: off by {off}");
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn layer_norm_of_a_row_has_mean_zero_and_variance_one() {
         let length = 50_u8;
-        let mut row: Vec<f32> = (0..length).map(f32::from).collect();
-        let ones = vec![1.0; row.len()];
-        let norm = Norm { weight: ones.clone(), shift: Some(vec![0.5; row.len()]), epsilon: 1e-12 };
-        add_layer_norm(&mut row, &ones, &norm);
-        let mean = row.iter().sum::<f32>() / f32::from(length);
-        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / f32::from(length);
-        assert!(
-            (mean - 0.5).abs() < 1e-5 && (variance - 1.0).abs() < 1e-4,
-            "mean {mean}, variance {variance}"
-        );
+        let ones = vec![1.0; usize::from(length)];
+        let norm = Norm { weight: ones.clone(), shift: Some(vec![0.5; ones.len()]), epsilon: 1e-12 };
+        on_each_level(|level| {
+            let mut row: Vec<f32> = (0..length).map(f32::from).collect();
+            add_layer_norm(&mut row, &ones, &norm);
+            let mean = row.iter().sum::<f32>() / f32::from(length);
+            let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / f32::from(length);
+            assert!(
+                (mean - 0.5).abs() < 1e-5 && (variance - 1.0).abs() < 1e-4,
+                "mean {mean}, variance {variance} with {level:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn rms_norm_of_a_row_has_the_square_of_its_weight_for_a_mean_square() {
+        let length = 50_u8;
+        let ones = vec![1.0; usize::from(length)];
+        let norm = Norm { weight: vec![2.0; ones.len()], shift: None, epsilon: 1e-12 };
+        on_each_level(|level| {
+            let mut row: Vec<f32> = (0..length).map(f32::from).collect();
+            add_rms_norm(&mut row, &ones, &norm);
+            let square = row.iter().map(|x| x * x).sum::<f32>() / f32::from(length);
+            // The residual is added first: nothing is left at zero.
+            assert!((square - 4.0).abs() < 1e-4 && row[0] > 0.0, "{square} with {level:?}");
+        });
+    }
+
+    #[test]
+    fn bytes_are_within_half_a_step_and_the_same_on_every_instruction_set() {
+        let row: Vec<f32> = (0..67_u16).map(|number| (f32::from(number) * 12.9898).sin() * 43.7).collect();
+        let made = on_each_level(|_| {
+            let mut words = vec![u32::MAX; row.len().div_ceil(4)];
+            let (scale, smallest) = quantize(&row, &mut words);
+            (words, scale, smallest)
+        });
+        let (words, scale, smallest) = &made[0];
+        assert!(made.iter().all(|other| *other == made[0]), "{made:?}");
+        let (bytes, rest) = bytemuck::cast_slice::<u32, u8>(words).split_at(row.len());
+        assert_eq!(rest, [0]);
+        for (byte, value) in bytes.iter().zip(&row) {
+            let off = (smallest + scale * f32::from(*byte) - value).abs();
+            assert!(off <= 0.501 * *scale, "{value} is off by {off}, of steps of {scale}");
+        }
     }
 
     #[test]
@@ -427,10 +445,14 @@ mod tests {
         for length in [0, 1, 15, 16, 31, 32, 100_u16] {
             let row: Vec<f32> =
                 (0..length).map(|number| (f32::from(number) * 12.9898).sin() * 43.7).collect();
-            let (mut one, mut other) = (vec![7; row.len().div_ceil(2)], vec![9; row.len().div_ceil(2)]);
-            to_bf16(&row, &mut one);
-            to_bf16_by_steps(&row, &mut other);
-            assert_eq!(one, other, "{length}");
+            let made = on_each_level(|_| {
+                let (mut one, mut other) = (vec![7; row.len().div_ceil(2)], vec![9; row.len().div_ceil(2)]);
+                to_bf16(&row, &mut one);
+                to_bf16_by_steps(&row, &mut other);
+                assert_eq!(one, other, "{length}");
+                one
+            });
+            assert!(made.iter().all(|other| *other == made[0]), "{length}: {made:?}");
         }
     }
 

@@ -81,10 +81,14 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// A part of a document, with what the document knows of its place.
-    pub fn of(document: &Extracted, Range { start, end }: Range<usize>) -> Self {
-        let pages = document.page(start).zip(document.page(end.saturating_sub(1).max(start)));
-        Self { start, end, headings: document.heading_path(start), pages }
+    /// Parts of a document, in the order of their starts, with what the document knows of their places.
+    pub fn all(document: &Extracted, parts: impl IntoIterator<Item = Range<usize>>) -> Vec<Self> {
+        let mut headings = document.heading_paths();
+        let chunk = |Range { start, end }: Range<usize>| {
+            let pages = document.page(start).zip(document.page(end.saturating_sub(1).max(start)));
+            Self { start, end, headings: headings.at(start), pages }
+        };
+        parts.into_iter().map(chunk).collect()
     }
 }
 
@@ -126,5 +130,5 @@ pub fn split(tokenizer: &Tokenizer, document: &Extracted, cut: Cut) -> Result<Ve
             .collect(),
         _ => TextSplitter::new(config).chunk_indices(text).map(place).collect(),
     };
-    Ok(parts.into_iter().map(|part| Chunk::of(document, part)).collect())
+    Ok(Chunk::all(document, parts))
 }

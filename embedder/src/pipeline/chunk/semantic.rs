@@ -15,24 +15,55 @@ const CHANGE: f64 = 1.0;
 /// Distances are compared in steps of this size: what the last bits of a vector say must not move a cut.
 const STEP: f64 = 1e-3;
 
+/// Most tokens of a unit, for chunks of at most `most` tokens.
+pub fn unit_tokens(most: usize) -> usize {
+    (most / UNITS).max(SMALLEST).min(most)
+}
+
 /// The units of a text and their tokens, for chunks of at most `most` tokens.
 pub fn units(tokenizer: &Tokenizer, text: &str, most: usize) -> Vec<(Range<usize>, usize)> {
-    let limit = (most / UNITS).max(SMALLEST).min(most);
-    let config = ChunkConfig::new(limit).with_sizer(Tokens(tokenizer));
+    let config = ChunkConfig::new(unit_tokens(most)).with_sizer(Tokens(tokenizer));
     let unit = |(start, part): (usize, &str)| (start..start + part.len(), super::count(tokenizer, part));
     TextSplitter::new(config).chunk_indices(text).map(unit).collect()
 }
 
-/// The chunks that units make. `fits` says whether a part of the text is within a chunk's tokens.
+/// How far apart neighboring units are. Their vectors come one after another, and only the last is kept.
+#[derive(Default)]
+pub struct Neighbors {
+    last: Option<Vec<f32>>,
+    distances: Vec<i64>,
+}
+
+impl Neighbors {
+    /// Adds the vector of the next unit.
+    pub fn add(&mut self, vector: Vec<f32>) {
+        if let Some(last) = &self.last {
+            self.distances.push(distance(last, &vector));
+        }
+        self.last = Some(vector);
+    }
+
+    /// How many units were added.
+    pub fn units(&self) -> usize {
+        self.distances.len() + usize::from(self.last.is_some())
+    }
+}
+
+/// The chunks that units make, given how far apart they are. `fits` says whether a part of the text is within a chunk's tokens.
 pub fn group(
     units: &[(Range<usize>, usize)],
-    vectors: &[Vec<f32>],
+    Neighbors { distances, .. }: &Neighbors,
     most: usize,
     fits: impl Fn(Range<usize>) -> bool,
 ) -> Vec<Range<usize>> {
-    let distances: Vec<i64> = vectors.windows(2).map(|pair| distance(&pair[0], &pair[1])).collect();
-    let change = change(&distances);
-    let tokens: Vec<usize> = units.iter().map(|(_, tokens)| *tokens).collect();
+    let change = change(distances);
+    // Tokens before each unit, and of all.
+    let before: Vec<usize> = std::iter::once(0)
+        .chain(units.iter().scan(0_usize, |sum, (_, tokens)| {
+            *sum += tokens;
+            Some(*sum)
+        }))
+        .collect();
     let mut chunks = Vec::new();
     // From left to right; the later part waits on the stack.
     let mut waiting: Vec<Range<usize>> = std::iter::once(0..units.len()).collect();
@@ -43,7 +74,7 @@ pub fn group(
         let span = units[part.start].0.start..units[part.end - 1].0.end;
         // A part at a change of subject is not made so small that it says nothing.
         let least = most / 4;
-        let sum = |part: Range<usize>| tokens[part].iter().sum::<usize>();
+        let sum = |part: Range<usize>| before[part.end] - before[part.start];
         let must = part.len() > 1 && (sum(part.clone()) > most || !fits(span.clone()));
         let worth = |cut: &usize| {
             distances[cut - 1] > change && sum(part.start..*cut) >= least && sum(*cut..part.end) >= least
@@ -69,10 +100,16 @@ pub fn group(
     chunks
 }
 
-/// How far apart two vectors of length 1 are, in steps.
+/// How far apart the directions of two vectors are, in steps. One of zeros has none, and is as far from all others as what has
+/// nothing to do with them.
 #[expect(clippy::cast_possible_truncation, reason = "distances lie between 0 and 2")]
 fn distance(one: &[f32], two: &[f32]) -> i64 {
-    let cosine: f64 = one.iter().zip(two).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let dot = |one: &[f32], two: &[f32]| {
+        one.iter().zip(two).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    // Vectors need not have length 1: those that are compared by their dot product keep their own.
+    let lengths = (dot(one, one) * dot(two, two)).sqrt();
+    let cosine = if lengths > 0.0 { dot(one, two) / lengths } else { 0.0 };
     ((1.0 - cosine) / STEP).round() as i64
 }
 
@@ -91,14 +128,18 @@ mod tests {
 
     fn grouped(subjects: &str, tokens: usize, most: usize) -> Vec<(usize, usize)> {
         let units: Vec<_> = (0..subjects.len()).map(|place| (place * 10..place * 10 + 9, tokens)).collect();
-        let vector = |subject: char| match subject {
-            'a' => vec![1.0, 0.0, 0.0],
-            'b' => vec![0.0, 1.0, 0.0],
-            _ => vec![0.0, 0.0, 1.0],
+        // Of lengths that must make no difference.
+        let vector = |(subject, length): (char, f32)| match subject {
+            'a' => vec![length, 0.0, 0.0],
+            'b' => vec![0.0, length, 0.0],
+            _ => vec![0.0, 0.0, length],
         };
-        let vectors: Vec<_> = subjects.chars().map(vector).collect();
+        let vectors = subjects.chars().zip([1.0, 30.0, 0.2].into_iter().cycle()).map(vector);
+        let mut neighbors = Neighbors::default();
+        vectors.for_each(|vector| neighbors.add(vector));
+        assert_eq!(neighbors.units(), units.len());
         let fits = |part: Range<usize>| part.len().div_ceil(10) * tokens <= most;
-        group(&units, &vectors, most, fits).into_iter().map(|part| (part.start, part.end)).collect()
+        group(&units, &neighbors, most, fits).into_iter().map(|part| (part.start, part.end)).collect()
     }
 
     #[test]

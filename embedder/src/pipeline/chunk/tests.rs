@@ -42,15 +42,12 @@ fn cut(tokenizer: &Tokenizer, document: &Extracted, cut: Cut) -> Vec<Chunk> {
         return split(tokenizer, document, cut).unwrap();
     }
     let units = semantic::units(tokenizer, &document.text, cut.most);
-    let vectors: Vec<Vec<f32>> = units
-        .iter()
-        .map(|(range, _)| if range.len() % 3 == 0 { vec![1.0, 0.0] } else { vec![0.0, 1.0] })
-        .collect();
+    let mut neighbors = semantic::Neighbors::default();
+    for (range, _) in &units {
+        neighbors.add(if range.len() % 3 == 0 { vec![1.0, 0.0] } else { vec![0.0, 1.0] });
+    }
     let fits = |part: Range<usize>| count(tokenizer, &document.text[part]) <= cut.most;
-    semantic::group(&units, &vectors, cut.most, fits)
-        .into_iter()
-        .map(|part| Chunk::of(document, part))
-        .collect()
+    Chunk::all(document, semantic::group(&units, &neighbors, cut.most, fits))
 }
 
 /// Checks what holds of all chunks of a text.

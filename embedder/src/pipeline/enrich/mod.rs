@@ -42,8 +42,8 @@ const BETWEEN_DOCUMENTS: Duration = Duration::from_millis(100);
 pub struct Prepared {
     /// The document.
     pub document: Arc<Document>,
-    /// What can be seen of it.
-    pub about: About,
+    /// What can be seen of it, where the job tells.
+    pub about: Option<About>,
     /// By what it was cut.
     pub chunker: Chunker,
     /// Its chunks.

@@ -13,9 +13,9 @@ fn document(chunks: usize) -> Arc<Prepared> {
     let text: String = (0..chunks).map(|chunk| format!("{chunk:<499} ")).collect();
     let content = Extracted::plain(text);
     Arc::new(Prepared {
-        chunks: (0..chunks).map(|chunk| Chunk::of(&content, chunk * 500..chunk * 500 + 499)).collect(),
+        chunks: Chunk::all(&content, (0..chunks).map(|chunk| chunk * 500..chunk * 500 + 499)),
         chunk_ids: (0..chunks).map(|chunk| chunk.to_string()).collect(),
-        about: About::of(&content),
+        about: None,
         chunker: Chunker::Fixed,
         document: Arc::new(Document { id: "d".into(), title: None, content, metadata: None }),
     })
