@@ -7,11 +7,15 @@ mod digest;
 mod effects;
 mod gitops;
 mod manifests;
+mod rights;
 mod schemas;
 mod values;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use principium_local_cluster::{Cache, tools};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 /// A part of what must hold.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +54,35 @@ pub fn run(only: Option<Part>) -> Result<()> {
     Ok(())
 }
 
+/// All checks in a process of their own, beside something that mostly waits, with what it leaves of the processors.
+pub struct Beside {
+    check: Child,
+    said: PathBuf,
+}
+
+impl Beside {
+    /// Starts them.
+    pub fn start() -> Result<Self> {
+        let said = crate::target().join("check.log");
+        let log = File::create(&said).with_context(|| format!("making {}", said.display()))?;
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(std::env::current_exe()?).arg("check");
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let check = command.spawn().context("starting the checks with `nice`")?;
+        Ok(Self { check, said })
+    }
+
+    /// Waits for them and prints what they said.
+    pub fn finish(&mut self) -> Result<()> {
+        let status = self.check.wait().context("waiting for the checks")?;
+        print!("{}", std::fs::read_to_string(&self.said)?);
+        if !status.success() {
+            bail!("`cargo xtask check` ended with {status}");
+        }
+        Ok(())
+    }
+}
+
 fn sources(cache: &Cache) -> Result<()> {
     crate::run(crate::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt --all` mends it")?;
     let lints = [
@@ -66,6 +99,6 @@ fn sources(cache: &Cache) -> Result<()> {
     crate::generate::run(true)?;
     // Advisories are left out: their database is not where every machine can reach it.
     let deny = tools::ensure_cargo(cache, "cargo-deny")?.join("cargo-deny");
-    let mut command = std::process::Command::new(deny);
+    let mut command = Command::new(deny);
     crate::run(command.current_dir(crate::root()).args(["check", "bans", "licenses", "sources"]))
 }

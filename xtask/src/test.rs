@@ -1,11 +1,15 @@
 //! `cargo xtask test`: every test, with what they need set up first, and the time of each phase.
 
 use crate::cluster::Access;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use console::style;
+use principium_local_cluster::Cache;
 use principium_local_cluster::command::run;
 use principium_local_cluster::images::Optimized;
 use principium_local_cluster::progress::step;
+use principium_local_cluster::tools::Tools;
+use serde_json::Value;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -22,6 +26,9 @@ pub struct Test {
     /// Only the tests that need no cluster.
     #[arg(long)]
     unit: bool,
+    /// Run `cargo xtask check` too, beside the end-to-end tests, which mostly wait.
+    #[arg(long, conflicts_with = "unit")]
+    check: bool,
     /// Only the tests whose name contains this.
     filter: Option<String>,
 }
@@ -38,10 +45,14 @@ impl Test {
             outcome
         };
         let outcome = (|| {
-            phase("models, clients and servers", &mut || {
-                crate::cluster::fetch_models()?;
-                crate::cluster::fetch_clients()?;
-                crate::cluster::fetch_servers()
+            // Both at once: one waits for the network while the other computes.
+            phase("compiling, fetching and building", &mut || {
+                std::thread::scope(|scope| {
+                    let fetched = scope.spawn(|| self.fetch());
+                    let mut cargo = crate::cargo();
+                    let compiled = crate::run(cargo.args(["test", "--workspace", "--no-run"]));
+                    fetched.join().unwrap_or_else(|_| bail!("what fetches has panicked")).and(compiled)
+                })
             })?;
             phase("unit and API tests", &mut || {
                 let mut cargo = crate::cargo();
@@ -58,20 +69,24 @@ impl Test {
                 access = Some(installed);
                 Ok(())
             })?;
-            phase("end-to-end tests", &mut || {
-                let mut cargo = crate::cargo();
-                // The whole workspace again, so that cargo gives the dependencies the same features and compiles none anew.
-                cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster"]);
-                cargo.args(["--test", "cluster"]);
+            let program = end_to_end()?;
+            let check = self.check.then(crate::check::Beside::start).transpose()?;
+            let tested = phase("end-to-end tests", &mut || {
+                let mut tests = Command::new(&program);
+                tests.current_dir(crate::root().join("testing/e2e"));
                 // One at a time: they heat and lose the same eight GPUs.
-                cargo.args(["--", "--test-threads=1"]).args(&self.filter);
+                tests.arg("--test-threads=1").args(&self.filter);
                 // An error tells its causes in words; the stack of an executor below them only hides them.
-                cargo.env("RUST_LIB_BACKTRACE", "0");
+                tests.env("RUST_LIB_BACKTRACE", "0");
                 if let Some(access) = &access {
-                    cargo.env("KUBECONFIG", &access.kubeconfig);
+                    tests.env("KUBECONFIG", &access.kubeconfig);
                 }
-                crate::run(&mut cargo)
-            })
+                crate::run(&mut tests)
+            });
+            match check {
+                None => tested,
+                Some(mut check) => phase("what is left of the checks", &mut || check.finish()).and(tested),
+            }
         })();
         println!("\n{}", style("time by phase").bold());
         for (name, seconds) in phases {
@@ -79,6 +94,31 @@ impl Test {
         }
         outcome
     }
+
+    /// What the tests need that is not in the repository.
+    fn fetch(&self) -> Result<()> {
+        crate::cluster::fetch_models()?;
+        crate::cluster::fetch_clients()?;
+        crate::cluster::fetch_servers()?;
+        if !self.unit {
+            Tools::ensure(&Cache::from_environment()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The end-to-end tests, compiled. They are not run by cargo, which would let nothing else compile until it has looked at all.
+fn end_to_end() -> Result<PathBuf> {
+    let mut cargo = crate::cargo();
+    // The whole workspace again, so that cargo gives the dependencies the same features and compiles none anew.
+    cargo.args(["test", "--workspace", "--features", "principium-e2e/cluster", "--test", "cluster"]);
+    cargo.args(["--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
+    let printed = run(&mut cargo)?;
+    let messages = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program = messages
+        .filter(|message| message["target"]["name"] == "cluster")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.context("cargo names no program of the end-to-end tests")
 }
 
 /// Options of `cargo xtask soak`.

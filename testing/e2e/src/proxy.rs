@@ -1,5 +1,5 @@
-//! A proxy between an operator and the API server that makes faults: it counts writes and leaves one unanswered, delays or
-//! swallows what watches say, and is away for a while. It decides nothing about them; tests do.
+//! A proxy between an operator and the API server that makes faults: it counts writes and leaves one unanswered, holds one
+//! back, delays or swallows what watches say, and is away for a while. It decides nothing about them; tests do.
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -19,13 +19,21 @@ use tokio::time::sleep_until;
 /// The longest request that is passed on, in bytes.
 const LONGEST: usize = 16 << 20;
 
+/// Where Events are written.
+const EVENTS: &str = "/apis/events.k8s.io/";
+
 /// What goes wrong.
 #[derive(Clone, Debug, Default)]
 struct Faults {
-    /// Writes that are still passed on. The last one is performed and never answered; those after it are not performed.
+    /// Writes that are still passed on, besides Events: nothing follows from those. The last one is performed and never answered;
+    /// those after it are not performed, Events neither.
     writes_left: Option<u32>,
     /// Whether that last one has been performed.
     cut: bool,
+    /// Writes with this in their path are held back.
+    held_back: Option<String>,
+    /// Whether one has come.
+    holds: bool,
     /// What watches say comes this much later.
     delay: Duration,
     /// What watches say is lost.
@@ -74,7 +82,7 @@ impl Proxy {
         Ok(Self { address, shared })
     }
 
-    /// Leaves the n-th write from now on unanswered, and performs none after it.
+    /// Leaves the n-th write from now on unanswered, and performs none after it. Events are not counted.
     pub fn cut_after(&self, writes: u32) {
         self.change(|faults| (faults.writes_left, faults.cut) = (Some(writes), false));
     }
@@ -83,6 +91,17 @@ impl Proxy {
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.shared.faults().cut
+    }
+
+    /// From now on a write with this in its path is neither performed nor answered before the proxy recovers, and refused then.
+    pub fn hold_back(&self, path: &str) {
+        self.change(|faults| (faults.held_back, faults.holds) = (Some(path.to_owned()), false));
+    }
+
+    /// Whether such a write has come.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.shared.faults().holds
     }
 
     /// From now on watches learn everything this much later.
@@ -101,7 +120,7 @@ impl Proxy {
         self.end_watches();
     }
 
-    /// No more faults. Watches begin anew; with `forgetful` they can't go on from where they were.
+    /// No more faults: what was held back is refused. Watches begin anew; with `forgetful` they can't go on from where they were.
     pub fn recover(&self, forgetful: bool) {
         let forgetful = forgetful.then(HashSet::new);
         self.change(|faults| *faults = Faults { forgetful, ..Faults::default() });
@@ -135,12 +154,21 @@ impl Shared {
         faults.forgetful.as_mut().is_some_and(|told| told.insert(path.to_owned()))
     }
 
+    /// Whether a write is held back.
+    fn holds_back(&self, path: &str) -> bool {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = faults.held_back.as_ref().is_some_and(|part| path.contains(part.as_str()));
+        faults.holds |= held;
+        held
+    }
+
     /// Takes one of the writes that are left. `None`: there is none; `Some(true)`: it was the last.
     fn take_write(&self, what: String) -> Option<bool> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         let last = match &mut faults.writes_left {
             None => false,
             Some(0) => return None,
+            Some(_) if what.contains(EVENTS) => false,
             Some(left) => {
                 *left -= 1;
                 *left == 0
@@ -165,6 +193,12 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     }
     let mut last = false;
     if request.method() != Method::GET && !path.contains("/leases") {
+        let mut round = shared.round.subscribe();
+        if shared.holds_back(&path) {
+            // The proxy has recovered, or gone away.
+            let _ = round.changed().await;
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         match shared.take_write(format!("{} {path}", request.method())) {
             None => return std::future::pending().await,
             Some(is_last) => last = is_last,

@@ -136,10 +136,26 @@ impl Cluster {
     /// # Errors
     /// When there is no such component or it does not come up.
     pub fn restart(&self, component: &str) -> Result<()> {
-        if let Some(process) = Process::of(&self.paths, component) {
-            process.stop(Duration::from_secs(20))?;
-        }
+        self.end(component)?;
         self.ensure_component(component)
+    }
+
+    /// Stops a component for a while. It is started again when what this returns is dropped.
+    ///
+    /// # Errors
+    /// When there is no such component or it does not end.
+    pub fn stop(self, component: &str) -> Result<Stopped> {
+        if !components::ALL.contains(&component) {
+            bail!("there is no component {component:?}; there are {}", components::ALL.join(", "));
+        }
+        // Made before it ends, so that it is back also where it does not end in time.
+        let stopped = Stopped { cluster: self, component: component.to_owned() };
+        stopped.cluster.end(component)?;
+        Ok(stopped)
+    }
+
+    fn end(&self, component: &str) -> Result<()> {
+        Process::of(&self.paths, component).map_or(Ok(()), |process| process.stop(Duration::from_secs(20)))
     }
 
     /// A `kubectl` with the administrator's rights.
@@ -213,6 +229,38 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: system:coredn
         let file = self.paths.config("coredns-rbac.yaml");
         fs::write(&file, role)?;
         command::run(self.kubectl()?.args(["apply", "--server-side", "-f"]).arg(file)).map(drop)
+    }
+}
+
+/// A component that was stopped. It is started again when this is dropped.
+#[derive(Debug)]
+pub struct Stopped {
+    cluster: Cluster,
+    component: String,
+}
+
+impl Stopped {
+    /// Whether it does not run: nobody else has started it meanwhile.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        Process::of(&self.cluster.paths, &self.component).is_none()
+    }
+
+    /// Starts it again and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(self) -> Result<()> {
+        self.cluster.ensure_component(&self.component)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Where it runs by now, nothing is done.
+        if let Err(error) = self.cluster.ensure_component(&self.component) {
+            eprintln!("{} is away: {error:#}", self.component);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ mod versions;
 
 pub use cache::Cache;
 pub use chart::NAMESPACE;
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Stopped};
 
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -44,4 +44,12 @@ pub fn kubectl() -> PathBuf {
 /// When the cluster is not up or the component does not come back.
 pub fn restart_component(component: &str) -> Result<()> {
     Cluster::existing(&Cache::from_environment()?)?.restart(component)
+}
+
+/// Stops one component of the running cluster until what this returns is dropped.
+///
+/// # Errors
+/// When the cluster is not up or the component does not end.
+pub fn stop_component(component: &str) -> Result<Stopped> {
+    Cluster::existing(&Cache::from_environment()?)?.stop(component)
 }

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The clients that `embedder/tests/clients.py` asks with. langchain-huggingface is not among them: since 1.2.2 it takes no URL.
-pub const CLIENTS: [&str; 7] = [
+pub const CLIENTS: [&str; 8] = [
     "openai==3.57.0",
     "cohere==7.3.1",
     "huggingface_hub==1.33.0",
     "langchain-openai==1.7.4",
     "llama-index-embeddings-text-embeddings-inference==0.6.0",
+    "llama-index-postprocessor-jinaai-rerank==0.6.0",
     "llama-index-postprocessor-tei-rerank==0.6.0",
     "openapi-spec-validator==0.9.0",
 ];

@@ -1,4 +1,6 @@
-//! Sets the embedder's bench up, runs it, and writes its figures as a table and a plot.
+//! Sets the embedder's bench up, runs it, and writes its figures as a table and a plot. What they have to reach is in `targets`.
+
+mod targets;
 
 use anyhow::{Context, Result};
 use principium_local_cluster::progress::step;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::plot;
+use targets::{Table, cell};
 
 const PEERS: [&str; 5] =
     ["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0", "safetensors==0.8.0", "tokenizers==0.23.3"];
@@ -99,7 +102,8 @@ struct Percentiles {
 }
 
 impl Embedder {
-    /// Measures, prints the tables, and writes them with a plot to docs/ where every peer took part.
+    /// Measures, prints the tables, and writes them with a plot to docs/ where every peer took part. Fails after that with the
+    /// names of the targets that were missed.
     pub fn run(&self) -> Result<()> {
         let cache = Cache::from_environment()?;
         let root = crate::root();
@@ -138,16 +142,23 @@ impl Embedder {
         let figures: Figures = serde_json::from_slice(&fs::read(&output)?).context("reading the figures")?;
         let text = figures.markdown();
         println!("{text}");
-        if self.no_docs {
-            return Ok(());
+        if !self.no_docs {
+            figures.document(&root, &text)?;
         }
-        let took_part = |peer: &&str| figures.throughput.iter().any(|it| it.name == *peer);
+        targets::judge(&figures.targets())
+    }
+}
+
+impl Figures {
+    /// Writes table and plot to docs/, unless a peer is missing whose figures stand there.
+    fn document(&self, root: &Path, text: &str) -> Result<()> {
+        let took_part = |peer: &&str| self.throughput.iter().any(|it| it.name == *peer);
         let missing: Vec<&str> = COMPARED.into_iter().filter(|peer| !took_part(peer)).collect();
         if !missing.is_empty() {
             println!("docs/ is left as it is, because it has the figures of {}, too", missing.join(" and "));
             return Ok(());
         }
-        let bars: Vec<_> = figures
+        let bars: Vec<_> = self
             .throughput
             .iter()
             .map(|it| plot::Bar {
@@ -160,7 +171,7 @@ impl Embedder {
             root.join("docs/embedder-throughput.svg"),
             plot::bars("tokens per second, all-MiniLM-L6-v2", &bars),
         )?;
-        replace(&root.join("docs/benchmarks.md"), &text)
+        replace(&root.join("docs/benchmarks.md"), text)
     }
 }
 
@@ -190,6 +201,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
 
 impl Figures {
     fn markdown(&self) -> String {
+        let targets = self.targets();
         let mut text = String::new();
         let line = |text: &mut String, row: &str| {
             text.push_str(row);
@@ -210,14 +222,13 @@ impl Figures {
                 .collect::<Vec<_>>()
                 .join(", ")
         );
-        line(&mut text, "| | tokens/s | slowest–fastest | against ONNX Runtime f32 |");
-        line(&mut text, "|---|---|---|---|");
+        line(&mut text, "| | tokens/s | slowest–fastest | against ONNX Runtime f32 | target |");
+        line(&mut text, "|---|---|---|---|---|");
         for Throughput { name, tokens_per_second, slowest, fastest } in &self.throughput {
             let ratio = baseline.map_or_else(String::new, |base| format!("{:.2}×", tokens_per_second / base));
-            line(
-                &mut text,
-                &format!("| {name} | {tokens_per_second:.0} | {slowest:.0}–{fastest:.0} | {ratio} |"),
-            );
+            let target = cell(&targets, Table::Throughput, name);
+            let range = format!("{slowest:.0}–{fastest:.0}");
+            line(&mut text, &format!("| {name} | {tokens_per_second:.0} | {range} | {ratio} | {target} |"));
         }
         line(&mut text, "\n![tokens per second](embedder-throughput.svg)\n");
         line(
@@ -227,16 +238,21 @@ impl Figures {
                 self.short_tokens, self.long_tokens
             ),
         );
-        line(&mut text, "| | short p50 | short p99 | long p50 | long p99 |");
-        line(&mut text, "|---|---|---|---|---|");
+        line(&mut text, "| | short p50 | short p99 | long p50 | long p99 | target |");
+        line(&mut text, "|---|---|---|---|---|---|");
         for contender in &self.throughput {
             let of = |kind: &str| self.latency.iter().find(|it| it.name == contender.name && it.text == kind);
             if let (Some(short), Some(long)) = (of("short"), of("long")) {
                 line(
                     &mut text,
                     &format!(
-                        "| {} | {:.1} | {:.1} | {:.1} | {:.1} |",
-                        contender.name, short.p50, short.p99, long.p50, long.p99
+                        "| {} | {:.1} | {:.1} | {:.1} | {:.1} | {} |",
+                        contender.name,
+                        short.p50,
+                        short.p99,
+                        long.p50,
+                        long.p99,
+                        cell(&targets, Table::Latency, &contender.name)
                     ),
                 );
             }
@@ -249,14 +265,20 @@ impl Figures {
                  docstring. Cosines are those of the passages to principium's f32.\n"
             ),
         );
-        line(&mut text, "| | recall@1 | recall@10 | nDCG@10 | cosine, mean | cosine, lowest |");
-        line(&mut text, "|---|---|---|---|---|---|");
+        line(&mut text, "| | recall@1 | recall@10 | nDCG@10 | cosine, mean | cosine, lowest | target |");
+        line(&mut text, "|---|---|---|---|---|---|---|");
         for it in &self.quality {
             line(
                 &mut text,
                 &format!(
-                    "| {} | {:.4} | {:.4} | {:.4} | {:.5} | {:.5} |",
-                    it.name, it.recall_1, it.recall_10, it.ndcg_10, it.cosine_mean, it.cosine_min
+                    "| {} | {:.4} | {:.4} | {:.4} | {:.5} | {:.5} | {} |",
+                    it.name,
+                    it.recall_1,
+                    it.recall_10,
+                    it.ndcg_10,
+                    it.cosine_mean,
+                    it.cosine_min,
+                    cell(&targets, Table::Quality, &it.name)
                 ),
             );
         }

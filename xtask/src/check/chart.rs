@@ -2,7 +2,7 @@
 //! schemas say it. A set is a file of `charts/principium/ci/`.
 
 use super::manifests::Validator;
-use super::{effects, values};
+use super::{effects, rights, values};
 use anyhow::{Context, Result, ensure};
 use principium_local_cluster::command::run;
 use principium_local_cluster::progress::step;
@@ -149,6 +149,7 @@ pub fn check(cache: &Cache) -> Result<()> {
                 Command::new(&helm).args(["template", "principium", "--namespace", NAMESPACE]).arg(&chart),
             )?;
             as_expected(&name, definitions, &rendered)?;
+            rights::check(&name, &rendered)?;
             validator.text(&rendered)
         })?;
     }

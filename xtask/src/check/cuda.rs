@@ -1,8 +1,8 @@
 //! Whether the embedder compiles for CUDA, kernels included, on a machine that has neither a card nor NVIDIA's toolkit: the
 //! compiler comes from its Python packages, of the versions that the image is built with.
 //!
-//! That takes ten minutes. It is done where something that the outcome depends on has changed since it last went well: the
-//! digest of that is kept in the repository.
+//! That takes a quarter of an hour on two cores. It is done where something that the outcome depends on has changed since it
+//! last went well: the digest of that is kept in the repository.
 
 use super::digest::{digits, embedder, is_unchanged, keep, read};
 use anyhow::{Context, Result, ensure};
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The digest of the sources that were last seen to compile.
 const VERIFIED: &str = "testing/cuda/verified";
+/// What runs on a card; it is compiled, too.
+const TESTS: &str = "embedder/tests/cuda.rs";
 const CONTAINERFILE: &str = "images/Containerfile";
 /// Any card that the image can be built for.
 const CAPABILITY: &str = "86";
@@ -28,6 +30,11 @@ pub fn check(cache: &Cache) -> Result<()> {
     ensure!(!packages.is_empty(), "{CONTAINERFILE} names no Python packages of NVIDIA");
     let mut hasher = embedder("feature = \"cuda\"", &["candle", "cudarc"])?;
     hasher.update(packages.join(" "));
+    let tests = read(Path::new(TESTS))?;
+    for file in included(&tests) {
+        hasher.update(read(&Path::new(TESTS).with_file_name(file))?);
+    }
+    hasher.update(tests);
     let digest = digits(hasher);
     if is_unchanged(VERIFIED, &digest) {
         println!("    CUDA: unchanged since the embedder was last seen to compile for it");
@@ -56,10 +63,26 @@ pub fn check(cache: &Cache) -> Result<()> {
     keep(VERIFIED, &digest)
 }
 
+/// The files that a source has for modules, as it names them.
+fn included(source: &str) -> impl Iterator<Item = &str> {
+    source.lines().filter_map(|line| line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]"))
+}
+
 /// The folder that a toolkit would be installed in.
 fn toolkit(python: &Path) -> Result<PathBuf> {
     let lib = python.ancestors().nth(2).context("an environment of Python")?.join("lib");
     let versions = fs::read_dir(&lib).with_context(|| format!("reading {}", lib.display()))?;
     let mut found = versions.flatten().map(|version| version.path().join("site-packages/nvidia/cu13"));
     found.find(|folder| folder.join("bin/nvcc").is_file()).context("NVIDIA's packages have no nvcc")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_tests_on_a_card_include_is_found() {
+        let tests = read(Path::new(TESTS)).unwrap();
+        assert_eq!(included(&tests).collect::<Vec<_>>(), ["api/fixture.rs", "api/server.rs"]);
+    }
 }

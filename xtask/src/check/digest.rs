@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,21 @@ const SOURCES: &str = "embedder/src";
 /// of the packages whose names begin so.
 pub fn embedder(marker: &str, packages: &[&str]) -> Result<Sha256> {
     let mut hasher = Sha256::new();
-    let mut sources: Vec<PathBuf> = Vec::new();
+    for text in sources()?.into_values().filter(|text| text.contains(marker)) {
+        hasher.update(text);
+    }
+    hasher.update(read(Path::new("embedder/Cargo.toml"))?);
+    let lock = read(Path::new("Cargo.lock"))?;
+    let counts = |block: &&str| packages.iter().any(|name| block.contains(&format!("name = \"{name}")));
+    for block in lock.split("[[package]]").filter(counts) {
+        hasher.update(block);
+    }
+    Ok(hasher)
+}
+
+/// The sources of the embedder, by their paths in the repository.
+pub fn sources() -> Result<BTreeMap<PathBuf, String>> {
+    let mut sources = BTreeMap::new();
     let mut folders = vec![PathBuf::from(SOURCES)];
     while let Some(folder) = folders.pop() {
         for entry in
@@ -25,24 +40,12 @@ pub fn embedder(marker: &str, packages: &[&str]) -> Result<Sha256> {
             if entry.file_type()?.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources.push(path);
+                let text = read(&path)?;
+                sources.insert(path, text);
             }
         }
     }
-    sources.sort();
-    for source in sources {
-        let text = read(&source)?;
-        if text.contains(marker) {
-            hasher.update(text);
-        }
-    }
-    hasher.update(read(Path::new("embedder/Cargo.toml"))?);
-    let lock = read(Path::new("Cargo.lock"))?;
-    let counts = |block: &&str| packages.iter().any(|name| block.contains(&format!("name = \"{name}")));
-    for block in lock.split("[[package]]").filter(counts) {
-        hasher.update(block);
-    }
-    Ok(hasher)
+    Ok(sources)
 }
 
 /// A file of the repository.

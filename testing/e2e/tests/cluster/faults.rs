@@ -2,12 +2,13 @@
 //! API server. After each: no memory is granted twice, requests, podresources and devices agree, and the cluster gets
 //! there in bounded time. `cargo xtask soak` runs the long forms; faults of all kinds at random are in [`crate::churn`].
 
-use crate::pods::{data_factory, phase, requested, reranker};
+use crate::pods::{data_factory, identity, phase, requested, reranker, serves};
 use crate::pools::{MODEL, Store};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use principium_api::names::gpu_resource;
 use principium_api::status::condition::{READY, STALLED};
 use principium_api::{DataFactory, OllamaPool, Reranker};
 use principium_e2e::container::Container;
@@ -20,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// Operators, one after another, after which all is to be Ready.
 const LIVES: u32 = 80;
+/// GPUs of the local cluster.
+const GPUS: usize = 8;
+/// How long the real API server is away: also as long as a pod stays before it may move away from heat.
+const AWAY: Duration = Duration::from_secs(300);
 
 /// Whether the long forms are run.
 fn soaks() -> bool {
@@ -29,6 +34,8 @@ fn soaks() -> bool {
 /// Σ requests ≤ memory, and a whole GPU has one owner, whatever the operator has just done.
 pub async fn nothing_is_granted_twice(world: &World) -> Result<()> {
     let gpus = world.gpu_node().await?.status.unwrap_or_default().gpus;
+    // A lost one stays listed, also while the plugin is away: of fewer less would be known than is said here.
+    anyhow::ensure!(gpus.len() == GPUS, "the GPUNode lists {} of {GPUS} GPUs", gpus.len());
     let pods = Api::<Pod>::all(world.client.clone()).list(&ListParams::default()).await?.items;
     for gpu in gpus {
         let holders: Vec<(String, u32)> = pods
@@ -124,6 +131,10 @@ fn an_operator_that_dies_after_every_single_write_gets_there() -> Result<()> {
             for name in ["pinned", "chosen"] {
                 assert_eq!(world.pods_of(name).await?.len(), 1, "{name}: the old pod is gone");
             }
+            // The one that stopped or replaced a pod died of it, and had said why.
+            let why = "spec.gpu asks for other GPUs than";
+            world.told("Restarting", &["Pod pinned-0-", "is stopped for its successor", why]).await?;
+            world.told("Replacing", &["Pod chosen-0-", "gets a successor beside it", why]).await?;
             requests_podresources_and_devices_agree(&world).await?;
             // Deleting needs no operator at all.
             for name in ["pinned", "chosen"] {
@@ -248,10 +259,17 @@ fn a_leader_that_was_paused_past_its_lease_writes_nothing_more() -> Result<()> {
             tokio::time::sleep(Duration::from_secs(3)).await;
             assert!(other.writes_since(Instant::now() - PATIENCE).is_empty(), "of two one works");
 
-            first.signal("STOP")?;
+            // In the midst of a plan: it waits for an answer about the Service, and the pod and the status come after that.
+            one.hold_back("/services/after");
             world.apply::<Reranker>(&reranker("after", "{count: 1, memory: 2Gi}")).await?;
+            let waits = || async { Ok(one.holds().then_some(())) };
+            world.eventually("the leader is about to make a pod", waits).await?;
+            assert!(world.pods_of("after").await?.is_empty(), "the Service comes first");
+            first.signal("STOP")?;
             world.ready::<Reranker>("after").await.with_context(|| second.log())?;
+            let made: Vec<_> = world.pods_of("after").await?.iter().map(identity).collect();
             let resumed = Instant::now();
+            one.recover(false);
             first.signal("CONT")?;
             // It finds that it no longer leads, and ends.
             let end = Instant::now() + Duration::from_secs(30);
@@ -260,10 +278,65 @@ fn a_leader_that_was_paused_past_its_lease_writes_nothing_more() -> Result<()> {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             assert_eq!(one.writes_since(resumed), [""; 0], "writes of the former leader");
+            assert_eq!(world.pods_of("after").await?.iter().map(identity).collect::<Vec<_>>(), made);
             requests_podresources_and_devices_agree(&world).await?;
             second.kill()
         })
         .await
+    })
+}
+
+#[test]
+fn the_real_api_server_may_be_away_for_five_minutes() -> Result<()> {
+    if !soaks() {
+        println!("the API server is not stopped: `cargo xtask soak` does that");
+        return Ok(());
+    }
+    run("faults-api-server", |world| async move {
+        let gpu = "{count: 1, memory: 2Gi, prefer: {indices: [2, 3]}, onOverheat: Migrate}";
+        world.apply::<Reranker>(&reranker("mover", gpu)).await?;
+        let gpu = "{devices: [{index: 2, memory: 2Gi}], onOverheat: Migrate}";
+        world.apply::<Reranker>(&reranker("pinned", gpu)).await?;
+        world.apply::<Reranker>(&reranker("neighbor", "{devices: [{index: 5}]}")).await?;
+        let names = ["mover", "pinned", "neighbor"];
+        for name in names {
+            world.ready::<Reranker>(name).await?;
+        }
+        assert_eq!(requested(&world.pods_of("mover").await?[0]), BTreeMap::from([(2, 2)]));
+        let others = || async {
+            let (pinned, neighbor) = (world.pods_of("pinned").await?, world.pods_of("neighbor").await?);
+            Ok::<_, anyhow::Error>(pinned.iter().chain(&neighbor).map(identity).collect::<Vec<_>>())
+        };
+        let before = others().await?;
+
+        let stop = || principium_local_cluster::stop_component("kube-apiserver");
+        let away = tokio::task::spawn_blocking(stop).await?.context("stopping the API server")?;
+        let stopped = Instant::now();
+        gpus::set(2, &["--temperature", "92"])?;
+        // Heat needs no API server: the kubelet gives out nothing but what the two pods hold.
+        world.wait_for_devices(&gpu_resource(2), 4).await?;
+        tokio::time::sleep(AWAY.saturating_sub(stopped.elapsed())).await;
+        assert!(away.is_away(), "somebody has started the API server");
+        tokio::task::spawn_blocking(move || away.start()).await?.context("starting the API server")?;
+
+        world.wait_for_withheld(2, true).await?;
+        let left = || async {
+            nothing_is_granted_twice(&world).await?;
+            let pods = world.pods_of("mover").await?;
+            let [pod] = pods.as_slice() else { return Ok(None) };
+            Ok((serves(pod) && !requested(pod).contains_key(&2)).then_some(()))
+        };
+        world.eventually("the pod that may move has left the hot GPU", left).await?;
+        let all = || async {
+            let mut ready = true;
+            for name in names {
+                ready &= is_ready(&world, name).await?;
+            }
+            Ok(ready.then_some(()))
+        };
+        world.eventually("all are Ready", all).await?;
+        assert_eq!(others().await?, before, "what runs is left alone");
+        requests_podresources_and_devices_agree(&world).await
     })
 }
 

@@ -262,6 +262,7 @@ fn a_data_factory_with_a_key_takes_jobs_once_the_operator_may_read_it() -> Resul
         for (pods, labels) in [
             (ours, "app.kubernetes.io/component=operator".to_owned()),
             (world.api::<Pod>(), format!("{LABEL_NAME}=factory")),
+            (world.api::<Pod>(), format!("{LABEL_NAME}=ranker")),
         ] {
             let log = log(&pods, &labels).await?;
             assert!(
