@@ -65,8 +65,17 @@ impl Beside {
     pub fn start() -> Result<Self> {
         let said = crate::target().join("check.log");
         let log = File::create(&said).with_context(|| format!("making {}", said.display()))?;
+        // By cargo: it has made another file of this program meanwhile, with the tests.
+        let cargo = crate::cargo();
         let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(std::env::current_exe()?).arg("check");
+        command.args(["-n", "19"]).arg(cargo.get_program()).args(["xtask", "check"]);
+        command.current_dir(crate::root());
+        for (name, value) in cargo.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let check = command.spawn().context("starting the checks with `nice`")?;
         Ok(Self { check, said })
