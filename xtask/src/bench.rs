@@ -85,8 +85,8 @@ impl Bench {
     }
 }
 
-/// What decides in the operator.
-const OPERATOR: [&str; 2] = ["principium-api", "principium-operator"];
+/// What decides in the operator, and whose types it compares and copies.
+const OPERATOR: [&str; 5] = ["jiff", "k8s-openapi", "kube-core", "principium-api", "principium-operator"];
 
 /// `cargo bench` or `cargo build` with these packages optimized as in releases. Dependencies are in the dev profile already: only
 /// what is measured is compiled anew.

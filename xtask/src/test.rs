@@ -3,14 +3,13 @@
 use crate::cluster::Access;
 use anyhow::{Context, Result, bail};
 use console::style;
-use principium_local_cluster::Cache;
 use principium_local_cluster::command::run;
 use principium_local_cluster::images::Optimized;
 use principium_local_cluster::progress::step;
-use principium_local_cluster::tools::Tools;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
 /// Namespaces of the examples, which the demo leaves behind for its user to play with, and the beginning of those that an
@@ -44,15 +43,17 @@ impl Test {
             phases.push((name, started.elapsed().as_secs_f64()));
             outcome
         };
-        let outcome = (|| {
+        // Before the compiler puts another file in its place.
+        let own = std::env::current_exe().context("looking for this program")?;
+        let outcome = thread::scope(|scope| {
+            // Long, and only the last tests need it, so it goes on beside the first.
+            let mut built = (!self.unit).then(|| scope.spawn(crate::cluster::build_programs));
             // Both at once: one waits for the network while the other computes.
-            phase("compiling, fetching and building", &mut || {
-                std::thread::scope(|scope| {
-                    let fetched = scope.spawn(|| self.fetch());
-                    let mut cargo = crate::cargo();
-                    let compiled = crate::run(cargo.args(["test", "--workspace", "--no-run"]));
-                    fetched.join().unwrap_or_else(|_| bail!("what fetches has panicked")).and(compiled)
-                })
+            phase("compiling and fetching", &mut || {
+                let fetched = scope.spawn(fetch);
+                let mut cargo = crate::cargo();
+                let compiled = crate::run(cargo.args(["test", "--workspace", "--no-run"]));
+                joined(fetched).and(compiled)
             })?;
             phase("unit and API tests", &mut || {
                 let mut cargo = crate::cargo();
@@ -62,6 +63,7 @@ impl Test {
             if self.unit {
                 return Ok(());
             }
+            phase("programs, left to build", &mut || built.take().map_or(Ok(()), joined))?;
             let mut access = None;
             phase("cluster, images, chart", &mut || {
                 let installed = crate::cluster::install(Optimized::Nothing)?;
@@ -70,7 +72,7 @@ impl Test {
                 Ok(())
             })?;
             let program = end_to_end()?;
-            let check = self.check.then(crate::check::Beside::start).transpose()?;
+            let check = self.check.then(|| crate::check::Beside::start(&own)).transpose()?;
             let tested = phase("end-to-end tests", &mut || {
                 let mut tests = Command::new(&program);
                 tests.current_dir(crate::root().join("testing/e2e"));
@@ -85,26 +87,26 @@ impl Test {
             });
             match check {
                 None => tested,
-                Some(mut check) => phase("what is left of the checks", &mut || check.finish()).and(tested),
+                Some(mut check) => phase("checks, left to do", &mut || check.finish()).and(tested),
             }
-        })();
+        });
         println!("\n{}", style("time by phase").bold());
         for (name, seconds) in phases {
             println!("  {name:<28} {seconds:>7.1} s");
         }
         outcome
     }
+}
 
-    /// What the tests need that is not in the repository.
-    fn fetch(&self) -> Result<()> {
-        crate::cluster::fetch_models()?;
-        crate::cluster::fetch_clients()?;
-        crate::cluster::fetch_servers()?;
-        if !self.unit {
-            Tools::ensure(&Cache::from_environment()?)?;
-        }
-        Ok(())
-    }
+/// What the tests that need no cluster ask for and is not in the repository.
+fn fetch() -> Result<()> {
+    crate::cluster::fetch_models()?;
+    crate::cluster::fetch_clients()?;
+    crate::cluster::fetch_servers()
+}
+
+fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| bail!("a thread has panicked"))
 }
 
 /// The end-to-end tests, compiled. They are not run by cargo, which would let nothing else compile until it has looked at all.

@@ -10,6 +10,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 /// Where each program lies.
 #[derive(Clone, Debug)]
@@ -19,7 +21,9 @@ pub struct Tools {
 }
 
 /// Go programs that a cluster needs.
-const CLUSTER: [&str; 7] = ["kubernetes", "etcd", "containerd", "cni-plugins", "coredns", "helm", "ollama"];
+const CLUSTER: [&str; 6] = ["kubernetes", "etcd", "containerd", "cni-plugins", "coredns", "helm"];
+/// One more, most of which is C++.
+const OLLAMA: &str = "ollama";
 
 impl Tools {
     /// Installs and builds whatever is missing for a cluster.
@@ -30,10 +34,15 @@ impl Tools {
         let versions = Versions::pinned()?;
         install_packages()?;
         let _lock = cache.lock()?;
-        let mut folders = Vec::new();
-        for name in CLUSTER {
-            folders.push(ensure_go(cache, name, versions.go(name)?)?);
-        }
+        let build = |name: &&str| ensure_go(cache, name, versions.go(name)?);
+        // The C++ compiler keeps one core busy for minutes, so it has company from the start.
+        let (ollama, others) = thread::scope(|scope| {
+            let ollama = scope.spawn(|| build(&OLLAMA));
+            let others = CLUSTER.iter().map(build).collect::<Result<Vec<PathBuf>>>();
+            (ollama.join().unwrap_or_else(|_| bail!("what builds {OLLAMA} has panicked")), others)
+        });
+        let mut folders = others?;
+        folders.push(ollama?);
         Ok(Self { cache: cache.clone(), folders })
     }
 
@@ -44,7 +53,7 @@ impl Tools {
     pub fn existing(cache: &Cache) -> Result<Self> {
         let versions = Versions::pinned()?;
         let mut folders = Vec::new();
-        for name in CLUSTER {
+        for name in CLUSTER.into_iter().chain([OLLAMA]) {
             let folder = cache.tool(name, &versions.go(name)?.version).join("bin");
             if !folder.is_dir() {
                 bail!("{name} is not built yet: `cargo xtask cluster up` builds it");
@@ -184,6 +193,9 @@ pub fn install_cross_compiler() -> Result<()> {
 }
 
 fn install_debian(packages: &[String]) -> Result<()> {
+    /// One at a time: apt-get does not wait for another.
+    static APT: Mutex<()> = Mutex::new(());
+    let _one = APT.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&String> = packages
         .iter()
         .filter(|package| {
@@ -291,32 +303,35 @@ fn build_go(tool: &GoTool, folder: &Path) -> Result<()> {
         }
     }
     fs::write(source.join("go.mod"), manifest)?;
-    for package in &tool.binaries {
-        let (path, name) = match package.split_once('=') {
-            Some((path, name)) => (path, name),
-            None => (package.as_str(), package.rsplit('/').next().unwrap_or(package)),
-        };
-        let mut command = go();
-        command.current_dir(&source).args(["build", "-mod=mod", "-trimpath", "-ldflags"]);
-        command
-            .arg(format!("-s -w {}", tool.ldflags).trim())
-            .arg("-o")
-            .arg(folder.join("bin").join(name))
-            .arg(path);
-        match &tool.cflags {
-            None => command.env("CGO_ENABLED", "0"),
-            Some(flags) => {
-                let include = headers(tool, folder)?;
-                command
-                    .env("CGO_ENABLED", "1")
-                    .envs([("CGO_CFLAGS_ALLOW", ".*"), ("CGO_CXXFLAGS_ALLOW", ".*")])
-                    .env("CGO_CFLAGS", flags)
-                    .env("CGO_CXXFLAGS", format!("-I{} {flags}", include.display()))
-            }
-        };
-        run(&mut command)?;
+    let bin = folder.join("bin");
+    // All at once, so that one is linked while another compiles; a file's name can only be given to one alone.
+    let (renamed, named): (Vec<&String>, Vec<&String>) =
+        tool.binaries.iter().partition(|package| package.contains('='));
+    if !named.is_empty() {
+        run(build_command(tool, folder)?.arg("-o").arg(bin.join("")).args(named))?;
+    }
+    for (package, name) in renamed.iter().filter_map(|package| package.split_once('=')) {
+        run(build_command(tool, folder)?.arg("-o").arg(bin.join(name)).arg(package))?;
     }
     Ok(())
+}
+
+fn build_command(tool: &GoTool, folder: &Path) -> Result<Command> {
+    let mut command = go();
+    command.current_dir(folder.join("source")).args(["build", "-mod=mod", "-trimpath", "-ldflags"]);
+    command.arg(format!("-s -w {}", tool.ldflags).trim());
+    match &tool.cflags {
+        None => command.env("CGO_ENABLED", "0"),
+        Some(flags) => {
+            let include = headers(tool, folder)?;
+            command
+                .env("CGO_ENABLED", "1")
+                .envs([("CGO_CFLAGS_ALLOW", ".*"), ("CGO_CXXFLAGS_ALLOW", ".*")])
+                .env("CGO_CFLAGS", flags)
+                .env("CGO_CXXFLAGS", format!("-I{} {flags}", include.display()))
+        }
+    };
+    Ok(command)
 }
 
 /// The modules that a module's own go.mod requires as v0.0.0, because it replaces them by folders of its repository.
