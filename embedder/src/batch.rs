@@ -125,12 +125,9 @@ impl Adaptive {
 /// Tokens of a batch that fit into `share` bytes of a GPU beside the weights and the scores of words, at most `most`. An eighth of
 /// the share is left to the driver and to fragmentation.
 pub fn tokens_within(share: u64, footprint: Footprint, most: usize) -> usize {
-    let Footprint { weights, token, attention, most_attention, words } = footprint;
+    let Footprint { weights, token, words } = footprint;
     let room = (share - share / 8).saturating_sub(weights + words);
-    // Attention takes what it does for each token at the worst, or the most that it takes for a batch: whichever is less.
-    let worst = room / (token + attention).max(1);
-    let bounded = room.saturating_sub(most_attention) / token.max(1);
-    let tokens = usize::try_from(worst.max(bounded)).unwrap_or(usize::MAX);
+    let tokens = usize::try_from(room / token.max(1)).unwrap_or(usize::MAX);
     tokens.clamp(SMALLEST, most.max(SMALLEST))
 }
 
@@ -215,11 +212,9 @@ mod tests {
     #[test]
     fn batches_fit_into_the_share_of_a_gpu() {
         const GIB: u64 = 1 << 30;
-        let footprint =
-            Footprint { weights: GIB, token: 1 << 20, attention: 3 << 20, most_attention: GIB, words: 0 };
+        let footprint = Footprint { weights: GIB, token: 1 << 20, words: 0 };
         for (name, share, expected) in [
-            ("7 GiB of 8, less 1 GiB of weights and one of attention, at 1 MiB a token", 8 * GIB, 5120),
-            ("less room than attention takes at the most: 768 MiB at 4 MiB a token", 2 * GIB, 192),
+            ("7 GiB of 8, less 1 GiB of weights, at 1 MiB a token", 8 * GIB, 6144),
             ("never more than asked for", 80 * GIB, 16_384),
             ("weights that fill the share leave the smallest batch", GIB, SMALLEST),
         ] {
@@ -228,7 +223,7 @@ mod tests {
         let scored = Footprint { words: GIB, ..footprint };
         assert_eq!(
             tokens_within(8 * GIB, scored, 16_384),
-            4096,
+            5120,
             "1 GiB of the first goes to the scores of words"
         );
     }
@@ -236,14 +231,7 @@ mod tests {
     #[test]
     fn short_texts_fill_the_batches_of_a_model_that_takes_long_ones_and_a_long_text_is_alone() {
         // Qwen3-Embedding-0.6B in bf16, with 32,768 positions, on 4 GiB.
-        let attention = 4 * 4 * 16 * 32_768;
-        let footprint = Footprint {
-            weights: 1200 << 20,
-            token: 2 * 40 * 1024,
-            attention,
-            most_attention: 320 << 20,
-            words: 0,
-        };
+        let footprint = Footprint { weights: 1200 << 20, token: 2 * 40 * 1024, words: 0 };
         let budget = Budget { tokens: tokens_within(4 << 30, footprint, 16_384), inputs: 1024 };
         assert_eq!(budget.tokens, 16_384);
         assert_eq!(choose(&[128; 1000], budget).len(), 128);

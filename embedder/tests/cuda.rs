@@ -35,8 +35,9 @@ static CARD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// More words than a fixture has.
 const VOCABULARY: usize = 4096;
 
-/// What is left of the card's memory to a batch: less than three times the 64 MiB of scores that attention computes at once.
-const ROOM: usize = 128 << 20;
+/// What is left of the card's memory to a batch: less than five times the 16 MiB of its states, while attention makes the next ones of
+/// queries, keys and values.
+const ROOM: usize = 64 << 20;
 
 fn card() -> Accelerator {
     let (found, error) = accelerators(1);

@@ -89,6 +89,20 @@ pub(super) fn has_own_kernels(device: &Device) -> bool {
     device.is_cpu()
 }
 
+/// Whether a GPU computes in bf16: tensor cores, and the kernels, do from compute capability 8.0 on.
+pub(super) fn computes_bf16(device: &Device) -> Result<bool, ModelError> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        let capability = card.cuda_stream().context().compute_capability();
+        let (major, _) = capability.map_err(|error| ModelError::Tensor {
+            doing: "asking for the compute capability of a GPU".to_owned(),
+            source: candle_core::Error::wrap(error),
+        })?;
+        return Ok(major >= 8);
+    }
+    Ok(!has_own_kernels(device))
+}
+
 /// Threads for the kernels, as many as there are cores where no number is given.
 pub(super) fn cores(count: Option<usize>) -> Result<rayon::ThreadPool, ModelError> {
     let builder = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("core-{index}"));

@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::architecture::{self, Backbone, Family, Top};
-use super::attention::MOST_BYTES;
 use super::heads::BLOCK;
 use super::markers::{Markers, markers};
 use super::precision::Precision;
@@ -102,12 +101,8 @@ pub struct MultiHead {
 pub struct Footprint {
     /// The weights.
     pub weights: u64,
-    /// One token of a batch, without its part in attention.
+    /// One token of a batch.
     pub token: u64,
-    /// Its part in attention at the worst: in a text of the model's full length.
-    pub attention: u64,
-    /// The most that the attention of a batch takes, whatever its texts.
-    pub most_attention: u64,
     /// The scores of all words for as many tokens as are scored at once, where a masked language model weighs words.
     pub words: u64,
 }
@@ -142,14 +137,8 @@ impl ModelFiles {
         let shapes = weights::shapes(&self.folder, &self.weights)?;
         let numbers: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
         let weights = precision.bytes() * numbers;
-        let (heads, width) = match &self.backbone {
-            Backbone::Bert(config) => (config.num_attention_heads, config.hidden_size),
-            Backbone::Transformer(plan) => (plan.heads, plan.width),
-        };
-        // About forty numbers for each one of the width.
-        let token = precision.bytes() * 40 * width;
-        // Three times the scores and once the mask, which are f32.
-        let attention = 4 * 4 * heads * self.max_input_length;
+        // About forty numbers for each one of the width. Attention keeps no scores.
+        let token = precision.bytes() * 40 * self.width();
         // Each step from scores to weights is a tensor of its own where they are added up; the largest are found among the scores.
         let tensors = match &self.heads.sparse {
             Some(SparseHead::MaskedLm(SparsePooling { sum: true, .. })) => 4,
@@ -157,13 +146,7 @@ impl ModelFiles {
             _ => 0,
         };
         let words = tensors * 4 * BLOCK * self.rows_in(&shapes).unwrap_or_default();
-        Ok(Footprint {
-            weights: weights as u64,
-            token: token as u64,
-            attention: attention as u64,
-            most_attention: MOST_BYTES,
-            words: words as u64,
-        })
+        Ok(Footprint { weights: weights as u64, token: token as u64, words: words as u64 })
     }
 
     /// Rows of the table of words: ids from there on have no vector. `None` for weights without the table, which can't be loaded.

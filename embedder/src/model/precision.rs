@@ -3,20 +3,20 @@
 use candle_core::{DType, Device};
 
 use super::ModelError;
-use super::device::has_own_kernels;
+use super::device::{computes_bf16, has_own_kernels};
 use super::kernels::{Format, Microkernel};
 
 /// What a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// f32 on the CPU, where it gives the numbers of the reference implementations; 16 bits on a GPU.
+    /// f32 on the CPU, where it gives the numbers of the reference implementations; on a GPU bf16, or f16 where the card has no bf16.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
     /// 16-bit floats; on GPUs only.
     F16,
-    /// The upper half of 32-bit floats, with sums in f32.
+    /// The upper half of 32-bit floats, with sums in f32; on GPUs from compute capability 8.0 on.
     Bf16,
     /// Weights in bytes with a scale a column, inputs of each product with a scale a token; sums are exact. On the CPU only.
     Int8,
@@ -70,8 +70,15 @@ impl Place {
         let own_kernels = has_own_kernels(&device);
         let precision = match (wanted, own_kernels) {
             (Precision::Auto, true) => Precision::F32,
-            (Precision::Auto, false) if device.supports_bf16() => Precision::Bf16,
+            (Precision::Auto, false) if computes_bf16(&device)? => Precision::Bf16,
             (Precision::Auto, false) => Precision::F16,
+            (Precision::Bf16, false) if !computes_bf16(&device)? => {
+                return Err(ModelError::Precision {
+                    wanted: wanted.name(),
+                    device: "a GPU of a compute capability below 8.0",
+                    instead: "f16 or f32",
+                });
+            }
             (Precision::F16, true) => {
                 return Err(ModelError::Precision {
                     wanted: wanted.name(),

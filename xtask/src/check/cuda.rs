@@ -1,5 +1,5 @@
-//! Whether the embedder compiles for CUDA, kernels included, on a machine that has neither a card nor NVIDIA's toolkit: the
-//! compiler comes from its Python packages, of the versions that the image is built with.
+//! Whether the embedder compiles for CUDA, candle's kernels and its own included, on a machine that has neither a card nor NVIDIA's
+//! toolkit: the compiler comes from its Python packages, of the versions that the image is built with.
 //!
 //! That takes a quarter of an hour on two cores. It is done where something that the outcome depends on has changed since it
 //! last went well: the digest of that is kept in the repository.
@@ -11,13 +11,19 @@ use principium_local_cluster::{Cache, python};
 use sha2::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The digest of the sources that were last seen to compile.
 const VERIFIED: &str = "testing/cuda/verified";
 /// What runs on a card; it is compiled, too.
 const TESTS: &str = "embedder/tests/cuda.rs";
 const CONTAINERFILE: &str = "images/Containerfile";
-/// Any card that the image can be built for.
+/// The embedder's own kernels.
+const KERNELS: &str = "embedder/src/model/cuda";
+const BUILD: &str = "embedder/build.rs";
+/// Of the cards that the image can be built for.
+const CAPABILITIES: [&str; 5] = ["75", "80", "86", "89", "90"];
+/// The one that everything is compiled for.
 const CAPABILITY: &str = "86";
 
 /// Compiles it, unless nothing has changed.
@@ -35,6 +41,10 @@ pub fn check(cache: &Cache) -> Result<()> {
         hasher.update(read(&Path::new(TESTS).with_file_name(file))?);
     }
     hasher.update(tests);
+    for file in kernels()? {
+        hasher.update(read(&file)?);
+    }
+    hasher.update(read(Path::new(BUILD))?);
     let digest = digits(hasher);
     if is_unchanged(VERIFIED, &digest) {
         println!("    CUDA: unchanged since the embedder was last seen to compile for it");
@@ -42,6 +52,7 @@ pub fn check(cache: &Cache) -> Result<()> {
     }
     let python = step("CUDA: NVIDIA's compiler", || python::environment(cache.root(), "cuda", &packages))?;
     let toolkit = toolkit(&python)?;
+    step("CUDA: the embedder's kernels for each capability", || assemble(&toolkit))?;
     let path = std::env::var("PATH").unwrap_or_default();
     let mut cargo = crate::cargo();
     cargo.args([
@@ -61,6 +72,38 @@ pub fn check(cache: &Cache) -> Result<()> {
     cargo.env("PATH", format!("{}:{path}", toolkit.join("bin").display()));
     crate::run(&mut cargo).context("the embedder does not compile for CUDA")?;
     keep(VERIFIED, &digest)
+}
+
+/// What the kernels are made of, with what starts them.
+fn kernels() -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(crate::root().join(KERNELS)).with_context(|| format!("reading {KERNELS}"))?;
+    let mut files: Vec<PathBuf> =
+        entries.flatten().map(|entry| Path::new(KERNELS).join(entry.file_name())).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Compiles the kernels to machine code, of every capability; a program contains them in a form that the driver compiles.
+fn assemble(toolkit: &Path) -> Result<()> {
+    let folder = crate::target().join("cuda/kernels");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    for capability in CAPABILITIES {
+        let mut nvcc = Command::new(toolkit.join("bin/nvcc"));
+        nvcc.args([
+            "-ccbin",
+            "g++",
+            "-std=c++17",
+            "-O3",
+            "-cubin",
+            "-arch",
+            &format!("sm_{capability}"),
+            "-o",
+        ]);
+        nvcc.arg(folder.join(capability)).arg(crate::root().join(KERNELS).join("attention.cu"));
+        crate::run(&mut nvcc)
+            .with_context(|| format!("the kernels don't compile for compute capability {capability}"))?;
+    }
+    Ok(())
 }
 
 /// The files that a source has for modules, as it names them.

@@ -1,6 +1,7 @@
 //! Self-attention over texts that lie one behind another without padding: each text attends to itself alone.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -23,15 +24,26 @@ pub(in super::super) enum Reach {
     Window(usize),
 }
 
+/// A text among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Extent {
+    /// Its tokens.
+    pub(in super::super) length: usize,
+    /// How many of these, from the first on, are attended to.
+    pub(in super::super) seen: usize,
+}
+
 impl Reach {
-    /// The tokens that token `position` of a text of `length` attends to.
-    pub(in super::super) fn range(self, position: usize, length: usize) -> std::ops::Range<usize> {
-        match self {
+    /// The tokens that token `position` of a text attends to. Neither bound is below that of the position before.
+    fn range(self, position: usize, Extent { length, seen }: Extent) -> Range<usize> {
+        let reach = match self {
             Self::All => 0..length,
             Self::Before => 0..position + 1,
             Self::Within(distance) => position.saturating_sub(distance)..length.min(position + distance + 1),
             Self::Window(distance) => position.saturating_sub(distance)..position + 1,
-        }
+        };
+        // As transformers has it: who would see nothing sees all within reach.
+        if reach.start < seen { reach.start..reach.end.min(seen) } else { reach }
     }
 }
 
@@ -84,30 +96,27 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Attention for texts of `lengths` tokens; gives [tokens, heads.queries * heads.width].
+/// Attention of texts; gives [tokens, heads.queries * heads.width].
 ///
 /// # Panics
-/// When the matrices have fewer rows than `lengths` say.
+/// When the matrices have fewer rows than the texts tokens.
 #[allow(unsafe_code, reason = "tasks write into one output")]
 pub(in super::super) fn attend(
     microkernel: Microkernel,
     [queries, keys, values]: [Strided<'_>; 3],
-    lengths: &[usize],
+    texts: &[Extent],
     heads: &Heads,
 ) -> Vec<f32> {
-    let tokens: usize = lengths.iter().sum();
+    let tokens: usize = texts.iter().map(|text| text.length).sum();
     let row = heads.queries * heads.width;
     let output = Output::new(tokens * row);
-    let starts = lengths.iter().scan(0, |next, length| {
-        let start = *next;
-        *next += length;
-        Some((start, *length))
-    });
-    let tasks: Vec<(usize, usize, usize)> =
-        starts.flat_map(|(start, length)| (0..heads.keys).map(move |head| (start, length, head))).collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(start, length, head)| {
+    let starts =
+        texts.iter().scan(0, |next, extent| Some((std::mem::replace(next, *next + extent.length), *extent)));
+    let tasks: Vec<(usize, Extent, usize)> =
+        starts.flat_map(|(start, extent)| (0..heads.keys).map(move |head| (start, extent, head))).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(start, extent, head)| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let text = Text { microkernel, queries, keys, values, start, length, heads };
+            let text = Text { microkernel, queries, keys, values, start, extent, heads };
             text.attend(head, scratch, &output);
         });
     });
@@ -121,7 +130,7 @@ struct Text<'a> {
     keys: Strided<'a>,
     values: Strided<'a>,
     start: usize,
-    length: usize,
+    extent: Extent,
     heads: &'a Heads,
 }
 
@@ -131,13 +140,13 @@ impl Text<'_> {
         let format = self.microkernel.format;
         let key = |token: usize| self.keys.part(self.start + token, head * width, width);
         let value = |token: usize| self.values.part(self.start + token, head * width, width);
-        scratch.keys.pack_columns(format, (width, self.length), key);
-        scratch.values.pack_rows(format, (self.length, width), value);
+        scratch.keys.pack_columns(format, (width, self.extent.length), key);
+        scratch.values.pack_rows(format, (self.extent.length, width), value);
         let share = queries / keys;
-        let tiles = self.length.div_ceil(self.microkernel.rows());
+        let tiles = self.extent.length.div_ceil(self.microkernel.rows());
         for query in head * share..(head + 1) * share {
             for tile in 0..tiles {
-                let rows = tile * self.length / tiles..(tile + 1) * self.length / tiles;
+                let rows = tile * self.extent.length / tiles..(tile + 1) * self.extent.length / tiles;
                 self.tile(query, rows, scratch, output);
             }
         }
@@ -145,13 +154,13 @@ impl Text<'_> {
 
     /// Some rows of one head of the queries.
     #[allow(unsafe_code, reason = "microkernels take pointers, and tasks write into one output")]
-    fn tile(&self, head: usize, rows: std::ops::Range<usize>, scratch: &mut Scratch, output: &Output) {
+    fn tile(&self, head: usize, rows: Range<usize>, scratch: &mut Scratch, output: &Output) {
         let Scratch { keys, values, queries, scores, weights, output: sums } = scratch;
         let Heads { width, scale, reach, ref slopes, .. } = *self.heads;
         let format = self.microkernel.format;
         // Keys that any of the rows attends to, in whole panels.
-        let first = reach.range(rows.start, self.length).start / PANEL * PANEL;
-        let last = reach.range(rows.end - 1, self.length).end;
+        let first = reach.range(rows.start, self.extent).start / PANEL * PANEL;
+        let last = reach.range(rows.end - 1, self.extent).end;
         let (panels, inner) = (first / PANEL..last.div_ceil(PANEL), format.words(width));
         let (count, row_length) = (rows.len(), panels.len() * PANEL);
         let (left, left_row) = match format {
@@ -188,7 +197,7 @@ impl Text<'_> {
         let mut totals = [0.0; 16];
         for ((row, scores), total) in rows.clone().zip(scores.chunks_exact_mut(row_length)).zip(&mut totals) {
             let scores: &mut [f32] = &mut bytemuck::cast_slice_mut(scores)[..seen];
-            let range = reach.range(row, self.length);
+            let range = reach.range(row, self.extent);
             let within = range.start - first..range.end - first;
             scores[..within.start].fill(f32::NEG_INFINITY);
             scores[within.end..].fill(f32::NEG_INFINITY);
@@ -244,15 +253,15 @@ mod tests {
     use proptest::prelude::*;
 
     /// Attention by its definition, in f64.
-    fn reference([q, k, v]: [Strided<'_>; 3], lengths: &[usize], heads: &Heads) -> Vec<f64> {
+    fn reference([q, k, v]: [Strided<'_>; 3], texts: &[Extent], heads: &Heads) -> Vec<f64> {
         let mut result = Vec::new();
         let mut start = 0;
-        for &length in lengths {
-            for row in 0..length {
+        for text in texts {
+            for row in 0..text.length {
                 for head in 0..heads.queries {
                     let shared = head / (heads.queries / heads.keys);
                     let query = q.part(start + row, head * heads.width, heads.width);
-                    let range = heads.reach.range(row, length);
+                    let range = heads.reach.range(row, *text);
                     let scores = range.clone().map(|token| {
                         let key = k.part(start + token, shared * heads.width, heads.width);
                         let product: f64 =
@@ -277,7 +286,7 @@ mod tests {
                     }
                 }
             }
-            start += length;
+            start += text.length;
         }
         result
     }
@@ -291,12 +300,17 @@ mod tests {
         ]
     }
 
+    /// Mostly all of it is seen.
+    fn extent() -> impl Strategy<Value = Extent> {
+        (0..100_usize, 0..200_usize).prop_map(|(length, seen)| Extent { length, seen: seen.min(length) })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn attention_is_that_of_the_definition_on_every_instruction_set(
-            lengths in prop::collection::vec(0..100_usize, 1..4), keys in 1..3_usize, share in 1..3_usize,
+            texts in prop::collection::vec(extent(), 1..4), keys in 1..3_usize, share in 1..3_usize,
             width in 1..70_usize, reach in reach(), fading: bool, seed in 0..1000_u32,
         ) {
             let queries = keys * share;
@@ -305,15 +319,15 @@ mod tests {
                 slopes: if fading { (0..queries).map(|head| 0.1 * head as f32).collect() } else { Vec::new() },
             };
             let row = (queries + 2 * keys) * width;
-            let tokens: usize = lengths.iter().sum();
+            let tokens: usize = texts.iter().map(|text| text.length).sum();
             let qkv: Vec<f32> = (0..tokens * row).map(|n| ((n as f32 + seed as f32) * 12.9898).sin()).collect();
             let part = |start: usize| Strided { values: qkv.get(start..).unwrap_or_default(), row };
             let parts = [part(0), part(queries * width), part((queries + keys) * width)];
-            let expected = reference(parts, &lengths, &heads);
+            let expected = reference(parts, &texts, &heads);
             for format in [Format::F32, Format::Bf16] {
                 let bound = if format == Format::F32 { 2e-5 } else { 4e-2 };
                 for microkernel in Microkernel::all(format) {
-                    let made = on_each_level(|level| (level, attend(microkernel, parts, &lengths, &heads)));
+                    let made = on_each_level(|level| (level, attend(microkernel, parts, &texts, &heads)));
                     for (level, got) in made {
                         prop_assert_eq!(got.len(), expected.len());
                         for (got, expected) in got.iter().zip(&expected) {

@@ -11,7 +11,7 @@ mod panels;
 mod reduce;
 mod rows;
 
-pub(super) use attention::{Heads, Reach, Strided, attend};
+pub(super) use attention::{Extent, Heads, Reach, Strided, attend};
 pub(super) use dot::{Format, Microkernel};
 pub(super) use matrix::Matrix;
 pub(super) use rows::{Activation, Norm, add_layer_norm, add_rms_norm, gate_row};
