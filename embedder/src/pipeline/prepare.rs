@@ -8,6 +8,7 @@ use super::identity::chunk_ids;
 use super::{EmbedTexts, PipelineConfig, Purpose};
 use crate::format::Record;
 use futures::stream::{self, StreamExt as _};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Sentences in one call of the embedder: what is computed of a document is never held for all of them.
@@ -26,6 +27,19 @@ pub struct Preparer {
     pub recipe: Arc<str>,
     /// Whether what can be seen of a document is told.
     pub describe: bool,
+}
+
+/// Levels of metadata: of what has more, stores and sinks could write what no reader of JSON takes, whose limit is about 128.
+const DEEPEST: usize = 64;
+
+/// The levels of objects and arrays that hold these values.
+fn deepest<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+    let levels = |value: &Value| match value {
+        Value::Object(fields) => deepest(fields.values()),
+        Value::Array(values) => deepest(values.iter()),
+        _ => 0,
+    };
+    1 + values.map(levels).max().unwrap_or(0)
 }
 
 impl Preparer {
@@ -48,7 +62,14 @@ impl Preparer {
                     }
                     let id = own.map_or_else(|| id.clone(), |own| format!("{id}#{own}"));
                     let title = title.clone().or_else(|| content.title.clone());
-                    self.cut(Document { id, title, content, metadata }).await
+                    match metadata.as_ref().map_or(0, |fields| deepest(fields.values())) {
+                        ..=DEEPEST => self.cut(Document { id, title, content, metadata }).await,
+                        levels => {
+                            let error =
+                                format!("metadata has {levels} levels: it can have {DEEPEST} at most");
+                            Err(Rejected { id, title, error })
+                        }
+                    }
                 }
                 Err(rejected) => Err(rejected),
             });

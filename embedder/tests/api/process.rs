@@ -76,23 +76,25 @@ async fn an_edit_changes_the_ids_of_what_it_touches_alone() {
 
 #[tokio::test]
 async fn a_document_that_is_wrong_fails_alone() {
+    let nested = |levels| json!({ "in": (1..levels).fold(json!(1), |inner, _| json!([inner])) });
     let body = json!({ "documents": [
-        { "id": "good", "text": "All is well." },
+        { "id": "good", "text": "All is well.", "metadata": nested(64) },
         { "id": "sheet", "text": "x", "format": "xlsx" },
         { "id": "good", "text": "Again." },
         { "id": "empty", "text": "" },
+        { "id": "deep", "text": "x", "metadata": nested(65) },
     ] });
     let lines = data_factory().post("/v1/process", &body).await.lines();
     let mut errors: Vec<&str> =
         of_type(&lines, "document").iter().filter_map(|line| line["error"].as_str()).collect();
     errors.sort_unstable();
-    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert_eq!(errors.len(), 4, "{errors:?}");
     assert!(errors[0].starts_with("documents[1].format is \"xlsx\": it can be text, markdown"), "{errors:?}");
     assert!(errors[1].starts_with("documents[2].id is \"good\" for the second time"), "{errors:?}");
-    assert_eq!(errors[2], "the document holds no text");
+    assert_eq!(errors[2..], ["metadata has 65 levels: it can have 64 at most", "the document holds no text"]);
     assert_eq!(
         (&lines.last().unwrap()["documents"], &lines.last().unwrap()["failed"]),
-        (&json!(1), &json!(3))
+        (&json!(1), &json!(4))
     );
 }
 
