@@ -1,6 +1,6 @@
 // What `device.cuh` has, for a test on the CPU: the kernels are compiled as C++, and each of a block's threads is a coroutine that
-// the others run while it waits. An instruction of a whole warp is what the PTX ISA says of it (9.7.14, "Matrix Fragments"),
-// computed from what all its lanes have given.
+// the others run while it waits. An instruction of a whole warp is what the PTX ISA says of it (ldmatrix; "Matrix Fragments for
+// mma.m16n8k16"), computed from what all its lanes have given.
 
 #pragma once
 
